@@ -1,0 +1,78 @@
+# The package: superllama/bin (programs), superllama/lib (libraries), superllama/_ffi (the binding).
+# Nothing of upstream's own install() rules is used: this component is all that a wheel contains.
+
+set(programs llama-cli llama-completion llama-server llama-bench llama-perplexity llama-quantize ggml-rpc-server)
+set(impl_libs llama-cli-impl llama-completion-impl llama-server-impl llama-bench-impl llama-perplexity-impl llama-quantize-impl)
+set(libraries ggml-base ggml llama llama-common mtmd ${impl_libs})
+
+# names of our own, no version links: another package's libllama in the same process cannot be taken for ours,
+# and a wheel, which knows no symbolic links, holds no file twice
+foreach(lib ${libraries})
+    string(REGEX REPLACE "^(llama|ggml)" "superllama-\\1" name ${lib})
+    string(REGEX REPLACE "^mtmd" "superllama-mtmd" name ${name})
+    set_target_properties(${lib} PROPERTIES OUTPUT_NAME ${name} VERSION "" SOVERSION "")
+    set_property(TARGET ${lib} PROPERTY VERSION)
+    set_property(TARGET ${lib} PROPERTY SOVERSION)
+endforeach()
+
+# backends: linked libraries, or modules that ggml looks for beside the program
+set(backends)
+foreach(backend cpu rpc cuda vulkan metal blas hip sycl)
+    string(TOUPPER ${backend} upper)
+    if (TARGET ggml-${backend})
+        list(APPEND backends ggml-${backend})
+    elseif (GGML_${upper} AND NOT (backend STREQUAL cpu AND SUPERLLAMA_PORTABLE))
+        message(FATAL_ERROR "GGML_${upper} was asked for, but this machine cannot build it; see the messages above")
+    endif()
+endforeach()
+get_property(_all DIRECTORY ${CMAKE_BINARY_DIR}/llama.cpp/ggml/src PROPERTY BUILDSYSTEM_TARGETS)
+if (SUPERLLAMA_PORTABLE)
+    foreach(target ${_all})
+        if (target MATCHES "^ggml-cpu-" AND NOT target MATCHES "-feats$")
+            list(APPEND backends ${target})
+        endif()
+    endforeach()
+endif()
+foreach(backend ${backends})
+    set_property(TARGET ${backend} PROPERTY VERSION)
+    set_property(TARGET ${backend} PROPERTY SOVERSION)
+    if (NOT GGML_BACKEND_DL)
+        set_target_properties(${backend} PROPERTIES OUTPUT_NAME superllama-${backend})
+    endif()
+endforeach()
+
+if (APPLE)
+    set(origin @loader_path)
+else()
+    set(origin $ORIGIN)
+endif()
+set_target_properties(${libraries} ${backends} PROPERTIES INSTALL_RPATH "${origin};${origin}/../lib")
+set_target_properties(${programs} PROPERTIES INSTALL_RPATH ${origin}/../lib)
+
+add_custom_target(superllama-package ALL DEPENDS ${programs} ${libraries} ${backends})
+
+if (NOT DEFINED SKBUILD)
+    return() # a plain CMake build makes the programs and libraries only
+endif()
+
+install(TARGETS ${programs}  RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+install(TARGETS ${libraries} LIBRARY DESTINATION superllama/lib RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+if (GGML_BACKEND_DL)
+    install(TARGETS ${backends} LIBRARY DESTINATION superllama/bin RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+else()
+    install(TARGETS ${backends} LIBRARY DESTINATION superllama/lib RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+endif()
+
+# ---------------------------------------------------------------- binding
+
+set(ffi ${CMAKE_CURRENT_SOURCE_DIR}/python/superllama/_ffi)
+add_custom_command(
+    OUTPUT  ${CMAKE_BINARY_DIR}/_ffi.c
+    COMMAND ${Python_EXECUTABLE} -m cffi.gen_src read-sources superllama._ffi ${ffi}.cdef.txt ${ffi}.csrc.c ${CMAKE_BINARY_DIR}/_ffi.c
+    DEPENDS ${ffi}.cdef.txt ${ffi}.csrc.c
+    VERBATIM)
+python_add_library(_ffi MODULE USE_SABI 3.10 WITH_SOABI ${CMAKE_BINARY_DIR}/_ffi.c)
+target_link_libraries(_ffi PRIVATE llama)
+target_compile_options(_ffi PRIVATE $<$<C_COMPILER_ID:GNU,Clang,AppleClang>:-Wno-deprecated-declarations>)
+set_target_properties(_ffi PROPERTIES INSTALL_RPATH ${origin}/lib LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+install(TARGETS _ffi LIBRARY DESTINATION superllama COMPONENT superllama)

@@ -1,0 +1,49 @@
+# Build settings. A user sets: GGML_CUDA, GGML_VULKAN, GGML_METAL (and any other option of ggml),
+# SUPERLLAMA_PORTABLE. Everything else is fixed here.
+
+option(SUPERLLAMA_PORTABLE "CPU code for every x86-64 or Arm machine, chosen when it starts" OFF)
+option(SUPERLLAMA_LTO      "link-time optimisation" OFF)
+
+if (NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE Release)
+endif()
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+set(BUILD_SHARED_LIBS     ON)
+set(LLAMA_BUILD_COMMON    ON)
+set(LLAMA_BUILD_TOOLS     ON)
+set(LLAMA_BUILD_SERVER    ON)
+set(LLAMA_BUILD_TESTS     OFF)
+set(LLAMA_BUILD_EXAMPLES  OFF)
+set(LLAMA_BUILD_APP       OFF)
+set(LLAMA_BUILD_UI        OFF) # needs npm or a download
+set(LLAMA_USE_PREBUILT_UI OFF)
+set(LLAMA_TOOLS_INSTALL   OFF)
+set(LLAMA_BUILD_IS_DEV    OFF)
+set(GGML_RPC              ON CACHE BOOL "ggml: RPC backend")
+
+if (SUPERLLAMA_PORTABLE)
+    set(GGML_BACKEND_DL       ON)
+    set(GGML_CPU_ALL_VARIANTS ON)
+    set(GGML_NATIVE           OFF)
+endif()
+
+# the version of upstream, whatever repository the build folder lies in
+file(STRINGS ${CMAKE_SOURCE_DIR}/vendor/llama.cpp/UPSTREAM.toml _commit REGEX "^commit")
+string(REGEX REPLACE ".*\"([0-9a-f]+)\"" "\\1" SUPERLLAMA_UPSTREAM_COMMIT "${_commit}")
+string(SUBSTRING ${SUPERLLAMA_UPSTREAM_COMMIT} 0 9 LLAMA_BUILD_COMMIT)
+set(LLAMA_BUILD_NUMBER 0)
+set(ENV{GIT_CEILING_DIRECTORIES} ${CMAKE_BINARY_DIR})
+
+# a compiler cache where there is one; paths below the source folder are made relative, so that
+# another clone finds the same objects
+set(GGML_CCACHE OFF)
+find_program(SUPERLLAMA_CCACHE ccache)
+if (SUPERLLAMA_CCACHE)
+    set(_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${SUPERLLAMA_CCACHE})
+    foreach(lang C CXX CUDA)
+        set(CMAKE_${lang}_COMPILER_LAUNCHER ${_launcher})
+    endforeach()
+endif()

@@ -1,0 +1,96 @@
+// superllama: what it adds to the C API of llama.cpp.
+//
+// Parameters are members of llama_context_params (superllama-params.h); these functions read what happened.
+// Functions that can fail return 0 on success and a negative value otherwise; superllama_last_error() then
+// says what was wrong, why, and what to try. No C++ exception leaves them.
+#pragma once
+
+#include "llama.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Bytes, unless the name says otherwise; 0 = not known on this system.
+struct superllama_memory {
+    uint64_t host_total; // memory that this process may use: the machine's, or its cgroup's limit where that is tighter
+    uint64_t host_available; // of it, what can be had without swapping
+    uint64_t machine_total;
+    uint64_t machine_available;
+    uint64_t cgroup_limit; // the tightest limit over this process's cgroup and its parents, 0 = none
+    uint64_t cgroup_used;  // of that cgroup, without the page cache that is easily dropped
+    uint64_t resident;     // of this process
+    uint64_t resident_anon;
+    uint64_t resident_file;
+    uint64_t resident_peak;
+    uint64_t locked_limit; // RLIMIT_MEMLOCK, UINT64_MAX = unlimited
+    uint64_t swap_total;
+    uint64_t swap_free;
+    uint64_t read_bytes; // read from storage by this process, ever
+    uint64_t faults_minor;
+    uint64_t faults_major;
+};
+
+// What one context has done. Counters only grow; a field of a feature that is off is 0.
+struct superllama_stats {
+    int64_t timestamp_ms; // Unix time
+
+    int64_t token; // tokens processed: prompt and generated
+    int64_t prompt_tokens;
+    int64_t generated_tokens;
+
+    int64_t gpu_layers_active;
+    int64_t cpu_layers_active;
+    int64_t layers_evicted;
+    int64_t layers_loaded;
+
+    int64_t kv_pages_gpu;
+    int64_t kv_pages_cpu;
+    int64_t kv_pages_evicted;
+    int64_t kv_pages_prefetched;
+
+    int64_t vram_used_bytes;
+    int64_t vram_total_bytes;
+    int64_t ram_used_bytes;
+
+    double gpu_memory_pressure; // 0..1, the fullest device
+    double cpu_memory_pressure; // 0..1, of the memory that this process may use
+
+    double tokens_per_sec;     // generated, since the metrics line before this one
+    double avg_tokens_per_sec; // generated, over the time spent generating
+
+    int64_t prefetch_pending;
+    int64_t prefetch_completed;
+    int64_t prefetch_failed;
+
+    int64_t disk_layers_active;
+    int64_t kv_pages_disk;
+    int64_t weight_bytes_resident;
+    int64_t weight_bytes_read;
+    int64_t kv_bytes_read;
+    int64_t kv_bytes_written;
+    double stall_ms;
+    int64_t expert_hits;
+    int64_t expert_misses;
+    int64_t mem_budget_bytes;
+    int64_t mem_peak_bytes;
+
+    int64_t metrics_dropped; // lines that a slow or full disk could not take
+};
+
+LLAMA_API const char * superllama_version(void);         // "0.1.0"
+LLAMA_API const char * superllama_upstream_commit(void); // the pin of llama.cpp, 40 hex digits
+
+// The reason of the last failure in this thread, "" if there was none.
+LLAMA_API const char * superllama_last_error(void);
+
+LLAMA_API int32_t superllama_memory(struct superllama_memory * out);
+LLAMA_API int32_t superllama_stats(const struct llama_context * ctx, struct superllama_stats * out);
+
+// The metrics line as it would be written now, event "periodic". Returns its length without the final 0;
+// if that is >= size, nothing was written. tokens_per_sec is since the last line or call.
+LLAMA_API int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, size_t size);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,32 @@
+// One object per llama_context; the only thing that the patched call sites in upstream talk to.
+#pragma once
+
+#include "llama.h"
+
+#include <memory>
+#include <string>
+
+struct llama_context;
+struct llama_ubatch;
+struct superllama_stats;
+
+class llama_superllama {
+  public:
+    // throws std::runtime_error with a message for the user
+    llama_superllama(llama_context & ctx, const superllama_context_params & params);
+    ~llama_superllama(); // writes the final metrics line
+
+    static superllama_context_params default_context_params();
+
+    void before_ubatch(const llama_ubatch & ubatch);
+    void after_ubatch(const llama_ubatch & ubatch);
+
+    void stats(struct superllama_stats & out) const;
+    std::string metrics_json() const;
+
+  private:
+    struct impl;
+    std::unique_ptr<impl> pimpl;
+};
+
+using llama_superllama_ptr = std::unique_ptr<llama_superllama>;

@@ -1,0 +1,143 @@
+#include "superllama-args.h"
+
+#include "arg.h"
+#include "common.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+void superllama_args::apply(llama_context_params & params) const {
+    params.superllama.metrics = metrics;
+    params.superllama.metrics_pretty = metrics_pretty;
+    params.superllama.metrics_interval_ms = metrics_interval_ms;
+    params.superllama.metrics_file = metrics_file.empty() ? nullptr : metrics_file.c_str();
+}
+
+// Fails before anything is loaded, and leaves an existing file as it is.
+static void check_writable(const std::string & path) {
+    FILE * file = fopen(path.c_str(), "a");
+    if (file == nullptr) {
+        throw std::invalid_argument("cannot write " + path + ": " + strerror(errno) +
+                                    "; name a file in a folder that exists and is writable");
+    }
+    fclose(file);
+}
+
+static std::vector<common_arg> superllama_options() {
+    std::vector<common_arg> options;
+    const auto add = [&](common_arg arg) { options.push_back(std::move(arg)); };
+
+    add(common_arg({ "--metrics" },
+                   "print JSON metrics to stderr, each line prefixed \"[METRICS] \" (default: disabled)",
+                   [](common_params & params) { params.superllama.metrics = true; })
+            .set_excludes({ LLAMA_EXAMPLE_SERVER }) // there --metrics is the Prometheus endpoint
+            .set_env("LLAMA_ARG_METRICS"));
+    add(common_arg({ "--metrics-file" }, "PATH", "write JSON metrics to PATH, one object a line; implies metrics",
+                   [](common_params & params, const std::string & value) {
+                       check_writable(value);
+                       params.superllama.metrics_file = value;
+                   })
+            .set_env("LLAMA_ARG_METRICS_FILE"));
+    add(common_arg({ "--metrics-interval" }, "MS",
+                   "at most one periodic metrics line per MS milliseconds; events are never held back (default: 1000)",
+                   [](common_params & params, int value) {
+                       if (value < 0) {
+                           throw std::invalid_argument("must be 0 or more milliseconds, got " + std::to_string(value));
+                       }
+                       params.superllama.metrics_interval_ms = value;
+                   })
+            .set_env("LLAMA_ARG_METRICS_INTERVAL"));
+    add(common_arg({ "--metrics-pretty" }, "indent the JSON of metrics instead of one line each (default: disabled)",
+                   [](common_params & params) { params.superllama.metrics_pretty = true; })
+            .set_env("LLAMA_ARG_METRICS_PRETTY"));
+    return options;
+}
+
+void superllama_args_add(common_params_context & ctx) {
+    if (ctx.ex == LLAMA_EXAMPLE_DOWNLOAD) {
+        return; // loads no model
+    }
+    for (common_arg & arg : superllama_options()) {
+        if (!arg.is_exclude(ctx.ex)) {
+            ctx.options.push_back(std::move(arg));
+        }
+    }
+}
+
+bool superllama_args_owns(const common_arg & arg) {
+    static const std::vector<common_arg> ours = superllama_options();
+    for (const common_arg & option : ours) {
+        // the environment variable tells our --metrics from the server's
+        if (arg.env != nullptr && strcmp(arg.env, option.env) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// ------------------------------------------------------------- for programs that parse their own command line
+
+static void call_handler(const common_arg & option, common_params & params, const char * value) {
+    if (option.handler_void != nullptr) {
+        option.handler_void(params);
+    } else if (option.handler_int != nullptr) {
+        option.handler_int(params, std::stoi(value));
+    } else {
+        option.handler_string(params, value);
+    }
+}
+
+int superllama_args_take(int argc, char ** argv, superllama_args & args) {
+    const std::vector<common_arg> options = superllama_options();
+    common_params params;
+
+    const auto fail = [&](const char * name, const std::string & what) {
+        fprintf(stderr, "error: %s: %s\n", name, what.c_str());
+        exit(1);
+    };
+    const auto try_handler = [&](const common_arg & option, const char * name, const char * value) {
+        try {
+            call_handler(option, params, value);
+        } catch (const std::exception & e) {
+            fail(name, std::string(value ? value : "") + ": " + e.what());
+        }
+    };
+
+    for (const common_arg & option : options) {
+        std::string value;
+        if (option.get_value_from_env(value) &&
+            (option.handler_void == nullptr || common_arg_utils::is_truthy(value))) {
+            try_handler(option, option.env, value.c_str());
+        }
+    }
+
+    int n_kept = 1;
+    for (int i = 1; i < argc; ++i) {
+        const common_arg * option = nullptr;
+        for (const common_arg & candidate : options) {
+            option = strcmp(argv[i], candidate.args[0]) == 0 ? &candidate : option;
+        }
+        if (option == nullptr) {
+            argv[n_kept++] = argv[i];
+            continue;
+        }
+        const char * name = argv[i];
+        if (option->handler_void == nullptr && i + 1 == argc) {
+            fail(name, "expected a value");
+        }
+        try_handler(*option, name, option->handler_void == nullptr ? argv[++i] : nullptr);
+    }
+    argv[n_kept] = nullptr;
+
+    args = params.superllama;
+    return n_kept;
+}
+
+void superllama_args_print_help() {
+    printf("\n----- superllama params -----\n\n");
+    for (const common_arg & option : superllama_options()) {
+        printf("%s", option.to_string().c_str());
+    }
+}

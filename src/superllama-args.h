@@ -1,0 +1,27 @@
+// Our command-line flags and environment variables, for common/arg.cpp and for programs with a parser of their own.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+struct common_arg;
+struct common_params_context;
+struct llama_context_params;
+
+// The values, as a member of common_params.
+struct superllama_args {
+    bool metrics = false;
+    bool metrics_pretty = false;
+    int32_t metrics_interval_ms = 1000;
+    std::string metrics_file;
+
+    // the parameters point into this object
+    void apply(llama_context_params & params) const;
+};
+
+void superllama_args_add(common_params_context & ctx);
+bool superllama_args_owns(const common_arg & arg);
+
+// Removes our flags from argv and returns the new argc. Prints a message and exits where a value is wrong.
+int superllama_args_take(int argc, char ** argv, superllama_args & args);
+void superllama_args_print_help();

@@ -1,0 +1,151 @@
+// The metrics line, its rates, and the sink under threads and with a disk that fails.
+
+#include "check.h"
+#include "llama-metrics.h"
+
+#include <atomic>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#ifndef _WIN32
+#    include <fcntl.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#endif
+
+static std::string read_all(const std::string & path) {
+    std::ifstream file(path);
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+}
+
+static void test_json() {
+    struct superllama_stats s = {};
+    s.timestamp_ms = 1700000000123;
+    s.token = 3;
+    s.ram_used_bytes = 1234567;
+    s.cpu_memory_pressure = 1.5;
+    const std::string json = llama_metrics_json(s, LLAMA_METRICS_FINAL, false);
+    CHECK(json.find("{\"timestamp\":\"2023-11-14T22:13:20.123Z\",\"token\":3,") == 0);
+    CHECK(json.find("\"ram_used_mb\":1.2,") != std::string::npos);
+    CHECK(json.find("\"cpu_memory_pressure\":1.000,") != std::string::npos); // clamped
+    CHECK(json.find("\"event\":\"final\",") != std::string::npos);
+    CHECK(json.find('\n') == std::string::npos);
+    CHECK(llama_metrics_json(s, LLAMA_METRICS_FINAL, true).find("\n  \"token\": 3,") != std::string::npos);
+}
+
+static void test_rates() {
+    llama_metrics_rates r;
+    r.begin(1000000);
+    r.end(2000000, 100, 0); // a prompt takes no generation time
+    CHECK(r.average() == 0.0);
+    r.begin(2000000);
+    r.end(2100000, 0, 1);
+    r.begin(2150000); // 50 ms of sampling belong to the token
+    r.end(2300000, 0, 1);
+    CHECK(r.n_prompt == 100 && r.n_generated == 2);
+    CHECK(r.average() > 6.66 && r.average() < 6.67); // 2 tokens in 0.3 s
+    r.mark();
+    CHECK(r.since_mark() == 0.0);
+    r.begin(60000000); // a user who thinks for a minute
+    r.end(60500000, 0, 1);
+    CHECK(r.since_mark() == 2.0);
+    CHECK(r.average() == 3 / 0.8);
+}
+
+static void test_threads(const std::string & path) {
+    const int n_threads = 4, n_lines = 200;
+    {
+        auto sink = llama_metrics_sink::open(path);
+        std::vector<std::thread> threads;
+        for (int t = 0; t < n_threads; ++t) {
+            threads.emplace_back([&, t] {
+                for (int i = 0; i < n_lines; ++i) {
+                    sink->push("{\"line\":\"" + std::to_string(t) + "/" + std::to_string(i) + "\"}");
+                }
+            });
+        }
+        for (auto & thread : threads) {
+            thread.join();
+        }
+        CHECK(llama_metrics_sink::open(path) == sink); // shared while in use
+        sink->flush();
+        CHECK(sink->dropped() == 0);
+    }
+    std::istringstream text(read_all(path));
+    std::set<std::string> lines;
+    for (std::string line; std::getline(text, line);) {
+        CHECK(line.front() == '{' && line.back() == '}'); // whole lines only
+        lines.insert(line);
+    }
+    CHECK(lines.size() == (size_t) n_threads * n_lines);
+
+    llama_metrics_sink::open(path)->push("{}"); // the second use in a process continues the file
+    CHECK(read_all(path).size() > lines.size());
+}
+
+#ifndef _WIN32
+static void test_slow_disk(const std::string & path) {
+    // a pipe that nobody reads stands for a disk that hangs: push() must neither wait nor grow without end
+    CHECK(mkfifo(path.c_str(), 0600) == 0);
+    const int reader = open(path.c_str(), O_RDONLY | O_NONBLOCK);
+    FILE * writer = fopen(path.c_str(), "w");
+    std::thread drain;
+    {
+        llama_metrics_sink sink(writer, true, "");
+        const std::string line(1000, 'x');
+        for (int i = 0; i < 5000; ++i) {
+            sink.push(line);
+        }
+        CHECK(sink.dropped() > 0);
+        // let it finish
+        drain = std::thread([reader] {
+            char buf[65536];
+            for (ssize_t n = 1; n != 0;) {
+                n = read(reader, buf, sizeof(buf));
+            }
+        });
+        sink.flush();
+    }
+    drain.join(); // the sink closed the pipe
+    close(reader);
+}
+
+static void test_full_disk() {
+    FILE * full = fopen("/dev/full", "w");
+    if (full == nullptr) {
+        return;
+    }
+    llama_metrics_sink sink(full, true, "");
+    sink.push("{}");
+    sink.flush();
+    CHECK(sink.dropped() == 1);
+}
+#endif
+
+static void test_unwritable() {
+    try {
+        llama_metrics_sink::open("/nonexistent-folder/metrics.jsonl");
+        CHECK(false);
+    } catch (const std::exception & e) {
+        CHECK(std::string(e.what()).find("/nonexistent-folder/metrics.jsonl") != std::string::npos);
+    }
+}
+
+int main(int argc, char ** argv) {
+    CHECK(argc == 2); // a folder to write to
+    const std::string dir = argv[1];
+    test_json();
+    test_rates();
+    test_threads(dir + "/threads.jsonl");
+    test_unwritable();
+#ifndef _WIN32
+    test_slow_disk(dir + "/pipe");
+    test_full_disk();
+#endif
+    printf("ok\n");
+}

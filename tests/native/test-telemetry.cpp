@@ -1,0 +1,68 @@
+// The parsers of /proc and of cgroups v1 and v2, on captured files; then one look at this machine.
+
+#include "check.h"
+#include "llama-mem-telemetry.h"
+
+static const uint64_t KiB = 1024, GiB = 1024 * 1024 * 1024;
+
+#ifdef __linux__
+static struct superllama_memory captured(const char * folder) {
+    return llama_mem_telemetry(std::string(DATA_DIR "/") + folder).sample();
+}
+
+static void test_no_cgroup() {
+    const auto m = captured("none");
+    CHECK(m.machine_total == 32768000 * KiB);
+    CHECK(m.machine_available == 24576000 * KiB);
+    CHECK(m.host_total == m.machine_total && m.host_available == m.machine_available);
+    CHECK(m.cgroup_limit == 0 && m.cgroup_used == 0);
+    CHECK(m.swap_total == 2097152 * KiB && m.swap_free == 1048576 * KiB);
+    CHECK(m.resident > 0 && m.resident == 4 * m.resident_file);
+    CHECK(m.resident_anon == m.resident - m.resident_file);
+    CHECK(m.read_bytes == 987654321);
+}
+
+static void test_v1_limit_of_parent() {
+    const auto m = captured("v1");
+    CHECK(m.cgroup_limit == 8 * GiB);
+    CHECK(m.cgroup_used == 3 * GiB); // 4 in use, 1 of it droppable page cache
+    CHECK(m.host_total == 8 * GiB && m.host_available == 5 * GiB);
+}
+
+static void test_v2_limit_below_max() {
+    const auto m = captured("v2");
+    CHECK(m.cgroup_limit == 2 * GiB);
+    CHECK(m.cgroup_used == GiB);
+    CHECK(m.host_total == 2 * GiB && m.host_available == GiB);
+}
+
+static void test_container() {
+    const auto m = captured("container");
+    CHECK(m.cgroup_limit == GiB);
+    CHECK(m.host_available == GiB - GiB / 4);
+}
+
+static void test_missing_files() {
+    const auto m = captured("no-such-folder");
+    CHECK(m.machine_total == 0 && m.host_available == 0 && m.resident == 0);
+}
+#endif
+
+static void test_this_machine() {
+    const auto m = llama_mem_telemetry().sample();
+    CHECK(m.host_total > 0 && m.host_total <= m.machine_total);
+    CHECK(m.host_available <= m.host_total);
+    CHECK(m.resident > 0 && m.resident_peak > 0);
+}
+
+int main() {
+#ifdef __linux__
+    test_no_cgroup();
+    test_v1_limit_of_parent();
+    test_v2_limit_below_max();
+    test_container();
+    test_missing_files();
+#endif
+    test_this_machine();
+    printf("ok\n");
+}
