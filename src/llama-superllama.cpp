@@ -5,7 +5,10 @@
 #include "llama-mem-telemetry.h"
 #include "llama-metrics.h"
 #include "llama-model.h"
+#include "llama-superllama-model.h"
 #include "superllama-error.h"
+
+#include "ggml-impl.h"
 
 #include <algorithm>
 #include <chrono>
@@ -28,6 +31,11 @@ struct llama_superllama::impl {
 
     int64_t mem_peak_bytes = 0;
 
+    llama_superllama_model * weights = nullptr; // null: stock loading, nothing moves
+    bool turn = false;                          // this context's graph is the one that runs
+    std::string error;                          // of the graph that runs
+    bool user_asked = false;
+
     impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
         for (const auto & dev : ctx.get_model().devices) {
             devices.push_back(dev.dev);
@@ -35,6 +43,7 @@ struct llama_superllama::impl {
         if (ctx.get_model().hparams.no_alloc) {
             return; // a dry run that only measures sizes
         }
+        weights = ctx.get_model().superllama.get();
         if (params.metrics) {
             sinks.push_back(llama_metrics_sink::open(""));
         }
@@ -92,6 +101,43 @@ struct llama_superllama::impl {
         for (const auto & sink : sinks) {
             s.metrics_dropped += sink->dropped();
         }
+
+        if (weights != nullptr) {
+            collect_weights(s);
+        }
+    }
+
+    void collect_weights(struct superllama_stats & s) {
+        const llama_layer_sched::counters c = weights->sched().count();
+        s.layers_loaded = c.blocks_loaded;
+        s.layers_evicted = c.blocks_evicted;
+        s.weight_bytes_read = c.bytes_read;
+        s.weight_bytes_resident = c.bytes_resident;
+        s.expert_hits = c.expert_hits;
+        s.expert_misses = c.expert_misses;
+        s.stall_ms = c.stall_ms;
+        s.prefetch_pending = c.prefetch.pending;
+        s.prefetch_completed = c.prefetch.completed;
+        s.prefetch_failed = c.prefetch.failed;
+        s.mem_budget_bytes = (int64_t) weights->budget_bytes();
+        for (const llama_layer_sched::layer & l : weights->sched().layers()) {
+            s.disk_layers_active += l.bytes_resident < l.bytes ? 1 : 0;
+        }
+        s.cpu_layers_active = std::max<int64_t>(0, s.cpu_layers_active - s.disk_layers_active);
+    }
+
+    // ggml asks before a node whether to stop after it, and calls again once it is computed
+    static bool on_node(ggml_tensor * node, bool ask, void * data) {
+        impl & self = *(impl *) data;
+        const llama_cparams & cp = self.ctx.get_cparams();
+        if (ask) {
+            self.user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
+            return self.weights->sched().stops_after(node) || self.user_asked;
+        }
+        if (self.user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
+            return false;
+        }
+        return self.error.empty() && self.weights->sched().after_node(node, &self.error);
     }
 };
 
@@ -99,6 +145,9 @@ llama_superllama::llama_superllama(llama_context & ctx, const superllama_context
     pimpl(std::make_unique<impl>(ctx, params)) {}
 
 llama_superllama::~llama_superllama() {
+    if (pimpl->weights != nullptr) {
+        pimpl->weights->remove_context(this);
+    }
     if (!pimpl->sinks.empty()) {
         pimpl->write_line(LLAMA_METRICS_FINAL);
         for (const auto & sink : pimpl->sinks) {
@@ -113,9 +162,51 @@ superllama_context_params llama_superllama::default_context_params() {
     return params;
 }
 
+void llama_superllama::context_ready() {
+    impl & self = *pimpl;
+    if (self.weights == nullptr) {
+        return;
+    }
+    size_t host_bytes = 0;
+    for (const auto & entry : self.ctx.memory_breakdown()) {
+        if (ggml_backend_buft_is_host(entry.first)) {
+            host_bytes += entry.second.context + entry.second.compute;
+        }
+    }
+    self.weights->add_context(this, host_bytes, (int) self.ctx.n_ubatch());
+}
+
 void llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     GGML_UNUSED(ubatch);
     pimpl->rates.begin(ggml_time_us());
+}
+
+bool llama_superllama::before_graph(ggml_cgraph * gf) {
+    impl & self = *pimpl;
+    if (self.weights == nullptr) {
+        return true;
+    }
+    self.error.clear();
+    self.turn = true;
+    self.weights->sample_pressure();
+    ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+    self.weights->sched().begin_graph(gf, gf->uid, &self.error);
+    return self.error.empty();
+}
+
+bool llama_superllama::after_graph() {
+    impl & self = *pimpl;
+    if (!self.turn) {
+        return true;
+    }
+    self.turn = false;
+    ggml_backend_sched_synchronize(self.ctx.get_sched());
+    self.weights->sched().end_graph();
+    if (!self.error.empty()) {
+        superllama_set_error(self.error);
+        LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
+    }
+    return self.error.empty();
 }
 
 // A sequence with one token in the ubatch that asks for its output is generating; the rest is prompt.

@@ -8,6 +8,7 @@
 
 struct llama_context;
 struct llama_ubatch;
+struct ggml_cgraph;
 struct superllama_stats;
 
 class llama_superllama {
@@ -18,7 +19,11 @@ class llama_superllama {
 
     static superllama_context_params default_context_params();
 
+    void context_ready(); // throws where the memory budget leaves nothing for weights
+
     void before_ubatch(const llama_ubatch & ubatch);
+    bool before_graph(ggml_cgraph * gf); // false: the graph cannot run; superllama_last_error() says why
+    bool after_graph();                  // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
     void stats(struct superllama_stats & out) const;

@@ -2,11 +2,21 @@
 
 #include "arg.h"
 #include "common.h"
+#include "superllama-size.h"
+#include "superllama.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+
+superllama_model_params superllama_args_model_defaults() {
+    return llama_model_default_params().superllama;
+}
+
+void superllama_args::apply(llama_model_params & params) const {
+    params.superllama = model;
+}
 
 void superllama_args::apply(llama_context_params & params) const {
     params.superllama.metrics = metrics;
@@ -25,10 +35,89 @@ static void check_writable(const std::string & path) {
     fclose(file);
 }
 
+static float parse_mark(const std::string & value) {
+    char * end = nullptr;
+    const float mark = strtof(value.c_str(), &end);
+    if (value.empty() || *end != '\0' || !(mark >= 0.0f && mark <= 1.0f)) {
+        throw std::invalid_argument(value + " is not in the range 0.0 to 1.0");
+    }
+    return mark;
+}
+
+// A size or "auto" (0); percentages are of the memory that this process may use.
+static uint64_t parse_budget(const std::string & value) {
+    if (value == "auto") {
+        return 0;
+    }
+    struct superllama_memory memory = {};
+    superllama_memory(&memory);
+    uint64_t bytes = 0;
+    std::string error;
+    if (!superllama_parse_size(value.c_str(), memory.host_total, &bytes, &error)) {
+        throw std::invalid_argument(error + ", or auto");
+    }
+    if (bytes == 0) {
+        throw std::invalid_argument("a budget of 0 bytes holds nothing; write auto for the automatic one");
+    }
+    return bytes;
+}
+
 static std::vector<common_arg> superllama_options() {
     std::vector<common_arg> options;
     const auto add = [&](common_arg arg) { options.push_back(std::move(arg)); };
 
+    add(common_arg({ "--dynamic-layers" },
+                   "place layers in host memory or on disk and move them with memory pressure; runs models larger than "
+                   "memory (default: disabled)",
+                   [](common_params & params) { params.superllama.model.dynamic_layers = true; })
+            .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
+    add(common_arg({ "--async-prefetch" },
+                   "read layers and experts ahead in worker threads; without it every load waits where it is needed "
+                   "(default: disabled)",
+                   [](common_params & params) { params.superllama.model.async_prefetch = true; })
+            .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
+    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 4)",
+                   [](common_params & params, int value) {
+                       if (value < 1 || value > 64) {
+                           throw std::invalid_argument(std::to_string(value) + " is not in the range 1 to 64");
+                       }
+                       params.superllama.model.prefetch_threads = value;
+                   })
+            .set_env("LLAMA_ARG_PREFETCH_THREADS"));
+    add(common_arg(
+            { "--mem-budget" }, "SIZE",
+            "with --dynamic-layers: hard cap on host memory for weights, KV and compute buffers; 8GiB, 512MiB, 60% "
+            "of the memory that this process may use, or auto = high mark x what is available (default: auto)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.model.mem_budget_bytes = parse_budget(value);
+            })
+            .set_env("LLAMA_ARG_MEM_BUDGET"));
+    add(common_arg(
+            { "--mem-pressure" }, "F",
+            "with --dynamic-layers: share of memory in use above which layers are evicted, 0.0 to 1.0 (default: 0.85)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.model.mem_pressure = parse_mark(value);
+            })
+            .set_env("LLAMA_ARG_MEM_PRESSURE"));
+    add(common_arg({ "--mem-pressure-low" }, "F",
+                   "with --dynamic-layers: share of memory in use below which layers are loaded back, less than "
+                   "--mem-pressure (default: 0.70)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.model.mem_pressure_low = parse_mark(value);
+                   })
+            .set_env("LLAMA_ARG_MEM_PRESSURE_LOW"));
+    add(common_arg(
+            { "--layer-policy" }, "pin|lru",
+            "with --dynamic-layers: keep a fixed set of dense layers in memory and stream the rest (pin), or evict "
+            "what was used longest ago (lru) (default: pin)",
+            [](common_params & params, const std::string & value) {
+                if (value != "pin" && value != "lru") {
+                    throw std::invalid_argument("\"" + value + "\" is neither pin nor lru");
+                }
+                params.superllama.model.layer_policy =
+                    value == "pin" ? SUPERLLAMA_LAYER_POLICY_PIN : SUPERLLAMA_LAYER_POLICY_LRU;
+            })
+            .set_env("LLAMA_ARG_LAYER_POLICY"));
     add(common_arg({ "--metrics" },
                    "print JSON metrics to stderr, each line prefixed \"[METRICS] \" (default: disabled)",
                    [](common_params & params) { params.superllama.metrics = true; })
