@@ -248,8 +248,8 @@ bool llama_layer_sched::make_room(size_t bytes, bool experts, std::unique_lock<s
             }
         } else {
             // the streamed block that is needed last
-            for (size_t k = current.order.size(); k-- > 1 && victim < 0;) {
-                const uint32_t id = current.order[(head + k) % current.order.size()];
+            for (size_t k = current.order.size(); k-- > 0 && victim < 0;) {
+                const uint32_t id = current.order[(head + 1 + k) % current.order.size()];
                 if (!blocks[id].pinned && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
                     victim = id;
                 }
@@ -290,7 +290,7 @@ void llama_layer_sched::pump() {
     bool full = cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU; // there, what is read ahead would evict what is needed
     size_t ahead = 0;
     for (size_t k = 0; k < n; ++k) {
-        const uint32_t id = current.order[(head + k) % n];
+        const uint32_t id = current.order[(head + 1 + k) % n];
         block & b = blocks[id];
         if (b.state != ABSENT) {
             ahead += b.state == LOADING ? bytes_of(id) : 0;
@@ -386,7 +386,7 @@ bool llama_layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::st
         if (current.id != graph_id || graph_id == 0) {
             build(gf, graph_id);
         }
-        head = 0;
+        head = current.order.size() - 1; // the first block comes next
         pump();
     }
     for (const ggml_tensor * node : current.rows) {
@@ -449,9 +449,9 @@ void llama_layer_sched::release(uint32_t id) {
 
 bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error) {
     block & b = blocks[id];
-    while (current.order[head] != id) {
-        head++; // blocks are acquired in this order
-    }
+    do {
+        head = (head + 1) % current.order.size(); // blocks are acquired in this order
+    } while (current.order[head] != id);
     b.n_users = 1;
     b.last_use = n_graphs;
     if (cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU) {
@@ -563,7 +563,7 @@ void llama_layer_sched::end_graph() {
             release(id);
         }
         release_experts();
-        head = 0;
+        head = current.order.size() - 1; // the first block comes next
         pump();
     }
     turn.unlock();

@@ -144,7 +144,7 @@ class llama_layer_sched {
     bool budget_new = false;
 
     graph current;
-    size_t head = 0; // position in current.order of what is needed now
+    size_t head = 0; // position in current.order of the block that was acquired last
     std::vector<uint32_t> experts_in_use;
     int64_t n_graphs = 0;
 
