@@ -95,10 +95,16 @@ void llama_layer_sched::set_budget(size_t bytes, int n_ubatch_new) {
         n_ubatch = n_ubatch_new;
         budget_new = true;
     }
-    if (turn.try_lock()) {
-        std::unique_lock<std::mutex> lock(mutex);
-        apply_budget(lock);
-        lock.unlock();
+    apply_budget_if_idle();
+}
+
+// A budget that comes while a graph runs waits for its end.
+void llama_layer_sched::apply_budget_if_idle() {
+    while (budget_new && turn.try_lock()) {
+        {
+            std::unique_lock<std::mutex> lock(mutex);
+            apply_budget(lock);
+        }
         turn.unlock();
     }
 }
@@ -557,16 +563,18 @@ void llama_layer_sched::release_experts() {
 
 void llama_layer_sched::end_graph() {
     {
-        const std::lock_guard<std::mutex> lock(mutex);
+        std::unique_lock<std::mutex> lock(mutex);
         // after an error, what was in use is so no longer
         for (uint32_t id : current.order) {
             release(id);
         }
         release_experts();
+        apply_budget(lock);
         head = current.order.size() - 1; // the first block comes next
         pump();
     }
     turn.unlock();
+    apply_budget_if_idle();
 }
 
 // ------------------------------------------------------------------------------------------------- reports

@@ -7,6 +7,7 @@
 #include "llama-weight-store.h"
 #include "superllama-params.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <list>
 #include <mutex>
@@ -121,6 +122,7 @@ class llama_layer_sched {
     void evict(uint32_t id);
     bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);
     void apply_budget(std::unique_lock<std::mutex> & lock);
+    void apply_budget_if_idle();
     void choose_pins();
     void touch(uint32_t id);
     size_t used_bytes(bool experts) const;
@@ -141,7 +143,7 @@ class llama_layer_sched {
     llama_layer_budget budget = {};
     size_t bytes_max = 0; // as set
     int n_ubatch = 512;
-    bool budget_new = false;
+    std::atomic<bool> budget_new{ false };
 
     graph current;
     size_t head = 0; // position in current.order of the block that was acquired last
