@@ -4,6 +4,8 @@
     upstream.py patch DEST      make DEST the pristine tree with patches/series applied
     upstream.py check           apply and reverse the series on a copy of the pristine tree
     upstream.py unpack DEST     put the pristine tree into DEST (for our source distribution)
+    upstream.py edit DEST       make DEST a git repository: the pristine tree, then one commit a patch
+    upstream.py export DEST     write patches/ anew from those commits
 
 The pristine tree is looked for in vendor/llama.cpp/tree (a source distribution carries it), then in
 the user's cache folder, and otherwise comes from the package that vendor/llama.cpp/UPSTREAM.toml names,
@@ -217,6 +219,43 @@ def check() -> str:
     return f"{len(series())} patches apply and reverse cleanly on {len(files)} files, {added} lines added"
 
 
+# ---------------------------------------------------------------- edit
+
+
+def git(tree: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=superllama", "-c", "user.email=superllama@localhost"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=tree, capture_output=True, text=True)
+    if done.returncode:
+        raise UpstreamError(f"git {arguments[0]} in {tree}:\n{done.stderr or done.stdout}")
+    return done.stdout
+
+
+def edit(dest: Path) -> None:
+    shutil.copytree(pristine(), dest)
+    git(dest, "init", "--quiet")
+    git(dest, "add", "--all", "--force")
+    git(dest, "commit", "--quiet", "--message", "pristine")
+    for patch in series():
+        header, _, _ = patch.read_text().partition("\ndiff --git")
+        git(dest, "apply", "--index", "--whitespace=nowarn", str(patch))
+        git(dest, "commit", "--quiet", "--message", f"{header.strip()}\n\nFile: {patch.name}")
+
+
+def export(dest: Path) -> None:
+    names = []
+    for commit in git(dest, "rev-list", "--reverse", "HEAD").split()[1:]:
+        header, _, name = git(dest, "show", "--no-patch", "--format=%B", commit).strip().rpartition("\n\nFile: ")
+        if not name.endswith(".patch"):
+            raise UpstreamError(f"commit {commit[:9]} does not end with a line 'File: NNNN-name.patch'")
+        diff = git(dest, "show", "--format=", "--no-color", commit)
+        diff = "".join(line for line in diff.splitlines(keepends=True) if not line.startswith("index "))
+        (PATCHES / name).write_text(f"{header}\n\n{diff}")
+        names.append(name)
+    (PATCHES / "series").write_text(
+        "# applied in this order; one concern a file, call sites only\n" + "".join(f"{name}\n" for name in names)
+    )
+
+
 def main() -> int:
     try:
         match sys.argv[1:]:
@@ -227,6 +266,10 @@ def main() -> int:
             case ["unpack", dest]:
                 if stamp_of(Path(dest)) != pin()["sha256"]:
                     shutil.copytree(pristine(), dest, dirs_exist_ok=True)
+            case ["edit", dest]:
+                edit(Path(dest))
+            case ["export", dest]:
+                export(Path(dest))
             case ["check"]:
                 print(check())
             case _:

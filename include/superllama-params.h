@@ -26,6 +26,8 @@ struct superllama_model_params {
     uint64_t mem_budget_bytes; // hard cap on host memory for weights, KV and compute buffers, 0 = automatic
     float mem_pressure;        // high mark of memory in use, 0..1
     float mem_pressure_low;    // low mark of the hysteresis, below the high mark
+
+    bool plan_only; // lay the weights out in address space and read nothing; superllama_plan() sets it
 };
 
 // Last member of llama_context_params. Zero means stock llama.cpp.

@@ -84,12 +84,51 @@ LLAMA_API const char * superllama_upstream_commit(void); // the pin of llama.cpp
 // The reason of the last failure in this thread, "" if there was none.
 LLAMA_API const char * superllama_last_error(void);
 
+// "8GiB", "512MiB", "60%" of what this process may use, plain bytes; "auto" is 0.
+LLAMA_API int32_t superllama_size(const char * text, uint64_t * bytes);
+
 LLAMA_API int32_t superllama_memory(struct superllama_memory * out);
 LLAMA_API int32_t superllama_stats(const struct llama_context * ctx, struct superllama_stats * out);
 
 // The metrics line as it would be written now, event "periodic". Returns its length without the final 0;
 // if that is >= size, nothing was written. tokens_per_sec is since the last line or call.
 LLAMA_API int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, size_t size);
+
+// What would live where under a budget, and what each token would read. Bytes.
+struct superllama_plan {
+    uint64_t mem_budget_bytes;
+    uint64_t mem_least_bytes; // the smallest budget that works with this context
+    uint64_t mem_full_bytes;  // the smallest budget that holds everything
+
+    uint64_t kv_bytes;
+    uint64_t compute_bytes;
+    uint64_t fixed_bytes;       // weights that are always resident
+    uint64_t dense_bytes;       // weights in blocks that every token needs
+    uint64_t expert_bytes;      // weights of experts
+    uint64_t pinned_bytes;      // of dense_bytes, resident
+    uint64_t ring_bytes;        // for streamed blocks in use and on their way
+    uint64_t expert_pool_bytes; // for experts
+    uint64_t streamed_bytes;    // of dense_bytes, read for every pass over the weights
+
+    uint64_t expert_used_bytes; // experts that one token asks for
+    uint64_t repacked_bytes;    // size of the file of repacked blocks, 0 = not needed
+
+    int32_t n_layers;
+    int32_t n_blocks;
+    int32_t n_experts;
+    int32_t n_experts_used;
+    int32_t n_ubatch; // a prompt streams the weights once per ubatch
+
+    bool works; // the budget is at least mem_least_bytes; else the bytes of what would be resident are 0
+};
+
+// Fills out[i] for budgets[i]; reads the model's metadata, not its weights. mparams.superllama gives the policy.
+LLAMA_API int32_t superllama_plan(const char * path, struct llama_model_params mparams,
+                                  struct llama_context_params cparams, const uint64_t * budgets, int32_t n_budgets,
+                                  struct superllama_plan * out);
+
+// How fast this CPU multiplies weights of a type with one token's vector: bytes of weights per second, 0 on failure.
+LLAMA_API double superllama_measure_cpu(enum ggml_type type, bool repack, int32_t n_threads);
 
 // Where a layer of a model with dynamic layers is.
 enum superllama_tier {

@@ -89,6 +89,14 @@ size_t llama_superllama_model::fixed_bytes() const {
     return store.resident_bytes() + store.row_bytes_max();
 }
 
+size_t llama_superllama_model::converted_bytes() const {
+    size_t bytes = 0;
+    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
+        bytes += store.converts(id) ? store.blocks()[id].bytes : 0;
+    }
+    return bytes;
+}
+
 bool llama_superllama_model::load() {
     llama_layer_sched::config cfg = {};
     cfg.policy = params.layer_policy;
@@ -98,6 +106,11 @@ bool llama_superllama_model::load() {
     cfg.part_bytes = read_part_bytes;
     cfg.n_expert_used = (int) model.hparams.n_expert_used_max();
     scheduler = std::make_unique<llama_layer_sched>(store, cfg);
+
+    if (params.plan_only) {
+        loader = nullptr;
+        return true;
+    }
 
     // before anything is read: can it work at all?
     const llama_layer_budget least = scheduler->plan(0, 1);
@@ -114,11 +127,7 @@ bool llama_superllama_model::load() {
         throw std::runtime_error(error);
     }
 
-    bool converts = false;
-    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
-        converts = converts || store.converts(id);
-    }
-    if (converts) {
+    if (converted_bytes() > 0) {
         const bool streams = budget_now < fixed_bytes() + least.dense_bytes + least.expert_bytes;
         std::string key = model.arch_name();
         for (const auto & file : loader->files) {

@@ -42,13 +42,18 @@ class llama_superllama_model {
     // At most every 50 ms: follows the memory that is there. True if the budget changed.
     bool sample_pressure();
 
+    // For a plan before a load.
+    size_t fixed_bytes() const;     // resident whatever the budget
+    size_t converted_bytes() const; // of blocks that need a repacked copy on disk to stream
+    size_t n_blocks() const { return store.blocks().size(); }
+    llama_layer_budget plan(size_t bytes, int n_ubatch) const { return scheduler->plan(bytes, n_ubatch); }
+
     llama_layer_sched & sched() { return *scheduler; }
     uint64_t budget_bytes() const { return budget_now; }
 
   private:
     llama_superllama_model(const llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
 
-    size_t fixed_bytes() const;   // what is resident whatever the budget
     size_t context_bytes() const; // of all contexts
     void apply();                 // hands what is left to the scheduler
 

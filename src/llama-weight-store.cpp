@@ -21,7 +21,7 @@
 
 static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
 static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
-static const size_t matrix_bytes_min = 64u << 10;  // smaller ones are always resident
+static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always resident
 static const size_t row_bytes_cap = 16u << 20;     // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t huge_page = 2u << 20;

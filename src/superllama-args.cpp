@@ -44,24 +44,6 @@ static float parse_mark(const std::string & value) {
     return mark;
 }
 
-// A size or "auto" (0); percentages are of the memory that this process may use.
-static uint64_t parse_budget(const std::string & value) {
-    if (value == "auto") {
-        return 0;
-    }
-    struct superllama_memory memory = {};
-    superllama_memory(&memory);
-    uint64_t bytes = 0;
-    std::string error;
-    if (!superllama_parse_size(value.c_str(), memory.host_total, &bytes, &error)) {
-        throw std::invalid_argument(error + ", or auto");
-    }
-    if (bytes == 0) {
-        throw std::invalid_argument("a budget of 0 bytes holds nothing; write auto for the automatic one");
-    }
-    return bytes;
-}
-
 static std::vector<common_arg> superllama_options() {
     std::vector<common_arg> options;
     const auto add = [&](common_arg arg) { options.push_back(std::move(arg)); };
@@ -89,7 +71,7 @@ static std::vector<common_arg> superllama_options() {
             "with --dynamic-layers: hard cap on host memory for weights, KV and compute buffers; 8GiB, 512MiB, 60% "
             "of the memory that this process may use, or auto = high mark x what is available (default: auto)",
             [](common_params & params, const std::string & value) {
-                params.superllama.model.mem_budget_bytes = parse_budget(value);
+                params.superllama.model.mem_budget_bytes = superllama_parse_budget(value.c_str());
             })
             .set_env("LLAMA_ARG_MEM_BUDGET"));
     add(common_arg(

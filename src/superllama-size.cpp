@@ -1,8 +1,11 @@
 #include "superllama-size.h"
 
+#include "llama-mem-telemetry.h"
+
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 bool superllama_parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * error) {
     static const struct {
@@ -46,4 +49,19 @@ bool superllama_parse_size(const char * text, uint64_t of, uint64_t * bytes, std
              "\" is not a size; write a number with KiB, MiB, GiB or TiB (powers of 1024), " +
              "KB, MB, GB or TB (powers of 1000), or a percentage up to 100%";
     return false;
+}
+
+uint64_t superllama_parse_budget(const char * text) {
+    if (strcmp(text, "auto") == 0) {
+        return 0;
+    }
+    uint64_t bytes = 0;
+    std::string error;
+    if (!superllama_parse_size(text, llama_mem_telemetry().sample().host_total, &bytes, &error)) {
+        throw std::invalid_argument(error + ", or auto");
+    }
+    if (bytes == 0) {
+        throw std::invalid_argument("a budget of 0 bytes holds nothing; write auto for the automatic one");
+    }
+    return bytes;
 }

@@ -6,3 +6,7 @@
 
 // `of` is what a percentage refers to. On failure *error says what is allowed, and *bytes is untouched.
 bool superllama_parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * error);
+
+// A budget: a size, a percentage of the memory that this process may use, or "auto", which is 0.
+// Throws std::invalid_argument with the same text.
+uint64_t superllama_parse_budget(const char * text);

@@ -7,6 +7,8 @@
 #include "llama-model.h"
 #include "llama-superllama-model.h"
 #include "superllama-error.h"
+#include "superllama-plan.h"
+#include "superllama-size.h"
 
 #include <algorithm>
 #include <cstring>
@@ -42,6 +44,13 @@ const char * superllama_upstream_commit(void) {
 
 const char * superllama_last_error(void) {
     return last_error.c_str();
+}
+
+int32_t superllama_size(const char * text, uint64_t * bytes) {
+    return guarded([&] {
+        *bytes = superllama_parse_budget(text);
+        return 0;
+    });
 }
 
 int32_t superllama_memory(struct superllama_memory * out) {
@@ -98,4 +107,21 @@ int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_by
         }
         return 0;
     });
+}
+
+int32_t superllama_plan(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
+                        const uint64_t * budgets, int32_t n_budgets, struct superllama_plan * out) {
+    return guarded([&] {
+        superllama_plan_rows(path, mparams, cparams, budgets, n_budgets, out);
+        return 0;
+    });
+}
+
+double superllama_measure_cpu(enum ggml_type type, bool repack, int32_t n_threads) {
+    double rate = 0;
+    guarded([&] {
+        rate = superllama_measure_matvec(type, repack, n_threads);
+        return 0;
+    });
+    return rate;
 }

@@ -138,9 +138,12 @@ int main(int argc, char ** argv) {
     const llama_vocab * vocab = llama_model_get_vocab(model);
     const int n_vocab = llama_vocab_n_tokens(vocab);
 
-    std::vector<llama_token> tokens(o.prompt.size() + 8);
-    tokens.resize((size_t) std::max(0, llama_tokenize(vocab, o.prompt.c_str(), (int) o.prompt.size(), tokens.data(),
-                                                      (int) tokens.size(), true, true)));
+    std::vector<llama_token> tokens;
+    if (o.n_prompt == 0) {
+        tokens.resize(o.prompt.size() + 8);
+        tokens.resize((size_t) std::max(0, llama_tokenize(vocab, o.prompt.c_str(), (int) o.prompt.size(), tokens.data(),
+                                                          (int) tokens.size(), true, true)));
+    }
     if (o.n_prompt > 0) {
         tokens.resize((size_t) o.n_prompt);
         for (int i = 0; i < o.n_prompt; ++i) {

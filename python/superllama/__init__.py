@@ -1,0 +1,100 @@
+"""superllama: run language models larger than memory, from Python.
+
+    import superllama
+
+    ctx = superllama.Context(superllama.demo_model())
+    for piece in ctx.generate("The capital of France is", max_tokens=8, temperature=0):
+        print(piece.text, end="")
+
+Importing the package is cheap: the library is loaded when something that needs it is used first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ._errors import (
+    CancelledError,
+    ConcurrentUseError,
+    ContextError,
+    DecodeError,
+    DownloadError,
+    Error,
+    GrammarError,
+    ModelError,
+    PromptError,
+    PromptTooLongError,
+    StateError,
+    TemplateError,
+)
+
+if TYPE_CHECKING:
+    from ._context import Context
+    from ._demo import demo_model
+    from ._generation import Piece, Summary
+    from ._memory import Device, Memory, devices, memory
+    from ._metrics import Metrics
+    from ._model import Lora, Model
+    from ._params import ContextParams, ModelParams, SamplingParams
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Context": "_context",
+    "ContextParams": "_params",
+    "Device": "_memory",
+    "Lora": "_model",
+    "Memory": "_memory",
+    "Metrics": "_metrics",
+    "Model": "_model",
+    "ModelParams": "_params",
+    "Piece": "_generation",
+    "SamplingParams": "_params",
+    "Summary": "_generation",
+    "demo_model": "_demo",
+    "devices": "_memory",
+    "memory": "_memory",
+}
+
+__all__ = [
+    "CancelledError",
+    "ConcurrentUseError",
+    "Context",
+    "ContextError",
+    "ContextParams",
+    "DecodeError",
+    "Device",
+    "DownloadError",
+    "Error",
+    "GrammarError",
+    "Lora",
+    "Memory",
+    "Metrics",
+    "Model",
+    "ModelError",
+    "ModelParams",
+    "Piece",
+    "PromptError",
+    "PromptTooLongError",
+    "SamplingParams",
+    "StateError",
+    "Summary",
+    "TemplateError",
+    "__version__",
+    "demo_model",
+    "devices",
+    "memory",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""`python -m superllama` is the `superllama` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,185 @@
+"""The native context: made, guarded against use from two threads, freed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ._errors import ConcurrentUseError, ContextError
+from ._kv_size import check_kv_fits
+from ._memory import n_physical_cores
+from ._model import Model
+from ._native import collected_errors, ffi, lib, reason
+from ._params import ContextParams, merged
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DEFAULT_N_CTX_MAX = 4096
+
+
+class Run:
+    """A generator that has begun on one sequence, and the thread that asked for its latest piece."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
+class ContextBase:
+    """Life and limits of a context; Context adds what it can do."""
+
+    def __init__(
+        self, model: Model | str | os.PathLike[str], params: ContextParams | None = None, **kwargs: Any
+    ) -> None:
+        self.params = merged(ContextParams, params, kwargs)
+        self._owned_model = None if isinstance(model, Model) else Model(model)
+        self.model: Model = model if isinstance(model, Model) else self._owned_model  # type: ignore[assignment]
+        self._lock = threading.Lock()
+        self._running: dict[int, Run] = {}  # by sequence
+        # every token sees all others, so a text cannot be computed in parts
+        own_attention = self.model.metadata.get(f"{self.model.architecture}.attention.causal") == "false"
+        self._at_once = self.params.attention == "non-causal" or (self.params.attention == "model" and own_attention)
+        self._abort_flag = ffi.new("int *", 0)
+        try:
+            self._c = self._create()
+        except BaseException:
+            if self._owned_model:
+                self._owned_model.close()
+            raise
+        self._free = weakref.finalize(self, _free_context, self._c, self._abort_flag, self.model)
+        self.model._contexts.add(self)
+
+        self._memory = lib.llama_get_memory(self._c)
+        self._n_ctx = int(lib.llama_n_ctx(self._c))
+        self._n_ctx_seq = int(lib.llama_n_ctx_seq(self._c))
+        self._n_batch = int(lib.llama_n_batch(self._c))
+        self._n_ubatch = int(lib.llama_n_ubatch(self._c))
+
+    def _create(self) -> Any:
+        params, model = self.params, self.model
+        if model.params.vocab_only:
+            raise ContextError(f"{model.path.name} was loaded with vocab_only=True and has no weights to compute with")
+        n_ctx = params.n_ctx
+        if n_ctx is None:
+            n_ctx = min(model.n_ctx_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)
+        check_kv_fits(model, params, n_ctx or model.n_ctx_train)
+
+        owned: list[Any] = []
+        c = params.to_c(owned, n_ctx=n_ctx, n_threads=n_physical_cores())
+        with model._use() as m:
+            if (params.embeddings or self._at_once) and "n_ubatch" not in params.model_fields_set:
+                c.n_ubatch = c.n_batch
+            c.abort_callback = ffi.addressof(lib, "superllama_py_abort_if_set")
+            c.abort_callback_data = self._abort_flag
+            with collected_errors() as errors:
+                pointer = lib.llama_init_from_model(m, c)
+        if pointer == ffi.NULL:
+            raise ContextError(f"cannot make a context: {reason(errors, 'the library gives no reason')}")
+        return pointer
+
+    # ---------------------------------------------------------------- life
+
+    @property
+    def closed(self) -> bool:
+        """Whether the native memory is freed."""
+        return not (free := getattr(self, "_free", None)) or not free.alive
+
+    def close(self) -> None:
+        """Free the context, and the model if the context loaded it. Closing twice is fine.
+
+        Raises: ConcurrentUseError if another thread is using the context.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentUseError("another thread is using this context; let it finish (cancel() helps), then close")
+        try:
+            self._free()
+            self.model._contexts.discard(self)
+        finally:
+            self._lock.release()
+        if self._owned_model:
+            self._owned_model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<superllama.Context {self.model.path.name}, {'closed' if self.closed else f'n_ctx={self._n_ctx}'}>"
+
+    # ---------------------------------------------------------------- guard
+
+    @contextlib.contextmanager
+    def _use(self, run: Run | None = None) -> Iterator[Any]:
+        """The native context, which nobody else uses meanwhile.
+
+        Two calls at the same time raise, and so does a call while a generator of another thread is between
+        two pieces: its sequence and the logits would change under it. A generator itself may move to another
+        thread between two pieces.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentUseError(
+                "two threads use this context at the same time; make a context for each thread, they share the model"
+            )
+        try:
+            if self.closed:
+                raise ContextError("this context is closed")
+            me = threading.get_ident()
+            if any(other.thread != me for other in self._running.values() if other is not run):
+                raise ConcurrentUseError(
+                    "this context is generating in another thread; make a context for each thread (they share the "
+                    "model), or close that generator first"
+                )
+            if run is not None:
+                run.thread = me
+            yield self._c
+        finally:
+            self._lock.release()
+
+    def _check_seq(self, seq: int) -> int:
+        n = self.params.n_seq_max
+        if not 0 <= seq < n:
+            raise ContextError(
+                f"there is no sequence {seq}: this context has {n} (0 to {n - 1}); make it with a larger n_seq_max"
+            )
+        return seq
+
+    # ---------------------------------------------------------------- limits
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that all sequences can hold together."""
+        return self._n_ctx
+
+    @property
+    def n_ctx_seq(self) -> int:
+        """Tokens that one sequence can hold."""
+        return self._n_ctx_seq
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens in one call of the library."""
+        return self._n_batch
+
+    @property
+    def n_ubatch(self) -> int:
+        """Tokens computed at once."""
+        return self._n_ubatch
+
+    @property
+    def n_seq_max(self) -> int:
+        """Sequences; their numbers are 0 to n_seq_max - 1."""
+        return self.params.n_seq_max
+
+
+def _free_context(pointer: Any, flag: Any, model: Model) -> None:
+    """`flag` and `model` are arguments so that they live until here."""
+    lib.llama_free(pointer)

@@ -1,0 +1,119 @@
+"""What this machine and this build can do, as one dict: the substance of `superllama doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ._cache import cache_dir
+
+READ_BYTES = 256 * 1000 * 1000
+CHUNK_BYTES = 8 << 20
+
+
+def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any]:
+    """Versions, backends, devices, memory, CPU features, and the read speed of `folder` (or of a file).
+
+    Raises: OSError if the folder cannot be written or the file cannot be read.
+    """
+    from . import __version__
+    from ._memory import backends, devices, memory, n_physical_cores
+    from ._native import lib, text, upstream_commit, version
+
+    found = {
+        "versions": {
+            "superllama": __version__,
+            "library": version(),
+            "llama.cpp": text(lib.llama_version()),
+            "llama.cpp commit": upstream_commit(),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
+        "backends": backends(),
+        "devices": [dataclasses.asdict(device) for device in devices()],
+        "cpu": {"physical_cores": n_physical_cores(), "features": cpu_features(text(lib.llama_print_system_info()))},
+        "memory": dataclasses.asdict(memory()),
+        "supports": {
+            "mmap": bool(lib.llama_supports_mmap()),
+            "mlock": bool(lib.llama_supports_mlock()),
+            "gpu_offload": bool(lib.llama_supports_gpu_offload()),
+            "rpc": bool(lib.llama_supports_rpc()),
+        },
+        "cache": str(cache_dir()),
+    }
+    if measure:
+        found["read_speed"] = read_speed(folder or Path(tempfile.gettempdir()))
+    return found
+
+
+def cpu_features(system_info: str) -> list[str]:
+    """The features that llama_print_system_info() says are there: "CPU : AVX2 = 1 | F16C = 1 | ..."."""
+    pairs = (part.split(":")[-1].split("=") for part in system_info.split("|") if "=" in part)
+    return [pair[0].strip() for pair in pairs if pair[1].strip() != "0"]
+
+
+# ---------------------------------------------------------------- read speed
+
+
+def read_speed(path: Path) -> dict[str, Any]:
+    """Read 256 MB with one thread, past the page cache where the system can: from `path` if it is a file, else
+    from a file written into the folder for the purpose.
+
+    Returns: path, bytes, seconds, gb_per_s, and `how`: "O_DIRECT", "buffered, cache dropped", or "buffered"
+    (which may measure memory).
+    """
+    if path.is_file():
+        return _measure(path)
+    with tempfile.NamedTemporaryFile(prefix="superllama-doctor-", dir=path) as f:
+        block = os.urandom(1 << 20)  # so that no file system compresses it away
+        for _ in range(READ_BYTES // len(block)):
+            f.write(block)
+        f.flush()
+        os.fsync(f.fileno())
+        return {**_measure(Path(f.name)), "path": str(path)}
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    fd, how = _open(path)
+    try:
+        buffer = mmap.mmap(-1, CHUNK_BYTES)  # page-aligned, as O_DIRECT asks
+        n, start = 0, time.perf_counter()
+        while n < READ_BYTES and (got := os.readv(fd, [buffer]) if hasattr(os, "readv") else _read(fd, buffer)):
+            n += got
+        seconds = time.perf_counter() - start
+    finally:
+        os.close(fd)
+    return {
+        "path": str(path),
+        "bytes": n,
+        "seconds": round(seconds, 4),
+        "gb_per_s": round(n / seconds / 1e9, 3),
+        "how": how,
+    }
+
+
+def _open(path: Path) -> tuple[int, str]:
+    if hasattr(os, "O_DIRECT"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            os.pread(fd, 0, 0)
+            return fd, "O_DIRECT"
+        except OSError:
+            pass  # this file system has none
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return fd, "buffered, cache dropped"
+    return fd, "buffered"
+
+
+def _read(fd: int, buffer: mmap.mmap) -> int:
+    data = os.read(fd, CHUNK_BYTES)
+    buffer[: len(data)] = data
+    return len(data)

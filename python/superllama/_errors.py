@@ -1,0 +1,63 @@
+"""What can go wrong: one class for each thing that a caller may want to handle.
+
+Each message says what happened, why, and what to try, with the numbers where there are some. Parameters of
+a wrong type or out of range raise pydantic.ValidationError instead, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Every error of superllama is one of these."""
+
+
+class ModelError(Error):
+    """A model or an adapter file cannot be loaded."""
+
+
+class ContextError(Error):
+    """A context cannot be made, or does not offer what was asked of it."""
+
+
+class DecodeError(Error):
+    """The library could not process a batch. The context stays usable unless the text says otherwise."""
+
+
+class PromptError(Error, ValueError):
+    """A prompt, a text or a list of tokens that cannot be processed: empty, not UTF-8, not of this vocabulary."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt with more tokens than there is room for.
+
+    Attributes: `n_tokens` that were given, `n_room` that would have fitted.
+    """
+
+    def __init__(self, message: str, n_tokens: int, n_room: int) -> None:
+        super().__init__(message)
+        self.n_tokens = n_tokens
+        self.n_room = n_room
+
+
+class TemplateError(PromptError):
+    """The model has no chat template that the library knows, or the messages do not fit it."""
+
+
+class GrammarError(Error, ValueError):
+    """A GBNF grammar that cannot be parsed, or that allows no further token."""
+
+
+class StateError(Error):
+    """Saved state that is damaged, or was saved by another model or context."""
+
+
+class ConcurrentUseError(Error, RuntimeError):
+    """A context was used while another thread was using it. Make a context for each thread; they share the model."""
+
+
+class CancelledError(Error):
+    """Loading or decoding was stopped by a callback or by `Context.cancel()`."""
+
+
+class DownloadError(Error):
+    """A file could not be fetched, or is not the one that was expected."""

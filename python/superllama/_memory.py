@@ -1,0 +1,109 @@
+"""What memory there is: of the machine, of this process and its limits, and of each device."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Literal
+
+from ._errors import Error
+from ._native import ffi, last_error, lib, text
+
+DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
+
+_KINDS: dict[int, DeviceKind] = {
+    lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
+    lib.GGML_BACKEND_DEVICE_TYPE_GPU: "gpu",
+    lib.GGML_BACKEND_DEVICE_TYPE_IGPU: "igpu",
+    lib.GGML_BACKEND_DEVICE_TYPE_ACCEL: "accel",
+    lib.GGML_BACKEND_DEVICE_TYPE_META: "meta",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A sample of memory, in bytes unless the name says otherwise; 0 = not known on this system.
+
+    Field by field the C struct superllama_memory: `host_*` is what this process may use (the machine's
+    memory, or its cgroup's where that is tighter), `machine_*` is the whole machine.
+    """
+
+    host_total: int
+    host_available: int
+    machine_total: int
+    machine_available: int
+    cgroup_limit: int
+    cgroup_used: int
+    resident: int
+    resident_anon: int
+    resident_file: int
+    resident_peak: int
+    locked_limit: int
+    swap_total: int
+    swap_free: int
+    read_bytes: int
+    faults_minor: int
+    faults_major: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device of a backend; memory in bytes."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+    backend: str
+    memory_free: int
+    memory_total: int
+
+
+def memory() -> Memory:
+    """The memory of this machine and process, now.
+
+    Raises: Error if the system does not tell.
+    """
+    sample = ffi.new("struct superllama_memory *")
+    if lib.superllama_memory(sample) < 0:
+        raise Error(f"cannot read the memory of this machine: {last_error()}")
+    return Memory(*(getattr(sample, field.name) for field in dataclasses.fields(Memory)))
+
+
+def devices() -> list[Device]:
+    """The devices of all loaded backends, CPU included."""
+    return [_device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
+
+
+def _device(dev: object) -> Device:
+    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    lib.ggml_backend_dev_memory(dev, free, total)
+    return Device(
+        name=text(lib.ggml_backend_dev_name(dev)),
+        description=text(lib.ggml_backend_dev_description(dev)),
+        kind=_KINDS[lib.ggml_backend_dev_type(dev)],
+        backend=text(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(dev))),
+        memory_free=free[0],
+        memory_total=total[0],
+    )
+
+
+def backends() -> list[str]:
+    """The names of the loaded backends."""
+    return [text(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))) for i in range(lib.ggml_backend_reg_count())]
+
+
+def n_physical_cores() -> int:
+    """The cores that this process may run on, counted once each however many threads they run."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    siblings = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:  # noqa: PTH123
+                siblings.add(f.read().strip())
+        except OSError:
+            siblings.clear()
+            break
+    if siblings:
+        return len(siblings)
+    n_logical = len(allowed) or os.cpu_count() or 4
+    return n_logical if n_logical <= 4 else n_logical // 2  # what llama.cpp takes where it cannot count

@@ -1,0 +1,79 @@
+"""The metrics line as a pydantic model, and the JSON schema of the line that is made from it.
+
+    python -m superllama._metrics        write metrics.schema.json
+
+Names and order are a contract; additions go at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Megabytes = Annotated[float, Field(ge=0, description="10^6 bytes")]
+Pressure = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+
+SCHEMA_FILE = Path(__file__).with_name("metrics.schema.json")
+
+
+class Metrics(BaseModel):
+    """What one context has done. Counters only grow; a field of a feature that is off is 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    timestamp: datetime = Field(description="UTC, milliseconds")
+    token: Count = Field(description="tokens processed: prompt and generated")
+    prompt_tokens: Count
+    generated_tokens: Count
+    gpu_layers_active: Count
+    cpu_layers_active: Count
+    layers_evicted: Count
+    layers_loaded: Count
+    kv_pages_gpu: Count
+    kv_pages_cpu: Count
+    kv_pages_evicted: Count
+    kv_pages_prefetched: Count
+    vram_used_mb: Megabytes
+    vram_total_mb: Megabytes
+    ram_used_mb: Megabytes
+    gpu_memory_pressure: Pressure
+    cpu_memory_pressure: Pressure
+    tokens_per_sec: Rate = Field(description="generated, since the line before")
+    avg_tokens_per_sec: Rate = Field(description="generated, over the time spent generating")
+    prefetch_pending: Count
+    prefetch_completed: Count
+    prefetch_failed: Count
+    event: Literal["periodic", "layer_evicted", "layer_loaded", "kv_page_evicted", "kv_page_restored", "final"]
+    disk_layers_active: Count
+    kv_pages_disk: Count
+    weight_bytes_resident: Count
+    weight_bytes_read: Count
+    kv_bytes_read: Count
+    kv_bytes_written: Count
+    stall_ms: Rate
+    expert_hits: Count
+    expert_misses: Count
+    mem_budget_bytes: Count
+    mem_peak_bytes: Count
+    metrics_dropped: Count = Field(description="lines that a slow or full disk could not take")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the line, draft 2020-12."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "superllama-metrics"}
+    return {**head, **Metrics.model_json_schema()}
+
+
+def schema_text() -> str:
+    """What metrics.schema.json contains."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(schema_text())

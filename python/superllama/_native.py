@@ -1,0 +1,122 @@
+"""The library: loaded once, its log handed to Python's logging, its errors kept for our messages.
+
+`ffi` and `lib` are cffi's; every other module takes them from here. cffi releases Python's lock in each call.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ._programs import find_bin_dir
+
+if TYPE_CHECKING:
+    ffi: Any
+    lib: Any
+else:
+    if sys.platform == "win32" and (bin_dir := find_bin_dir()):
+        os.add_dll_directory(str(bin_dir))
+    try:
+        from ._ffi import ffi, lib
+    except ImportError as e:
+        raise ImportError(
+            f"superllama's library cannot be loaded: {e}. The package is not built or was moved; "
+            "install it again: python -m pip install --force-reinstall superllama"
+        ) from e
+
+log = logging.getLogger("superllama")
+log.addHandler(logging.NullHandler())
+
+# ---------------------------------------------------------------- log
+
+_LEVELS = {
+    lib.GGML_LOG_LEVEL_DEBUG: logging.DEBUG,
+    lib.GGML_LOG_LEVEL_INFO: logging.INFO,
+    lib.GGML_LOG_LEVEL_WARN: logging.WARNING,
+    lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
+}
+
+
+class _ThreadLog(threading.local):
+    def __init__(self) -> None:
+        self.level = logging.INFO
+        self.text = ""  # of a line that is not finished
+        self.errors: collections.deque[str] = collections.deque(maxlen=8)
+
+
+_thread = _ThreadLog()
+
+
+@ffi.def_extern(name="superllama_py_log")  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: Any, user_data: Any) -> None:
+    """A piece of a line from any thread of the library; whole lines go to the logger."""
+    if level != lib.GGML_LOG_LEVEL_CONT:
+        _thread.level = _LEVELS.get(level, logging.INFO)
+    *lines, _thread.text = (_thread.text + ffi.string(text).decode("utf-8", "replace")).split("\n")
+    for line in lines:
+        if _thread.level >= logging.ERROR and line.strip():
+            _thread.errors.append(line.strip())
+        if line.strip() and log.isEnabledFor(_thread.level):
+            log.log(_thread.level, "%s", line)
+
+
+@contextlib.contextmanager
+def collected_errors() -> Iterator[collections.deque[str]]:
+    """The error lines that the library logs from this thread inside the with block; the last eight."""
+    _thread.errors.clear()
+    yield _thread.errors
+
+
+def reason(errors: collections.deque[str], fallback: str) -> str:
+    """The most telling of the logged lines, without the names of the functions that logged it."""
+    lines = [re.sub(r"^(\w+: )+", "", line) for line in errors]
+    lines = [
+        line for line in lines if not re.fullmatch(r"failed to (load|decode|encode)( model)?(, ret = -?\d+)?", line)
+    ]
+    return lines[0] if lines else fallback
+
+
+# ---------------------------------------------------------------- start and end
+
+
+def _start() -> None:
+    lib.llama_log_set(lib.superllama_py_log, ffi.NULL)
+    # no call into Python once the interpreter has gone; registered first, so it runs last
+    nothing = ffi.addressof(lib, "superllama_py_log_nothing")
+    atexit.register(lib.llama_log_set, nothing, ffi.NULL)
+    if bin_dir := find_bin_dir():
+        lib.ggml_backend_load_all_from_path(os.fsencode(bin_dir))
+    lib.llama_backend_init()
+
+
+_start()
+
+# ---------------------------------------------------------------- small helpers
+
+
+def text(pointer: Any) -> str:
+    """A C string as str; "" for NULL."""
+    return ffi.string(pointer).decode("utf-8", "replace") if pointer else ""
+
+
+def version() -> str:
+    """The version of the native library."""
+    return text(lib.superllama_version())
+
+
+def upstream_commit() -> str:
+    """The commit of llama.cpp that the library is made from, 40 hex digits."""
+    return text(lib.superllama_upstream_commit())
+
+
+def last_error() -> str:
+    """Why the last call of a superllama_* function in this thread failed."""
+    return text(lib.superllama_last_error())

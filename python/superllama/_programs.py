@@ -1,0 +1,159 @@
+"""Console scripts that run the patched programs of llama.cpp: `superllama-cli` is `superllama/bin/llama-cli`.
+
+Every flag goes through unchanged. A program that wants a model and is given none gets the demo model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+# ---------------------------------------------------------------- which command lines name a model
+
+# with one of these the program has a model, or knows where to get one
+MODEL_OPTIONS = {
+    *("-m", "--model", "-mu", "--model-url", "-dr", "--docker-repo"),
+    *("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"),
+    *("--models-dir", "--models-preset"),  # llama-server as a router
+    "--server-base",  # llama-cli to a server elsewhere
+    *("--embd-gemma-default", "--gpt-oss-20b-default", "--gpt-oss-120b-default"),
+    *("--fim-qwen-1.5b-default", "--fim-qwen-3b-default", "--fim-qwen-7b-default"),
+    *("--fim-qwen-7b-spec", "--fim-qwen-14b-spec", "--fim-qwen-30b-default"),
+    *("--vision-gemma-4b-default", "--vision-gemma-12b-default"),
+}
+MODEL_VARIABLES = (
+    "LLAMA_ARG_MODEL",
+    "LLAMA_ARG_MODEL_URL",
+    "LLAMA_ARG_DOCKER_REPO",
+    "LLAMA_ARG_HF_REPO",
+    "LLAMA_ARG_HF_FILE",
+    "LLAMA_ARG_MODELS_DIR",
+    "LLAMA_ARG_MODELS_PRESET",
+)
+# with one of these the program prints something and ends
+PRINT_OPTIONS = {
+    *("-h", "--help", "--usage", "--version", "--license"),
+    *("--list-devices", "-cl", "--cache-list", "--completion-bash"),
+}
+
+
+def names_model(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether the program needs no default model. Values are looked at too: one that reads like an option
+    of these tables (a prompt "-m") costs a clear "no model" error of the program, nothing worse."""
+    if any(environment.get(name) for name in MODEL_VARIABLES):
+        return True
+    return any(argument in MODEL_OPTIONS or argument in PRINT_OPTIONS for argument in arguments)
+
+
+def missing_model(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the file of `-m FILE`, None if nothing is, or if FILE is where a download goes."""
+    sources = [argument for argument in arguments if argument in MODEL_OPTIONS]
+    if len(sources) != 1 or sources[0] not in ("-m", "--model") or arguments[-1] == sources[0]:
+        return None
+    from ._errors import ModelError
+    from ._gguf import check_gguf
+
+    try:
+        check_gguf(arguments[arguments.index(sources[0]) + 1])
+    except ModelError as e:
+        return str(e)
+    return None
+
+
+# ---------------------------------------------------------------- where the programs are
+
+
+def find_bin_dir() -> Path | None:
+    """The folder of the programs: beside the compiled module, also in an editable install."""
+    spec = importlib.util.find_spec(f"{__package__}._ffi")
+    folder = Path(spec.origin).parent / "bin" if spec and spec.origin else None
+    return folder if folder and folder.is_dir() else None
+
+
+def find_program(name: str) -> Path:
+    """The path of a program of llama.cpp; ends the process with a message if it is not there."""
+    folder = find_bin_dir()
+    path = folder / (name + (".exe" if sys.platform == "win32" else "")) if folder else None
+    if path is None or not path.is_file():
+        sys.exit(
+            f"superllama: {name} is not installed (looked in {folder or 'the package, which is not built'}); "
+            "install superllama again: python -m pip install --force-reinstall superllama"
+        )
+    return path
+
+
+# ---------------------------------------------------------------- run
+
+
+def run(name: str, arguments: Sequence[str]) -> NoReturn:
+    """Become the program: same process on POSIX, so signals and the exit code are its own."""
+    program = str(find_program(name))
+    command = [program, *arguments]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform != "win32":
+        os.execv(program, command)
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            sys.exit(process.wait())
+        except KeyboardInterrupt:
+            continue  # Ctrl-C reaches the program too, which ends by itself
+
+
+def run_with_model(name: str, *, reads_environment: bool = True) -> NoReturn:
+    """Run with the arguments of this process, and the demo model if they (or the environment) name none."""
+    arguments = sys.argv[1:]
+    if not names_model(arguments, os.environ if reads_environment else {}):
+        from ._demo import demo_model
+        from ._errors import DownloadError
+
+        find_program(name)  # before anything is downloaded for it
+        try:
+            model = demo_model()
+        except DownloadError as e:
+            sys.exit(f"superllama: no model given, and the default one cannot be fetched: {e}")
+        arguments = [*arguments, "-m", str(model)]
+    elif name != "llama-bench" and (problem := missing_model(arguments)):  # llama-bench takes lists of files
+        sys.exit(f"superllama: {problem}")
+    run(name, arguments)
+
+
+def cli() -> NoReturn:
+    """superllama-cli: chat in the terminal."""
+    run_with_model("llama-cli")
+
+
+def completion() -> NoReturn:
+    """superllama-completion: continue a prompt."""
+    run_with_model("llama-completion")
+
+
+def server() -> NoReturn:
+    """superllama-server: the HTTP server."""
+    run_with_model("llama-server")
+
+
+def bench() -> NoReturn:
+    """superllama-bench: measure prompt and generation speed."""
+    run_with_model("llama-bench", reads_environment=False)
+
+
+def perplexity() -> NoReturn:
+    """superllama-perplexity: measure a model on a text."""
+    run_with_model("llama-perplexity")
+
+
+def quantize() -> NoReturn:
+    """superllama-quantize: make a smaller model file."""
+    run("llama-quantize", sys.argv[1:])
+
+
+def rpc_server() -> NoReturn:
+    """superllama-rpc-server: offer this machine's devices to others."""
+    run("ggml-rpc-server", sys.argv[1:])

@@ -1,0 +1,82 @@
+"""How the `superllama` command looks on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ._cache import Entry
+
+UNLIMITED = 2**64 - 1
+
+
+def size(n_bytes: int) -> str:
+    """Bytes for people: "1.5 GB"."""
+    if n_bytes >= UNLIMITED:
+        return "unlimited"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.1f} {unit}"
+    return f"{n_bytes} B"
+
+
+def show_report(found: Mapping[str, Any]) -> None:
+    """Print what _doctor.report() found."""
+    console = Console()
+    _pairs(console, "versions", found["versions"].items())
+
+    table = Table(title="devices", title_justify="left", box=None, header_style="dim")
+    for column in ("name", "backend", "kind", "description", "free", "total"):
+        table.add_column(column)
+    for d in found["devices"]:
+        memory = size(d["memory_free"]), size(d["memory_total"])
+        table.add_row(d["name"], d["backend"], d["kind"], d["description"], *memory)
+    console.print(table)
+
+    m = found["memory"]
+    limits = {
+        "this process may use": f"{size(m['host_total'])}, {size(m['host_available'])} available",
+        "machine": f"{size(m['machine_total'])}, {size(m['machine_available'])} available",
+        "cgroup": f"{size(m['cgroup_limit'])}, {size(m['cgroup_used'])} used" if m["cgroup_limit"] else "no limit",
+        "locked memory": size(m["locked_limit"]),
+        "swap": f"{size(m['swap_total'])}, {size(m['swap_free'])} free" if m["swap_total"] else "none",
+    }
+    _pairs(console, "memory", limits.items())
+
+    build = {
+        "backends": ", ".join(found["backends"]) or "none: nothing can be computed",
+        "CPU": f"{found['cpu']['physical_cores']} cores, {' '.join(found['cpu']['features'])}",
+        "library offers": ", ".join(name for name, there in found["supports"].items() if there),
+        "cache folder": found["cache"],
+    }
+    if speed := found.get("read_speed"):
+        n_read = f"{size(speed['bytes'])} in {speed['seconds']:.2f} s, {speed['how']}"
+        build["read speed"] = f"{speed['gb_per_s']:.2f} GB/s from {speed['path']} ({n_read})"
+    _pairs(console, "build and disk", build.items())
+
+
+def show_entries(folder: Path, entries: Sequence[Entry], *, removed: bool) -> None:
+    """Print what the cache holds, or what was removed from it."""
+    console = Console()
+    total = size(sum(e.size_bytes for e in entries))
+    if not entries:
+        console.print(f"{folder}: nothing {'to remove' if removed else 'kept'}", soft_wrap=True)
+        return
+    _pairs(
+        console, f"{'removed from' if removed else 'kept in'} {folder}", ((e.name, size(e.size_bytes)) for e in entries)
+    )
+    console.print(f"total {total}")
+
+
+def _pairs(console: Console, title: str, pairs: Iterable[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, value)
+    console.print(table)

@@ -1,0 +1,91 @@
+"""The `superllama` command: doctor and cache. What is printed is made in _show.py, what it says elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import Error, __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main_parser = argparse.ArgumentParser(
+        prog="superllama",
+        description="Run language models larger than memory. The programs of llama.cpp are beside this command: "
+        "superllama-cli, -completion, -server, -bench, -perplexity, -quantize, -rpc-server.",
+    )
+    main_parser.add_argument("--version", action="version", version=f"superllama {__version__}")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what this machine and this build can do")
+    doctor.add_argument(
+        "path", nargs="?", type=Path, help="folder or file whose read speed is measured (default: the temporary folder)"
+    )
+    doctor.add_argument("--no-read", action="store_true", help="measure no read speed")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+
+    cache = commands.add_parser("cache", help="what superllama keeps on disk")
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="show it")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    prune = actions.add_parser("prune", help="remove it; what is needed again is fetched or made again")
+    prune.add_argument(
+        "name", nargs="*", help="as `cache list` names it, or `models`, `upstream` (default: everything)"
+    )
+    prune.add_argument("--json", action="store_true", help="for programs")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.command == "doctor":
+            return _doctor(args)
+        return _cache(args)
+    except (Error, OSError) as e:
+        print(f"superllama: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ._doctor import report
+
+    if args.path and not args.path.exists():
+        print(f"superllama doctor: {args.path} does not exist", file=sys.stderr)
+        return 2
+    found = report(args.path, measure=not args.no_read)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        from ._show import show_report
+
+        show_report(found)
+    return 0
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from ._cache import cache_dir, entries, prune
+
+    if args.action == "list":
+        found = entries()
+    else:
+        try:
+            found = prune(args.name)
+        except KeyError as e:
+            print(f"superllama cache: there is no {e.args[0]!r}; see superllama cache list", file=sys.stderr)
+            return 2
+    if args.json:
+        listed = [{"name": e.name, "path": str(e.path), "size_bytes": e.size_bytes} for e in found]
+        print(json.dumps({"folder": str(cache_dir()), "entries": listed}, indent=2))
+    else:
+        from ._show import show_entries
+
+        show_entries(cache_dir(), found, removed=args.action == "prune")
+    return 0

@@ -1,0 +1,71 @@
+"""What the tests share: models, and a way to run code where a crash would be seen as one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny_model as tiny
+
+import superllama
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(model_dir: Path) -> Path:
+    return tiny.write_llama(model_dir / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(model_dir: Path) -> Path:
+    return tiny.write_bert(model_dir / "bert.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(model_dir: Path) -> Path:
+    return tiny.write_lora(model_dir / "lora.gguf")
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The real model; the first run on a machine downloads it."""
+    return superllama.demo_model()
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Iterator[superllama.Model]:
+    with superllama.Model(tiny_model) as m:
+        yield m
+
+
+@pytest.fixture
+def ctx(model: superllama.Model) -> Iterator[superllama.Context]:
+    with superllama.Context(model, n_ctx=512) as c:
+        yield c
+
+
+@pytest.fixture(scope="session")
+def demo(demo_model: Path) -> Iterator[superllama.Model]:
+    with superllama.Model(demo_model) as m:
+        yield m
+
+
+Runner = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_python() -> Runner:
+    """Run a script in an interpreter of its own, with arguments; a crash shows in its return code."""
+
+    def run(script: str, *arguments: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)  # type: ignore[call-overload]
+
+    return run

@@ -1,0 +1,88 @@
+"""The cache folder, and the `superllama cache` command over it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from superllama import _cache, cli
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUPERLLAMA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def filled(cache: Path) -> Path:
+    (cache / "upstream" / "0123456789ab" / "src").mkdir(parents=True)
+    (cache / "upstream" / "0123456789ab" / "src" / "a.cpp").write_bytes(bytes(100))
+    (cache / "upstream" / "0123456789ab" / "b").write_bytes(bytes(20))
+    (cache / "models").mkdir()
+    (cache / "models" / "x.gguf").write_bytes(bytes(3000))
+    (cache / "other").write_text("not ours")
+    return cache
+
+
+def test_the_variable_names_the_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _cache.cache_dir() == cache
+    monkeypatch.delenv("SUPERLLAMA_CACHE")
+    assert _cache.cache_dir().name == "superllama"
+
+
+def test_an_empty_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _cache.entries() == []
+    assert cli.main(["cache", "list"]) == 0
+    assert "nothing kept" in capsys.readouterr().out
+    assert not cache.exists()
+
+
+def test_entries_and_sizes(filled: Path) -> None:
+    assert [(e.name, e.size_bytes) for e in _cache.entries()] == [
+        ("upstream/0123456789ab", 120),
+        ("models/x.gguf", 3000),
+    ]
+
+
+def test_links_are_not_followed(filled: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").write_bytes(bytes(10_000))
+    (filled / "models" / "link").symlink_to(outside)
+    assert {e.name: e.size_bytes for e in _cache.entries()}["models/link"] < 10_000
+    _cache.prune(["models/link"])
+    assert (outside / "keep").exists()
+    assert not (filled / "models" / "link").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        ([], []),
+        (["models"], ["upstream/0123456789ab"]),
+        (["upstream/0123456789ab"], ["models/x.gguf"]),
+        (["models/x.gguf", "upstream"], []),
+    ],
+)
+def test_prune(filled: Path, names: list[str], left: list[str]) -> None:
+    _cache.prune(names)
+    assert [e.name for e in _cache.entries()] == left
+    assert (filled / "other").read_text() == "not ours"
+
+
+def test_an_unknown_name_removes_nothing(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cache", "prune", "models", "models/y.gguf"]) == 2
+    assert "models/y.gguf" in capsys.readouterr().err
+    assert len(_cache.entries()) == 2
+
+
+def test_json(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cache", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["folder"] == str(filled)
+    assert [e["size_bytes"] for e in listed["entries"]] == [120, 3000]
+    assert cli.main(["cache", "prune", "models", "--json"]) == 0
+    assert [e["name"] for e in json.loads(capsys.readouterr().out)["entries"]] == ["models/x.gguf"]
