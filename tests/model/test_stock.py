@@ -1,0 +1,100 @@
+"""Against unpatched llama.cpp, built from the same tree: the same tokens and the same logits, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from native_build import native_programs
+
+LEAST = re.compile(r"least that works is (\d+) MiB")
+
+
+def probe(program: str, *arguments: object) -> dict[str, Any]:
+    """Greedy tokens and a hash over all logits, by our library or by stock's ("probe-stock")."""
+    command = [native_programs() / program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def least_budget_mib(*arguments: object) -> int:
+    """The smallest budget that works, found by asking: the refusal names it."""
+    budget = 1
+    for _ in range(4):
+        command = [
+            native_programs() / "probe",
+            *map(str, arguments),
+            "--dynamic-layers",
+            "--mem-budget",
+            f"{budget}MiB",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if done.returncode == 0:
+            return budget
+        named = LEAST.search(done.stderr)
+        assert named, done.stderr
+        budget = int(named[1]) + 1
+    raise AssertionError(f"{budget} MiB was named as enough and refused again")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("repack", [0, 1])
+def test_without_our_flags(demo_model: Path, threads: int, repack: int) -> None:
+    arguments = ["-m", demo_model, "-n", 24, "-t", threads, "--repack", repack]
+    ours, stock = probe("probe", *arguments), probe("probe-stock", *arguments)
+    assert ours["tokens"] == stock["tokens"]
+    assert ours["hash"] == stock["hash"]
+
+
+@pytest.mark.parametrize("prefetch", [[], ["--async-prefetch"]], ids=["sync", "async"])
+@pytest.mark.parametrize("policy", ["pin", "lru"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_with_dynamic_layers(demo_model: Path, threads: int, policy: str, prefetch: list[str]) -> None:
+    arguments = ["-m", demo_model, "-n", 8, "-t", threads, "-c", 256, "-ub", 64]
+    budget = least_budget_mib(*arguments) + 8
+    ours = probe(
+        "probe", *arguments, "--dynamic-layers", "--layer-policy", policy, "--mem-budget", f"{budget}MiB", *prefetch
+    )
+    stock = probe("probe-stock", *arguments)
+    assert ours["hash"] == stock["hash"]
+    assert ours["tokens"] == stock["tokens"]
+    assert ours["metrics"]["layers_evicted"] > 100
+    assert ours["metrics"]["weight_bytes_read"] > 5 * demo_model.stat().st_size * 0.4
+    assert ours["metrics"]["weight_bytes_resident"] <= budget << 20
+
+
+# ---------------------------------------------------------------- every architecture
+
+FAMILIES = [
+    "llama-dense", "llama-moe", "mistral3-moe", "qwen2vl-dense", "qwen2moe-moe", "qwen3-dense", "qwen3moe-moe", "qwen3next-moe",
+    "olmoe-moe", "gpt-oss-moe", "deepseek-moe", "deepseek2-moe", "granitemoe-moe", "granitehybrid-dense", "dbrx-moe", "grok-moe",
+    "phimoe-moe", "glm4moe-moe", "ernie4_5-moe-moe", "hunyuan-moe-moe", "llama4-moe", "gemma3-dense", "falcon-h1-dense", "mamba2-dense",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random model of every architecture that upstream can save."""
+    folder = tmp_path_factory.mktemp("architectures")
+    command = [native_programs() / "make-arch-models", "-o", f"{folder}/"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    return {path.stem: path for path in folder.glob("*.gguf")}
+
+
+@pytest.mark.parametrize("repack", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str, repack: int, architectures: dict[str, Path]) -> None:
+    arguments = ["-m", architectures[family], "--n-prompt", 20, "-n", 5, "-c", 256, "-ub", 16, "--repack", repack]
+    stock = probe("probe-stock", *arguments)
+    budget = least_budget_mib(*arguments)
+    ours = probe("probe", *arguments, "--dynamic-layers", "--async-prefetch", "--mem-budget", f"{budget}MiB")
+    assert ours["hash"] == stock["hash"]
+    if family.endswith("-moe"):
+        assert ours["metrics"]["layers_evicted"] > 0
+        assert ours["metrics"]["weight_bytes_read"] > 0

@@ -1,0 +1,36 @@
+"""Builds the native test programs in the build folder that `pip install` left, and says where they are."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+
+
+@functools.cache
+def native_programs() -> Path:
+    """The folder of the programs of tests/native; compiles what is not there yet, llama.cpp itself not again."""
+    cache = BUILD / "CMakeCache.txt"
+    if not cache.exists():
+        raise RuntimeError(f"{BUILD} is not configured; install superllama from this folder first: pip install .")
+    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+    if cmake is None or ninja is None:
+        raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
+    # the tools that configured the folder may have been temporary ones of pip
+    if (
+        f"CMAKE_COMMAND:INTERNAL={cmake}" not in cache.read_text()
+        or f"CMAKE_MAKE_PROGRAM:FILEPATH={ninja}" not in cache.read_text()
+    ):
+        run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}")
+    run(cmake, "--build", str(BUILD), "--target", "superllama-tests")
+    return BUILD / "tests" / "native"
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{(done.stdout + done.stderr)[-4000:]}")
