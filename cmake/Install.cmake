@@ -56,12 +56,16 @@ if (NOT DEFINED SKBUILD)
 endif()
 
 install(TARGETS ${programs}  RUNTIME DESTINATION superllama/bin COMPONENT superllama)
-install(TARGETS ${libraries} LIBRARY DESTINATION superllama/lib RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+install(TARGETS ${libraries}
+    LIBRARY DESTINATION superllama/lib COMPONENT superllama
+    RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+set(backend_dir superllama/lib)
 if (GGML_BACKEND_DL)
-    install(TARGETS ${backends} LIBRARY DESTINATION superllama/bin RUNTIME DESTINATION superllama/bin COMPONENT superllama)
-else()
-    install(TARGETS ${backends} LIBRARY DESTINATION superllama/lib RUNTIME DESTINATION superllama/bin COMPONENT superllama)
+    set(backend_dir superllama/bin)
 endif()
+install(TARGETS ${backends}
+    LIBRARY DESTINATION ${backend_dir} COMPONENT superllama
+    RUNTIME DESTINATION superllama/bin COMPONENT superllama)
 
 # ---------------------------------------------------------------- binding
 

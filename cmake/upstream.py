@@ -99,7 +99,7 @@ def unpack(tree: Path, p: dict[str, str]) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     source = tar.extractfile(member)
                     assert source is not None  # wanted() yields files only
-                    with source, open(target, "wb") as out:
+                    with source, target.open("wb") as out:
                         shutil.copyfileobj(source, out)
                     os.utime(target, (member.mtime, member.mtime))
             (new / STAMP).write_text(p["sha256"] + "\n")
@@ -164,7 +164,9 @@ def apply_series(tree: Path, *, reverse: bool = False) -> None:
         except FileNotFoundError as e:
             raise UpstreamError("neither git nor patch is installed; install one of them") from e
         if done.returncode:
-            raise UpstreamError(f"{patch.name} does not {'reverse' if reverse else 'apply'}:\n{done.stderr or done.stdout}")
+            raise UpstreamError(
+                f"{patch.name} does not {'reverse' if reverse else 'apply'}:\n{done.stderr or done.stdout}"
+            )
 
 
 def patch_tree(dest: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from native_build import native_programs
 
 LEAST = re.compile(r"least that works is (\d+) MiB")
@@ -71,11 +70,21 @@ def test_with_dynamic_layers(demo_model: Path, threads: int, policy: str, prefet
 
 # ---------------------------------------------------------------- every architecture
 
-FAMILIES = [
-    "llama-dense", "llama-moe", "mistral3-moe", "qwen2vl-dense", "qwen2moe-moe", "qwen3-dense", "qwen3moe-moe", "qwen3next-moe",
-    "olmoe-moe", "gpt-oss-moe", "deepseek-moe", "deepseek2-moe", "granitemoe-moe", "granitehybrid-dense", "dbrx-moe", "grok-moe",
-    "phimoe-moe", "glm4moe-moe", "ernie4_5-moe-moe", "hunyuan-moe-moe", "llama4-moe", "gemma3-dense", "falcon-h1-dense", "mamba2-dense",
-]  # fmt: skip
+DENSE = ["llama", "qwen2vl", "qwen3", "gemma3", "granitehybrid", "falcon-h1", "mamba2"]
+MOE = [
+    "llama",
+    "mistral3",
+    "qwen2moe",
+    "qwen3moe",
+    "qwen3next",
+    "olmoe",
+    "gpt-oss",
+    "deepseek",
+    "deepseek2",
+    "granitemoe",
+]
+MOE += ["dbrx", "grok", "phimoe", "glm4moe", "ernie4_5-moe", "hunyuan-moe", "llama4"]
+FAMILIES = [f"{name}-dense" for name in DENSE] + [f"{name}-moe" for name in MOE]
 
 
 @pytest.fixture(scope="session")

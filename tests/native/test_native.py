@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from native_build import native_programs
 
 UNITS = ["size", "telemetry", "prefetch", "metrics"]
