@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from ._context import Context
     from ._demo import demo_model
     from ._generation import Piece, Summary
+    from ._layers import Layer
     from ._memory import Device, Memory, devices, memory
     from ._metrics import Metrics
     from ._model import Lora, Model
     from ._params import ContextParams, ModelParams, SamplingParams
+    from ._plan import Plan, plan
 
 __version__ = "0.1.0"
 
@@ -44,17 +46,20 @@ _HOME = {
     "Context": "_context",
     "ContextParams": "_params",
     "Device": "_memory",
+    "Layer": "_layers",
     "Lora": "_model",
     "Memory": "_memory",
     "Metrics": "_metrics",
     "Model": "_model",
     "ModelParams": "_params",
     "Piece": "_generation",
+    "Plan": "_plan",
     "SamplingParams": "_params",
     "Summary": "_generation",
     "demo_model": "_demo",
     "devices": "_memory",
     "memory": "_memory",
+    "plan": "_plan",
 }
 
 __all__ = [
@@ -68,6 +73,7 @@ __all__ = [
     "DownloadError",
     "Error",
     "GrammarError",
+    "Layer",
     "Lora",
     "Memory",
     "Metrics",
@@ -75,6 +81,7 @@ __all__ = [
     "ModelError",
     "ModelParams",
     "Piece",
+    "Plan",
     "PromptError",
     "PromptTooLongError",
     "SamplingParams",
@@ -85,6 +92,7 @@ __all__ = [
     "demo_model",
     "devices",
     "memory",
+    "plan",
 ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ._batch import Batch, Outputs
 from ._context_base import ContextBase
 from ._errors import CancelledError, ContextError, DecodeError, PromptError, PromptTooLongError
-from ._native import collected_errors, ffi, lib, reason
+from ._native import collected_errors, ffi, last_error, lib, reason
 from ._text import check_tokens
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ class Decoding(ContextBase):
             )
         if result == 2:
             raise CancelledError("decoding was cancelled")
+        why = last_error()
+        if why and any(line.endswith(why) for line in errors):  # else it is of an earlier call
+            raise DecodeError(f"the weights of {self.model.path.name} could not be read: {why}")
         raise DecodeError(
             f"the library could not decode {batch.n_tokens} tokens ({result}): {reason(errors, 'no reason given')}"
         )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import mmap
 import os
 import platform
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from ._cache import cache_dir
+from ._read_speed import measure_read
 
 READ_BYTES = 256 * 1000 * 1000
-CHUNK_BYTES = 8 << 20
+READ_SECONDS = 20.0
 
 
 def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any]:
@@ -62,11 +61,9 @@ def cpu_features(system_info: str) -> list[str]:
 
 
 def read_speed(path: Path) -> dict[str, Any]:
-    """Read 256 MB with one thread, past the page cache where the system can: from `path` if it is a file, else
-    from a file written into the folder for the purpose.
+    """Read 256 MB: from `path` if it is a file, else from a file written into the folder for the purpose.
 
-    Returns: path, bytes, seconds, gb_per_s, and `how`: "O_DIRECT", "buffered, cache dropped", or "buffered"
-    (which may measure memory).
+    Returns: path, bytes, seconds, gb_per_s, and `how`, as ReadSpeed has it.
     """
     if path.is_file():
         return _measure(path)
@@ -80,40 +77,11 @@ def read_speed(path: Path) -> dict[str, Any]:
 
 
 def _measure(path: Path) -> dict[str, Any]:
-    fd, how = _open(path)
-    try:
-        buffer = mmap.mmap(-1, CHUNK_BYTES)  # page-aligned, as O_DIRECT asks
-        n, start = 0, time.perf_counter()
-        while n < READ_BYTES and (got := os.readv(fd, [buffer]) if hasattr(os, "readv") else _read(fd, buffer)):
-            n += got
-        seconds = time.perf_counter() - start
-    finally:
-        os.close(fd)
+    speed = measure_read(path, max_bytes=READ_BYTES, max_seconds=READ_SECONDS)
     return {
         "path": str(path),
-        "bytes": n,
-        "seconds": round(seconds, 4),
-        "gb_per_s": round(n / seconds / 1e9, 3),
-        "how": how,
+        "bytes": speed.bytes,
+        "seconds": round(speed.seconds, 4),
+        "gb_per_s": round(speed.bytes_per_s / 1e9, 3),
+        "how": speed.how,
     }
-
-
-def _open(path: Path) -> tuple[int, str]:
-    if hasattr(os, "O_DIRECT"):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            os.pread(fd, 0, 0)
-            return fd, "O_DIRECT"
-        except OSError:
-            pass  # this file system has none
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return fd, "buffered, cache dropped"
-    return fd, "buffered"
-
-
-def _read(fd: int, buffer: mmap.mmap) -> int:
-    data = os.read(fd, CHUNK_BYTES)
-    buffer[: len(data)] = data
-    return len(data)

@@ -12,7 +12,7 @@ class Error(Exception):
 
 
 class ModelError(Error):
-    """A model or an adapter file cannot be loaded."""
+    """A model or an adapter file cannot be loaded, or a model does not offer what was asked of it."""
 
 
 class ContextError(Error):

@@ -1,10 +1,12 @@
 // The C side of the binding: the headers, and what must run without Python.
 #include "ggml.h"
 #include "ggml-backend.h"
+#include "gguf.h"
 #include "superllama.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 // Installed when the interpreter goes away: the library may still log while it is unloaded.
 static void superllama_py_log_nothing(enum ggml_log_level level, const char * text, void * user_data) {
@@ -75,4 +77,23 @@ static llama_token superllama_py_sample(
         }
     }
     return token;
+}
+
+// The type that most bytes of the layers in a GGUF file have, from its header; GGML_TYPE_COUNT if there are none.
+static enum ggml_type superllama_py_main_type(const char * path) {
+    const struct gguf_init_params params = { true, NULL };
+    struct gguf_context *         file   = gguf_init_from_file(path, params);
+    enum ggml_type                main   = GGML_TYPE_COUNT;
+    size_t                        bytes[GGML_TYPE_COUNT] = { 0 };
+    for (int64_t i = 0; file && i < gguf_get_n_tensors(file); i++) {
+        const enum ggml_type type = gguf_get_tensor_type(file, i);
+        if (strncmp(gguf_get_tensor_name(file, i), "blk.", 4) == 0) {
+            bytes[type] += gguf_get_tensor_size(file, i);
+            if (main == GGML_TYPE_COUNT || bytes[type] > bytes[main]) {
+                main = type;
+            }
+        }
+    }
+    gguf_free(file);
+    return main;
 }

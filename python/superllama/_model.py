@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import CancelledError, ModelError
 from ._gguf import check_gguf
-from ._native import collected_errors, ffi, lib, reason, text
+from ._layers import Layer, layers_of
+from ._native import collected_errors, ffi, last_error, lib, reason, text
 from ._params import ModelParams, merged
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
+from ._sizes import size_bytes
 from ._text import apply_template, detokenize, token_bytes, tokenize
 
 if TYPE_CHECKING:
@@ -177,6 +179,26 @@ class Model:
         """Whether a model that produces this token has finished."""
         with self._use():
             return 0 <= token < self.n_vocab and bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    # ---------------------------------------------------------------- dynamic layers
+
+    def layers(self) -> list[Layer]:
+        """Where each layer is now; empty for a model that was loaded without dynamic_layers."""
+        with self._use() as c:
+            return layers_of(c)
+
+    def set_budget(self, mem_budget: int | str) -> None:
+        """Change the host memory that this model and its contexts may use: bytes, "8GiB", "60%" or "auto".
+
+        May be called while a context generates; what is too much then is given back before its next batch.
+
+        Raises: pydantic.ValidationError for a text that is no size, ModelError for a budget that cannot work,
+        with the least that would, or a model without dynamic_layers. Nothing changes then.
+        """
+        n_bytes = size_bytes(ModelParams(mem_budget=mem_budget).mem_budget)
+        with self._use() as c:
+            if lib.superllama_set_budget(c, n_bytes) < 0:
+                raise ModelError(f"mem_budget={mem_budget!r}: {last_error()}")
 
     # ---------------------------------------------------------------- text
 

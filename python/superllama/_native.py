@@ -77,7 +77,7 @@ def collected_errors() -> Iterator[collections.deque[str]]:
 
 def reason(errors: collections.deque[str], fallback: str) -> str:
     """The most telling of the logged lines, without the names of the functions that logged it."""
-    lines = [re.sub(r"^(\w+: )+", "", line) for line in errors]
+    lines = [re.sub(r"^(\w+: )+(error loading model: )?", "", line) for line in errors]
     lines = [
         line for line in lines if not re.fullmatch(r"failed to (load|decode|encode)( model)?(, ret = -?\d+)?", line)
     ]

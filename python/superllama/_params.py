@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ._c_params import ENUMS, buffer_type_overrides, device_list, float_list, kv_override_list
 from ._native import ffi, lib
+from ._sizes import size_bytes
 
 _MODEL = lib.llama_model_default_params()
 _CONTEXT = lib.llama_context_default_params()
@@ -27,6 +28,7 @@ KvOverride = bool | int | float | str
 RENAMED = {
     "attention": "attention_type",
     "flash_attn": "flash_attn_type",
+    "mem_budget": "mem_budget_bytes",
     "override_kv": "kv_overrides",
     "override_tensor": "tensor_buft_overrides",
     "pooling": "pooling_type",
@@ -126,20 +128,27 @@ class ModelParams(_Params):
     layer_policy: Literal["pin", "lru"] = Field(
         _default(_MODEL.superllama, "layer_policy"), description="which layers are held: a fixed set, or the latest"
     )
-    mem_budget_bytes: int = Field(
-        _default(_MODEL.superllama, "mem_budget_bytes"), ge=0, lt=2**64, description="of host memory; 0 = automatic"
+    mem_budget: int | str = Field(
+        "auto",
+        description="host memory for weights, KV and compute buffers: bytes, '8GiB', '60%' of what this process may "
+        "use, or 'auto', which follows the memory that is there",
     )
     mem_pressure: float = Field(
         _default(_MODEL.superllama, "mem_pressure"), ge=0, le=1, description="part of memory above which layers go"
     )
     mem_pressure_low: float = Field(
-        _default(_MODEL.superllama, "mem_pressure_low"), ge=0, le=1, description="part below which they come back"
+        _default(_MODEL.superllama, "mem_pressure_low"),
+        ge=0,
+        le=1,
+        validate_default=True,
+        description="part below which they come back; less than mem_pressure",
     )
 
-    _by_hand: ClassVar[frozenset[str]] = frozenset({"devices", "override_tensor", "tensor_split", "override_kv"})
+    _by_hand: ClassVar[frozenset[str]] = frozenset(
+        {"devices", "override_tensor", "tensor_split", "override_kv", "mem_budget"}
+    )
     _superllama: ClassVar[frozenset[str]] = frozenset(
-        {"dynamic_layers", "async_prefetch", "prefetch_threads", "layer_policy", "mem_budget_bytes"}
-        | {"mem_pressure", "mem_pressure_low"}
+        {"dynamic_layers", "async_prefetch", "prefetch_threads", "layer_policy", "mem_pressure", "mem_pressure_low"}
     )
 
     @field_validator("tensor_split")
@@ -147,6 +156,21 @@ class ModelParams(_Params):
     def _fits_devices(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and len(value) > lib.llama_max_devices():
             raise ValueError(f"{len(value)} parts for at most {lib.llama_max_devices()} devices")
+        return value
+
+    @field_validator("mem_budget", mode="before")
+    @classmethod
+    def _is_size(cls, value: object) -> object:
+        if isinstance(value, int | str):
+            size_bytes(value)
+        return value
+
+    @field_validator("mem_pressure_low")
+    @classmethod
+    def _below_high(cls, value: float, info: ValidationInfo) -> float:
+        high = info.data.get("mem_pressure")
+        if high is not None and value >= high:
+            raise ValueError(f"the low mark is {value:g}; it must be below mem_pressure, which is {high:g}")
         return value
 
     def to_c(self, owned: list[Any]) -> Any:
@@ -157,6 +181,7 @@ class ModelParams(_Params):
         c.tensor_buft_overrides = buffer_type_overrides(self.override_tensor, owned)
         c.tensor_split = float_list(self.tensor_split, lib.llama_max_devices(), owned)
         c.kv_overrides = kv_override_list(self.override_kv, owned)
+        c.superllama.mem_budget_bytes = size_bytes(self.mem_budget)
         return c
 
 

@@ -1,4 +1,4 @@
-"""The `superllama` command: doctor and cache. What is printed is made in _show.py, what it says elsewhere."""
+"""The `superllama` command: plan, doctor and cache. What is printed is made in _show.py, what it says elsewhere."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"superllama {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    plan = commands.add_parser("plan", help="what a model would do here under a budget, before it is loaded")
+    plan.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
+    plan.add_argument("--mem-budget", metavar="SIZE", default="auto", help="8GiB, 512MiB, 60%%, auto (default: auto)")
+    plan.add_argument("-c", "--ctx-size", metavar="N", type=int, help="tokens of context; 0 = the model's own")
+    plan.add_argument("-ub", "--ubatch-size", metavar="N", type=int, help="tokens of a prompt computed at once")
+    plan.add_argument("-t", "--threads", metavar="N", type=int, help="threads (default: the physical cores)")
+    plan.add_argument("--no-repack", action="store_true", help="with the weights in the layout of the file")
+    plan.add_argument("--json", action="store_true", help="for programs")
+
     doctor = commands.add_parser("doctor", help="what this machine and this build can do")
     doctor.add_argument(
         "path", nargs="?", type=Path, help="folder or file whose read speed is measured (default: the temporary folder)"
@@ -34,8 +43,12 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="for programs")
     prune = actions.add_parser("prune", help="remove it; what is needed again is fetched or made again")
     prune.add_argument(
-        "name", nargs="*", help="as `cache list` names it, or `models`, `upstream` (default: everything)"
+        "name",
+        nargs="*",
+        help="as `cache list` names it, or a kind: `models`, `repacked`, `upstream` (default: everything)",
     )
+    prune.add_argument("--older-than", metavar="DAYS", type=float, help="only what was not used for so long")
+    prune.add_argument("--max-size", metavar="SIZE", help="keep this much of what was used last, e.g. 20GB")
     prune.add_argument("--json", action="store_true", help="for programs")
     return main_parser
 
@@ -44,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(arguments)
     try:
+        if args.command == "plan":
+            return _plan(args)
         if args.command == "doctor":
             return _doctor(args)
         return _cache(args)
@@ -52,6 +67,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from ._demo import demo_model
+    from ._plan import plan
+
+    flags = {"mem_budget": "--mem-budget", "n_ctx": "-c", "n_ubatch": "-ub", "n_threads": "-t"}
+    try:
+        found = plan(
+            args.model or demo_model(),
+            mem_budget=args.mem_budget,
+            n_ctx=args.ctx_size,
+            n_ubatch=args.ubatch_size,
+            n_threads=args.threads,
+            repack=not args.no_repack,
+        )
+    except ValidationError as e:
+        wrong = e.errors()[0]
+        what = wrong["msg"].removeprefix("Value error, ")
+        print(f"superllama plan: {flags[str(wrong['loc'][0])]} {wrong['input']}: {what}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        from ._show_plan import show_plan
+
+        show_plan(found)
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -77,7 +122,10 @@ def _cache(args: argparse.Namespace) -> int:
         found = entries()
     else:
         try:
-            found = prune(args.name)
+            found = prune(args.name, older_than_days=args.older_than, max_bytes=_bytes(args.max_size))
+        except ValueError as e:
+            print(f"superllama cache: --max-size {args.max_size}: {e}", file=sys.stderr)
+            return 2
         except KeyError as e:
             print(f"superllama cache: there is no {e.args[0]!r}; see superllama cache list", file=sys.stderr)
             return 2
@@ -89,3 +137,14 @@ def _cache(args: argparse.Namespace) -> int:
 
         show_entries(cache_dir(), found, removed=args.action == "prune")
     return 0
+
+
+def _bytes(size: str | None) -> int | None:
+    """Bytes of a --max-size. Raises: ValueError for what is no size, or relates to memory."""
+    if size is None:
+        return None
+    if size == "auto" or size.endswith("%"):
+        raise ValueError("write a number with MB, GB, MiB or GiB")
+    from ._sizes import size_bytes
+
+    return size_bytes(size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,53 @@ def test_json(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [e["size_bytes"] for e in listed["entries"]] == [120, 3000]
     assert cli.main(["cache", "prune", "models", "--json"]) == 0
     assert [e["name"] for e in json.loads(capsys.readouterr().out)["entries"]] == ["models/x.gguf"]
+
+
+@pytest.fixture
+def repacked(filled: Path) -> Path:
+    """Three files of repacked blocks, of 1, 2 and 3 kB, last used 1, 20 and 300 days ago."""
+    folder = filled / "repacked"
+    folder.mkdir()
+    for i, days in enumerate((1, 20, 300), 1):
+        file = folder / f"{i}.blocks"
+        file.write_bytes(bytes(1000 * i))
+        when = time.time() - days * 86400
+        os.utime(file, (when, when))
+    return folder
+
+
+def left(kind: str = "repacked") -> list[str]:
+    return [e.path.name for e in _cache.entries() if e.kind == kind]
+
+
+def test_repacked_blocks_are_listed(repacked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cache", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "repacked/2.blocks" in out
+    assert "2.0 kB" in out
+
+
+def test_prune_by_kind(repacked: Path) -> None:
+    assert cli.main(["cache", "prune", "repacked"]) == 0
+    assert left() == []
+    assert left("models") == ["x.gguf"]
+    assert cli.main(["cache", "prune", "repacked"]) == 0  # a kind may be empty
+
+
+def test_prune_by_age(repacked: Path) -> None:
+    assert cli.main(["cache", "prune", "--older-than", "10"]) == 0
+    assert left() == ["1.blocks"]
+    assert left("models") == ["x.gguf"]
+
+
+def test_prune_by_size_keeps_what_was_used_last(repacked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cache", "prune", "repacked", "--max-size", "3500", "--json"]) == 0
+    assert [e["name"] for e in json.loads(capsys.readouterr().out)["entries"]] == ["repacked/3.blocks"]
+    assert left() == ["1.blocks", "2.blocks"]
+
+
+@pytest.mark.parametrize("size", ["lots", "auto", "10%", "0"])
+def test_a_wrong_size_removes_nothing(repacked: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cache", "prune", "--max-size", size]) == 2
+    assert f"--max-size {size}" in capsys.readouterr().err
+    assert len(left()) == 3

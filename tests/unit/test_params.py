@@ -123,6 +123,16 @@ def test_enum_names_are_those_the_models_accept(name: str) -> None:
         (ModelParams, "tensor_split", [1.0] * (lib.llama_max_devices() + 1)),
         (ModelParams, "layer_policy", "random"),
         (ModelParams, "mem_pressure", 1.5),
+        (ModelParams, "mem_pressure_low", 0.9),
+        (ModelParams, "mem_budget", "8 parsecs"),
+        (ModelParams, "mem_budget", "101%"),
+        (ModelParams, "mem_budget", "8GiB\0"),
+        (ModelParams, "mem_budget", "\ud800"),
+        (ModelParams, "mem_budget", 0),
+        (ModelParams, "mem_budget", -1),
+        (ModelParams, "mem_budget", True),
+        (ModelParams, "mem_budget", 2**64),
+        (ModelParams, "mem_budget", None),
         (SamplingParams, "temperature", -0.1),
         (SamplingParams, "top_p", 1.1),
         (SamplingParams, "max_tokens", -1),
@@ -137,6 +147,32 @@ def test_wrong_values_name_the_field(kind: type[Any], name: str, value: object) 
     with pytest.raises(ValidationError) as e:
         kind(**{name: value})
     assert e.value.errors()[0]["loc"][0] == name
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("auto", 0),
+        (123456, 123456),
+        ("123456", 123456),
+        ("8GiB", 8 << 30),
+        ("1.5MB", 1_500_000),
+        ("512 MiB", 512 << 20),
+    ],
+)
+def test_budgets(text: int | str, n_bytes: int) -> None:
+    assert ModelParams(mem_budget=text).to_c([]).superllama.mem_budget_bytes == n_bytes
+
+
+def test_a_budget_may_be_a_part_of_memory() -> None:
+    n_bytes = ModelParams(mem_budget="50%").to_c([]).superllama.mem_budget_bytes
+    assert n_bytes == pytest.approx(superllama.memory().host_total / 2, rel=0.01)
+
+
+def test_the_low_mark_is_below_the_high_one() -> None:
+    assert ModelParams(mem_pressure=0.5, mem_pressure_low=0.4).mem_pressure_low == 0.4
+    with pytest.raises(ValidationError, match=r"mem_pressure_low\n.*0\.7; it must be below mem_pressure"):
+        ModelParams(mem_pressure=0.5)
 
 
 def test_params_cannot_be_changed_behind_a_context() -> None:

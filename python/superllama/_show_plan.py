@@ -1,0 +1,112 @@
+"""How `superllama plan` looks on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ._plan import Plan, Row
+from ._show import size
+
+BAR_CELLS = 24
+
+# memory classes in the order of the bar: name, colour, character where there are no colours
+CLASSES = (
+    ("fixed", "blue", "F"),
+    ("pinned", "green", "P"),
+    ("ring", "yellow", "R"),
+    ("experts", "cyan", "E"),
+    ("KV", "magenta", "K"),
+    ("compute", "red", "C"),
+)
+
+
+def show_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print a plan."""
+    console = console or Console()
+    experts = f", {plan.n_experts_used} of {plan.n_experts} experts per token" if plan.n_experts else ""
+    console.print(
+        f"{plan.model.name}: {size(plan.model_bytes)}, {plan.n_layers} layers{experts}, {plan.n_ctx} tokens of context",
+        soft_wrap=True,
+    )
+    console.print(f"needs {size(plan.mem_full_bytes)} for everything, works from {size(plan.mem_least_bytes)}")
+    m = plan.machine
+    console.print(
+        f"measured: disk {m.read_bytes_per_s / 1e9:.2f} GB/s ({m.read_how}), CPU {m.cpu_bytes_per_s / 1e9:.2f} GB/s of "
+        f"{m.cpu_type} weights with {m.n_threads} threads",
+        soft_wrap=True,
+    )
+
+    table = Table(box=None, header_style="dim")
+    for name in (
+        "",
+        "budget",
+        "fixed",
+        "pinned",
+        "ring",
+        "experts",
+        "KV",
+        "compute",
+        "reads/token",
+        "tokens/s",
+        "limit",
+    ):
+        table.add_column(name, justify="left" if name in ("", "limit") else "right", no_wrap=True)
+    for row in (plan.asked, *plan.table):
+        memory = (row.pinned_bytes, row.ring_bytes, row.expert_pool_bytes) if row.works else ()
+        cells = [size(row.fixed_bytes), *(size(n) for n in memory), *["-"] * (3 - len(memory))]
+        cells += [size(row.kv_bytes), size(row.compute_bytes)]
+        speed = [size(row.read_bytes_per_token), f"{row.tokens_per_s:.2f}", row.limit or ""] if row.tokens_per_s else []
+        table.add_row(
+            row.label,
+            size(row.mem_budget_bytes),
+            *cells,
+            *(speed or ["-", "-", "too little"]),
+            style="bold" if row is plan.asked else None,
+        )
+    console.print(table)
+    for row in (plan.asked, *plan.table):
+        console.print(_bar(row, plan.mem_full_bytes, console.is_terminal))
+    console.print(Text.assemble(" " * 7, *((f" {mark} {name} ", colour) for name, colour, mark in CLASSES)))
+
+    _notes(plan, console)
+
+
+def _bar(row: Row, full_bytes: int, colours: bool) -> Text:
+    """The classes of memory of a budget, on the scale of what everything needs."""
+    sizes = (
+        row.fixed_bytes, row.pinned_bytes, row.ring_bytes, row.expert_pool_bytes, row.kv_bytes, row.compute_bytes
+    )  # fmt: skip
+    text = Text(f"{row.label:>6} ")
+    if not row.works:
+        return text.append("too little", "dim")
+    total, drawn = 0, 0
+    for (_, colour, mark), n_bytes in zip(CLASSES, sizes, strict=True):
+        total += n_bytes
+        n_cells = round(2 * BAR_CELLS * min(1.0, total / full_bytes)) - drawn
+        drawn += n_cells
+        text.append(("█" if colours else mark) * n_cells, colour)
+    return text.append("·" * (2 * BAR_CELLS - drawn), "dim")
+
+
+def _notes(plan: Plan, console: Console) -> None:
+    if not plan.asked.works:
+        least = -(-plan.mem_least_bytes >> 20) + 1
+        console.print(f"{size(plan.asked.mem_budget_bytes)} are too little: the least that works is {least} MiB")
+    if plan.n_experts:
+        console.print("experts: reads are an upper estimate, as if a router chose every expert equally often")
+    p = plan.prompt
+    if p.seconds_least is not None and p.seconds_most is not None:
+        passes = f"{p.n_passes} pass{'es' if p.n_passes > 1 else ''} over the weights"
+        console.print(f"prompt of {p.n_tokens} tokens: {passes}, {p.seconds_least:.2g} to {p.seconds_most:.2g} s")
+    if p.advice:
+        console.print(p.advice, soft_wrap=True)
+    r = plan.repack
+    verdict = {"same": "makes no difference", "repack": "is faster", "no-repack": "is slower"}[r.faster]
+    console.print(f"repacking {verdict}: {r.why}", soft_wrap=True)
+    if r.file_bytes:
+        console.print(f"a file of {size(r.file_bytes)} with the repacked blocks goes to the cache folder, once")
+    console.print(
+        "speeds are expected ones, with --async-prefetch; other programs and long contexts cost some", style="dim"
+    )
