@@ -7,7 +7,10 @@
 #include <string>
 
 struct llama_context;
+struct llama_memory_i;
 struct llama_ubatch;
+struct superllama_kv_pages;
+struct superllama_kv_seq_pages;
 struct superllama_stats;
 
 class llama_superllama {
@@ -18,13 +21,26 @@ class llama_superllama {
 
     static superllama_context_params default_context_params();
 
+    void memory_created(); // after the caches that the KV pager may have taken
+
     void before_ubatch(const llama_ubatch & ubatch);
+    void before_compute(ggml_cgraph * gf);
+    bool after_compute(); // false: what was computed is worthless
     void after_ubatch(const llama_ubatch & ubatch);
+
+    // The result of saving or loading a state, or nothing where KV data could not be read or written.
+    template <typename T> T checked(T result) const { return take_kv_failure() ? T() : result; }
+
+    void kv_pages(struct superllama_kv_pages & out) const;
+    void kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;
+    int kv_prefetch(llama_seq_id seq);
 
     void stats(struct superllama_stats & out) const;
     std::string metrics_json() const;
 
   private:
+    bool take_kv_failure() const;
+
     struct impl;
     std::unique_ptr<impl> pimpl;
 };

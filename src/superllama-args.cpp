@@ -2,7 +2,10 @@
 
 #include "arg.h"
 #include "common.h"
+#include "superllama-size.h"
+#include "superllama.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +16,47 @@ void superllama_args::apply(llama_context_params & params) const {
     params.superllama.metrics_pretty = metrics_pretty;
     params.superllama.metrics_interval_ms = metrics_interval_ms;
     params.superllama.metrics_file = metrics_file.empty() ? nullptr : metrics_file.c_str();
+    params.superllama.paged_kv = paged_kv;
+    params.superllama.async_prefetch = async_prefetch;
+    params.superllama.kv_page_size = kv_page_size;
+    params.superllama.prefetch_threads = prefetch_threads;
+    params.superllama.kv_budget_bytes = kv_budget_bytes;
+    params.superllama.spill_dir = spill_dir.empty() ? nullptr : spill_dir.c_str();
+}
+
+static int32_t check_range(int value, int least, int most, const char * what) {
+    if (value < least || value > most) {
+        throw std::invalid_argument("must be " + std::to_string(least) + " to " + std::to_string(most) + " " + what +
+                                    ", got " + std::to_string(value));
+    }
+    return value;
+}
+
+static uint64_t parse_host_size(const std::string & value) {
+    struct superllama_memory memory = {};
+    superllama_memory(&memory);
+    uint64_t bytes = 0;
+    std::string error;
+    if (value != "auto" && !superllama_parse_size(value.c_str(), memory.host_total, &bytes, &error)) {
+        throw std::invalid_argument(error + ", or auto");
+    }
+    if (value != "auto" && bytes == 0) {
+        throw std::invalid_argument("must be more than nothing");
+    }
+    return bytes;
+}
+
+static void check_folder(const std::string & path) {
+    const std::string probe = path + "/superllama-spill-check";
+    FILE * file = fopen(probe.c_str(), "wx");
+    if (file == nullptr && errno != EEXIST) {
+        throw std::invalid_argument("cannot write in " + path + ": " + strerror(errno) +
+                                    "; name a folder that exists and is writable");
+    }
+    if (file != nullptr) {
+        fclose(file);
+        remove(probe.c_str());
+    }
 }
 
 // Fails before anything is loaded, and leaves an existing file as it is.
@@ -52,6 +96,37 @@ static std::vector<common_arg> superllama_options() {
     add(common_arg({ "--metrics-pretty" }, "indent the JSON of metrics instead of one line each (default: disabled)",
                    [](common_params & params) { params.superllama.metrics_pretty = true; })
             .set_env("LLAMA_ARG_METRICS_PRETTY"));
+
+    add(common_arg({ "--paged-kv" },
+                   "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact (default: disabled)",
+                   [](common_params & params) { params.superllama.paged_kv = true; })
+            .set_env("LLAMA_ARG_PAGED_KV"));
+    add(common_arg({ "--kv-page-size" }, "N", "cells per KV page, 16-8192 (default: 256)",
+                   [](common_params & params, int value) {
+                       params.superllama.kv_page_size = check_range(value, 16, 8192, "cells");
+                   })
+            .set_env("LLAMA_ARG_KV_PAGE_SIZE"));
+    add(common_arg({ "--kv-budget" }, "SIZE",
+                   "memory that KV pages may hold: 8GiB, 512MiB, 60% of what this process may use, or auto, half of "
+                   "what is free (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.kv_budget_bytes = parse_host_size(value);
+                   })
+            .set_env("LLAMA_ARG_KV_BUDGET"));
+    add(common_arg({ "--spill-dir" }, "PATH", "folder of the file that KV pages spill to (default: the temporary folder)",
+                   [](common_params & params, const std::string & value) {
+                       check_folder(value);
+                       params.superllama.spill_dir = value;
+                   })
+            .set_env("LLAMA_ARG_SPILL_DIR"));
+    add(common_arg({ "--async-prefetch" }, "read KV pages ahead in worker threads (default: disabled)",
+                   [](common_params & params) { params.superllama.async_prefetch = true; })
+            .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
+    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1-64 (default: 4)",
+                   [](common_params & params, int value) {
+                       params.superllama.prefetch_threads = check_range(value, 1, 64, "threads");
+                   })
+            .set_env("LLAMA_ARG_PREFETCH_THREADS"));
     return options;
 }
 

@@ -15,6 +15,13 @@ struct superllama_args {
     int32_t metrics_interval_ms = 1000;
     std::string metrics_file;
 
+    bool paged_kv = false;
+    bool async_prefetch = false;
+    int32_t kv_page_size = 256;
+    int32_t prefetch_threads = 0;
+    uint64_t kv_budget_bytes = 0;
+    std::string spill_dir;
+
     // the parameters point into this object
     void apply(llama_context_params & params) const;
 };
