@@ -9,6 +9,25 @@
 extern "C" {
 #endif
 
+enum superllama_layer_policy {
+    SUPERLLAMA_LAYER_POLICY_PIN = 0, // keep a fixed set, spread over the layers; stream the rest
+    SUPERLLAMA_LAYER_POLICY_LRU = 1, // evict what was used longest ago
+};
+
+// Last member of llama_model_params. Zero means stock llama.cpp.
+struct superllama_model_params {
+    bool dynamic_layers; // place layers on device, host or disk and move them with memory pressure
+    bool async_prefetch; // read ahead in worker threads; without it every load waits where it is needed
+
+    int32_t prefetch_threads; // read workers, 0 = default
+
+    enum superllama_layer_policy layer_policy;
+
+    uint64_t mem_budget_bytes; // hard cap on host memory for weights, KV and compute buffers, 0 = automatic
+    float mem_pressure;        // high mark of memory in use, 0..1
+    float mem_pressure_low;    // low mark of the hysteresis, below the high mark
+};
+
 // Last member of llama_context_params. Zero means stock llama.cpp.
 struct superllama_context_params {
     const char * metrics_file; // JSON lines to this path, NULL = none; copied by llama_init_from_model

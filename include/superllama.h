@@ -132,6 +132,30 @@ LLAMA_API int32_t superllama_kv_prefetch(struct llama_context * ctx, llama_seq_i
 // if that is >= size, nothing was written. tokens_per_sec is since the last line or call.
 LLAMA_API int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, size_t size);
 
+// Where a layer of a model with dynamic layers is.
+enum superllama_tier {
+    SUPERLLAMA_TIER_HOST = 0, // all of it in memory
+    SUPERLLAMA_TIER_DISK =
+        1, // some of it is read for every pass over the weights, or for every expert that is asked for
+};
+
+struct superllama_layer {
+    int32_t index;
+    enum superllama_tier tier;
+    int64_t bytes;          // of its streamable weights
+    int64_t bytes_resident; // of them, in memory now
+    int64_t last_use;       // number of the ubatch, 0 = never
+    int64_t n_loads;        // of its blocks
+    int64_t n_evictions;
+};
+
+// Fills up to n_max entries and returns how many layers there are: 0 for a model without dynamic layers.
+LLAMA_API int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max);
+
+// The host budget of a model with dynamic layers, from the next ubatch on; 0 = automatic. A budget that cannot
+// work is refused and changes nothing.
+LLAMA_API int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -468,7 +468,7 @@ bool llama_kv_pager::begin_streaming(const std::vector<page_id> & needed, const 
     return true;
 }
 
-void llama_kv_pager::plan(ggml_cgraph * gf) {
+bool llama_kv_pager::plan(ggml_cgraph * gf) {
     stream_run & run = *streaming;
     const auto touch = [&](const ggml_tensor * node, const ggml_tensor * t) {
         const auto found = t == nullptr ? layer_of.end() : layer_of.find(t->view_src != nullptr ? t->view_src : t);
@@ -497,7 +497,7 @@ void llama_kv_pager::plan(ggml_cgraph * gf) {
             touch(node, src);
         }
     }
-    prepare_layer();
+    return prepare_layer();
 }
 
 // Brings the current step's layer, and starts the next one.
@@ -532,10 +532,7 @@ bool llama_kv_pager::advance() {
 }
 
 bool llama_kv_pager::finish() {
-    std::string error = streaming->error;
-    if (error.empty() && streaming->i < streaming->steps.size()) {
-        error = "the graph ended before all layers were reached";
-    }
+    const std::string error = streaming->error;
     end_streaming();
     return error.empty() || fail(error);
 }

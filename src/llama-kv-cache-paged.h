@@ -7,13 +7,13 @@
 
 #include <unordered_map>
 
-class llama_prefetch;
+class llama_prefetcher;
 
 // What a context offers to the cache that is created for it, and gets back.
 struct llama_kv_paging {
     superllama_context_params params;
     bool host_only = true; // no device computes: graphs may be cut between layers
-    std::shared_ptr<llama_prefetch> pool;
+    std::shared_ptr<llama_prefetcher> pool;
 
     class llama_kv_pager * pager = nullptr; // of the cache that took the offer
     std::string reason;                     // why a cache, or a part of it, did not
@@ -44,7 +44,7 @@ class llama_kv_pager {
 
     // Layer by layer: a ubatch whose pages are larger than the budget.
     bool is_streaming() const { return streaming != nullptr; }
-    void plan(ggml_cgraph * gf);
+    bool plan(ggml_cgraph * gf); // false: finish() says why
     bool is_cut(const ggml_tensor * node) const; // after this node the callback must run
     bool advance();                              // past a cut; false = stop the graph
     bool finish();                               // after the graph; false = its results are worthless
@@ -72,7 +72,7 @@ class llama_kv_pager {
     llama_kv_cache & kv;
     superllama_context_params params;
     bool host_only;
-    std::shared_ptr<llama_prefetch> pool;
+    std::shared_ptr<llama_prefetcher> pool;
 
     std::unique_ptr<ggml_backend_buffer_type> buft;
     uint8_t * base = nullptr; // reserved address space

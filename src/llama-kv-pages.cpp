@@ -12,7 +12,7 @@ static size_t round_up(size_t n, size_t to) {
     return (n + to - 1) / to * to;
 }
 
-static std::string mib(uint64_t bytes) {
+static std::string in_mib(uint64_t bytes) {
     char text[32];
     snprintf(text, sizeof(text), "%.1f MiB", (double) bytes / (1024.0 * 1024.0));
     return text;
@@ -73,7 +73,7 @@ size_t llama_kv_pages::bounce_bytes(const llama_kv_geometry & g) {
 }
 
 llama_kv_pages::llama_kv_pages(llama_kv_geometry geometry_, uint64_t budget, std::unique_ptr<llama_kv_spill> spill,
-                               llama_prefetch * pool, inspect_fn inspect) :
+                               llama_prefetcher * pool, inspect_fn inspect) :
     geometry(std::move(geometry_)),
     budget(budget),
     spill(std::move(spill)),
@@ -391,7 +391,7 @@ bool llama_kv_pages::make_room(uint64_t bytes, std::string * error) {
     if (resident + bytes <= budget) {
         return true;
     }
-    *error = "KV pages need " + mib(resident + bytes) + " of memory at once, --kv-budget allows " + mib(budget) +
+    *error = "KV pages need " + in_mib(resident + bytes) + " of memory at once, --kv-budget allows " + in_mib(budget) +
              "; raise it";
     return false;
 }

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-class llama_prefetch;
+class llama_prefetcher;
 
 // The cells of K or of V of one layer, all streams in order.
 struct llama_kv_rows {
@@ -58,7 +58,7 @@ class llama_kv_pages {
 
     // `pool` may be null: then nothing is read ahead. `inspect` is asked when a page may be evicted.
     llama_kv_pages(llama_kv_geometry geometry, uint64_t budget_bytes, std::unique_ptr<llama_kv_spill> spill,
-                   llama_prefetch * pool, inspect_fn inspect);
+                   llama_prefetcher * pool, inspect_fn inspect);
     ~llama_kv_pages(); // waits for reads under way
 
     static size_t record_bytes(const llama_kv_geometry & geometry);
@@ -157,7 +157,7 @@ class llama_kv_pages {
     llama_kv_geometry geometry;
     uint64_t budget;
     std::unique_ptr<llama_kv_spill> spill;
-    llama_prefetch * pool;
+    llama_prefetcher * pool;
     inspect_fn inspect;
 
     size_t os_page;

@@ -1,12 +1,12 @@
 #include "llama-prefetch.h"
 
-llama_prefetch::llama_prefetch(int n_threads) {
+llama_prefetcher::llama_prefetcher(int n_threads) {
     for (int i = 0; i < n_threads; ++i) {
         threads.emplace_back([this] { run(); });
     }
 }
 
-llama_prefetch::~llama_prefetch() {
+llama_prefetcher::~llama_prefetcher() {
     std::map<key, job> cancelled;
     {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -23,7 +23,7 @@ llama_prefetch::~llama_prefetch() {
     }
 }
 
-llama_prefetch::job_id llama_prefetch::submit(int64_t priority, job work) {
+llama_prefetcher::job_id llama_prefetcher::submit(int64_t priority, job work) {
     job_id id = 0;
     {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -35,7 +35,7 @@ llama_prefetch::job_id llama_prefetch::submit(int64_t priority, job work) {
     return id;
 }
 
-bool llama_prefetch::promote(job_id id, int64_t priority) {
+bool llama_prefetcher::promote(job_id id, int64_t priority) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = priorities.find(id);
     if (found == priorities.end()) {
@@ -48,7 +48,7 @@ bool llama_prefetch::promote(job_id id, int64_t priority) {
     return true;
 }
 
-bool llama_prefetch::cancel(job_id id) {
+bool llama_prefetcher::cancel(job_id id) {
     job work;
     {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -64,12 +64,12 @@ bool llama_prefetch::cancel(job_id id) {
     return true;
 }
 
-llama_prefetch::counters llama_prefetch::count() const {
+llama_prefetcher::counters llama_prefetcher::count() const {
     const std::lock_guard<std::mutex> lock(mutex);
     return { (int64_t) waiting.size() + n_running, n_completed, n_failed };
 }
 
-void llama_prefetch::run() {
+void llama_prefetcher::run() {
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
         changed.wait(lock, [this] { return stopping || !waiting.empty(); });

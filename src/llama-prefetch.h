@@ -10,15 +10,15 @@
 #include <utility>
 #include <vector>
 
-class llama_prefetch {
+class llama_prefetcher {
   public:
     // A job is called exactly once: run = true by a worker, or run = false when it was cancelled
     // (by cancel() or the destructor, in their thread). It returns whether it succeeded.
     using job = std::function<bool(bool run)>;
     using job_id = uint64_t; // 0 is no job
 
-    explicit llama_prefetch(int n_threads);
-    ~llama_prefetch(); // cancels what waits, lets what runs finish, joins
+    explicit llama_prefetcher(int n_threads);
+    ~llama_prefetcher(); // cancels what waits, lets what runs finish, joins
 
     // Jobs with a smaller priority run first, equal ones in the order of submission.
     job_id submit(int64_t priority, job work);

@@ -7,7 +7,10 @@
 #include "llama-metrics.h"
 #include "llama-model.h"
 #include "llama-prefetch.h"
+#include "llama-superllama-model.h"
 #include "superllama-error.h"
+
+#include "ggml-impl.h"
 
 #include <algorithm>
 #include <chrono>
@@ -32,11 +35,15 @@ struct llama_superllama::impl {
 
     int64_t mem_peak_bytes = 0;
 
+    llama_superllama_model * weights = nullptr; // null: stock loading, nothing moves
+    bool turn = false;                          // this context's graph is the one that runs
+    std::string error;                          // of the graph that runs
+    bool user_asked = false;
+
     llama_kv_paging paging;
+    bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
     int64_t n_kv_evicted = 0; // as of the last event line
     int64_t n_kv_restored = 0;
-    bool user_wants = false; // the user's eval callback, of the node in hand
-    bool eval_is_ours = false;
 
     impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
         for (const auto & dev : ctx.get_model().devices) {
@@ -45,6 +52,7 @@ struct llama_superllama::impl {
         if (ctx.get_model().hparams.no_alloc) {
             return; // a dry run that only measures sizes
         }
+        weights = ctx.get_model().superllama.get();
         if (params.paged_kv) {
             offer_paging();
         }
@@ -70,24 +78,25 @@ struct llama_superllama::impl {
         paging.params = params;
         paging.host_only = devices.empty();
         if (params.async_prefetch) {
-            paging.pool = std::make_shared<llama_prefetch>(params.prefetch_threads > 0 ? params.prefetch_threads : 4);
+            paging.pool = std::make_shared<llama_prefetcher>(params.prefetch_threads > 0 ? params.prefetch_threads : 4);
         }
         llama_kv_paging::current() = &paging;
     }
 
-    // The callback that cuts the graph between layers; the user's own sees every node as before.
-    static bool eval(ggml_tensor * node, bool ask, void * self_) {
-        impl & self = *(impl *) self_;
-        const llama_cparams & cparams = self.ctx.get_cparams();
-        const bool cut = self.paging.pager->is_cut(node);
-        if (ask) {
-            self.user_wants = cparams.cb_eval != nullptr && cparams.cb_eval(node, true, cparams.cb_eval_user_data);
-            return cut || self.user_wants;
+    // the caches exist: who took the offer, and why not
+    void close_paging() {
+        if (llama_kv_paging::current() != &paging) {
+            return; // nothing was offered
         }
-        if (self.user_wants && !cparams.cb_eval(node, false, cparams.cb_eval_user_data)) {
-            return false;
+        llama_kv_paging::current() = nullptr;
+        if (paging.pager == nullptr && paging.reason.empty()) {
+            paging.reason = "the model has no KV cache of cells";
         }
-        return !cut || self.paging.pager->advance();
+        if (!paging.reason.empty()) {
+            LLAMA_LOG_WARN("superllama: --paged-kv: %s: %s\n",
+                           paging.pager == nullptr ? "standard KV cache" : "a part of the KV cache is not paged",
+                           paging.reason.c_str());
+        }
     }
 
     void write_kv_events() {
@@ -166,13 +175,53 @@ struct llama_superllama::impl {
         s.tokens_per_sec = rates.since_mark();
         s.avg_tokens_per_sec = rates.average();
 
-        if (paging.pager != nullptr) {
-            collect_kv(s);
-        }
-
         for (const auto & sink : sinks) {
             s.metrics_dropped += sink->dropped();
         }
+
+        if (weights != nullptr) {
+            collect_weights(s);
+        }
+        if (paging.pager != nullptr) {
+            collect_kv(s);
+        }
+    }
+
+    void collect_weights(struct superllama_stats & s) {
+        const llama_layer_sched::counters c = weights->sched().count();
+        s.layers_loaded = c.blocks_loaded;
+        s.layers_evicted = c.blocks_evicted;
+        s.weight_bytes_read = c.bytes_read;
+        s.weight_bytes_resident = c.bytes_resident;
+        s.expert_hits = c.expert_hits;
+        s.expert_misses = c.expert_misses;
+        s.stall_ms = c.stall_ms;
+        s.prefetch_pending = c.prefetch.pending;
+        s.prefetch_completed = c.prefetch.completed;
+        s.prefetch_failed = c.prefetch.failed;
+        s.mem_budget_bytes = (int64_t) weights->budget_bytes();
+        for (const llama_layer_sched::layer & l : weights->sched().layers()) {
+            s.disk_layers_active += l.bytes_resident < l.bytes ? 1 : 0;
+        }
+        s.cpu_layers_active = std::max<int64_t>(0, s.cpu_layers_active - s.disk_layers_active);
+    }
+
+    // ggml asks before a node whether to stop after it, and calls again once it is computed
+    static bool on_node(ggml_tensor * node, bool ask, void * data) {
+        impl & self = *(impl *) data;
+        const llama_cparams & cp = self.ctx.get_cparams();
+        if (ask) {
+            self.user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
+            const bool kv = self.kv_cuts && self.paging.pager->is_cut(node);
+            return kv || (self.turn && self.weights->sched().stops_after(node)) || self.user_asked;
+        }
+        if (self.user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
+            return false;
+        }
+        if (self.kv_cuts && self.paging.pager->is_cut(node) && !self.paging.pager->advance()) {
+            return false;
+        }
+        return self.error.empty() && (!self.turn || self.weights->sched().after_node(node, &self.error));
     }
 };
 
@@ -180,6 +229,9 @@ llama_superllama::llama_superllama(llama_context & ctx, const superllama_context
     pimpl(std::make_unique<impl>(ctx, params)) {}
 
 llama_superllama::~llama_superllama() {
+    if (pimpl->weights != nullptr) {
+        pimpl->weights->remove_context(this);
+    }
     if (!pimpl->sinks.empty()) {
         pimpl->write_line(LLAMA_METRICS_FINAL);
         for (const auto & sink : pimpl->sinks) {
@@ -195,6 +247,23 @@ superllama_context_params llama_superllama::default_context_params() {
     return params;
 }
 
+void llama_superllama::context_ready() {
+    impl & self = *pimpl;
+    self.close_paging();
+    if (self.weights == nullptr) {
+        return;
+    }
+    size_t host_bytes = 0;
+    for (const auto & entry : self.ctx.memory_breakdown()) {
+        if (self.paging.pager != nullptr && entry.first == self.paging.pager->buffer_type()) {
+            host_bytes += std::min<uint64_t>(entry.second.context, self.paging.pager->get_pages()->budget_bytes());
+        } else if (ggml_backend_buft_is_host(entry.first)) {
+            host_bytes += entry.second.context + entry.second.compute;
+        }
+    }
+    self.weights->add_context(this, host_bytes, (int) self.ctx.n_ubatch());
+}
+
 void llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     GGML_UNUSED(ubatch);
     pimpl->rates.begin(ggml_time_us());
@@ -203,45 +272,44 @@ void llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     }
 }
 
-void llama_superllama::memory_created() {
+bool llama_superllama::before_graph(ggml_cgraph * gf) {
     impl & self = *pimpl;
-    if (llama_kv_paging::current() != &self.paging) {
-        return; // nothing was offered
+    self.error.clear();
+    const bool had_cuts = self.kv_cuts;
+    self.kv_cuts = self.paging.pager != nullptr && self.paging.pager->is_streaming();
+    if (self.kv_cuts) {
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+        if (!self.paging.pager->plan(gf)) {
+            return false;
+        }
+    } else if (had_cuts && self.weights == nullptr) { // the graph may be used again
+        const llama_cparams & cp = self.ctx.get_cparams();
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
     }
-    llama_kv_paging::current() = nullptr;
-    llama_kv_paging & paging = self.paging;
-    if (paging.pager == nullptr && paging.reason.empty()) {
-        paging.reason = "the model has no KV cache of cells";
-    }
-    if (!paging.reason.empty()) {
-        LLAMA_LOG_WARN("%s: --paged-kv: %s: %s\n", __func__,
-                       paging.pager == nullptr ? "standard KV cache" : "a part of the KV cache is not paged",
-                       paging.reason.c_str());
-    }
-}
-
-void llama_superllama::before_compute(ggml_cgraph * gf) {
-    impl & self = *pimpl;
-    const bool streaming = self.paging.pager != nullptr && self.paging.pager->is_streaming();
-    if (streaming) {
-        self.paging.pager->plan(gf);
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::eval, &self);
-    } else if (self.eval_is_ours) {
-        const llama_cparams & cparams = self.ctx.get_cparams();
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cparams.cb_eval, cparams.cb_eval_user_data);
-    }
-    self.eval_is_ours = streaming;
-}
-
-bool llama_superllama::after_compute() {
-    impl & self = *pimpl;
-    if (!self.eval_is_ours) {
+    if (self.weights == nullptr) {
         return true;
     }
-    const llama_cparams & cparams = self.ctx.get_cparams();
-    ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cparams.cb_eval, cparams.cb_eval_user_data);
-    self.eval_is_ours = false;
-    return self.paging.pager->finish();
+    self.turn = true;
+    self.weights->sample_pressure();
+    ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+    self.weights->sched().begin_graph(gf, gf->uid, &self.error);
+    return self.error.empty();
+}
+
+bool llama_superllama::after_graph() {
+    impl & self = *pimpl;
+    const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
+    if (!self.turn) {
+        return kv_ok;
+    }
+    self.turn = false;
+    ggml_backend_sched_synchronize(self.ctx.get_sched());
+    self.weights->sched().end_graph();
+    if (!self.error.empty()) {
+        superllama_set_error(self.error);
+        LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
+    }
+    return kv_ok && self.error.empty();
 }
 
 // A sequence with one token in the ubatch that asks for its output is generating; the rest is prompt.
@@ -276,7 +344,6 @@ void llama_superllama::after_ubatch(const llama_ubatch & ubatch) {
     if (!self.sinks.empty() && self.paging.pager != nullptr) {
         self.write_kv_events();
     }
-
     if (!self.sinks.empty() && now - self.t_line_us >= 1000 * (int64_t) self.params.metrics_interval_ms) {
         self.write_line(LLAMA_METRICS_PERIODIC);
     }

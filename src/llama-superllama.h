@@ -7,8 +7,8 @@
 #include <string>
 
 struct llama_context;
-struct llama_memory_i;
 struct llama_ubatch;
+struct ggml_cgraph;
 struct superllama_kv_pages;
 struct superllama_kv_seq_pages;
 struct superllama_stats;
@@ -21,11 +21,11 @@ class llama_superllama {
 
     static superllama_context_params default_context_params();
 
-    void memory_created(); // after the caches that the KV pager may have taken
+    void context_ready(); // throws where the memory budget leaves nothing for weights
 
     void before_ubatch(const llama_ubatch & ubatch);
-    void before_compute(ggml_cgraph * gf);
-    bool after_compute(); // false: what was computed is worthless
+    bool before_graph(ggml_cgraph * gf); // false: the graph cannot run; superllama_last_error() says why
+    bool after_graph();                  // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
     // The result of saving or loading a state, or nothing where KV data could not be read or written.

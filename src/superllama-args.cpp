@@ -11,39 +11,35 @@
 #include <cstring>
 #include <stdexcept>
 
+superllama_model_params superllama_args_model_defaults() {
+    return llama_model_default_params().superllama;
+}
+
+void superllama_args::apply(llama_model_params & params) const {
+    params.superllama = model;
+}
+
 void superllama_args::apply(llama_context_params & params) const {
     params.superllama.metrics = metrics;
     params.superllama.metrics_pretty = metrics_pretty;
     params.superllama.metrics_interval_ms = metrics_interval_ms;
     params.superllama.metrics_file = metrics_file.empty() ? nullptr : metrics_file.c_str();
     params.superllama.paged_kv = paged_kv;
-    params.superllama.async_prefetch = async_prefetch;
     params.superllama.kv_page_size = kv_page_size;
-    params.superllama.prefetch_threads = prefetch_threads;
     params.superllama.kv_budget_bytes = kv_budget_bytes;
     params.superllama.spill_dir = spill_dir.empty() ? nullptr : spill_dir.c_str();
+    params.superllama.async_prefetch = model.async_prefetch;
+    params.superllama.prefetch_threads = model.prefetch_threads;
 }
 
-static int32_t check_range(int value, int least, int most, const char * what) {
-    if (value < least || value > most) {
-        throw std::invalid_argument("must be " + std::to_string(least) + " to " + std::to_string(most) + " " + what +
-                                    ", got " + std::to_string(value));
+// Fails before anything is loaded, and leaves an existing file as it is.
+static void check_writable(const std::string & path) {
+    FILE * file = fopen(path.c_str(), "a");
+    if (file == nullptr) {
+        throw std::invalid_argument("cannot write " + path + ": " + strerror(errno) +
+                                    "; name a file in a folder that exists and is writable");
     }
-    return value;
-}
-
-static uint64_t parse_host_size(const std::string & value) {
-    struct superllama_memory memory = {};
-    superllama_memory(&memory);
-    uint64_t bytes = 0;
-    std::string error;
-    if (value != "auto" && !superllama_parse_size(value.c_str(), memory.host_total, &bytes, &error)) {
-        throw std::invalid_argument(error + ", or auto");
-    }
-    if (value != "auto" && bytes == 0) {
-        throw std::invalid_argument("must be more than nothing");
-    }
-    return bytes;
+    fclose(file);
 }
 
 static void check_folder(const std::string & path) {
@@ -59,20 +55,116 @@ static void check_folder(const std::string & path) {
     }
 }
 
-// Fails before anything is loaded, and leaves an existing file as it is.
-static void check_writable(const std::string & path) {
-    FILE * file = fopen(path.c_str(), "a");
-    if (file == nullptr) {
-        throw std::invalid_argument("cannot write " + path + ": " + strerror(errno) +
-                                    "; name a file in a folder that exists and is writable");
+static float parse_mark(const std::string & value) {
+    char * end = nullptr;
+    const float mark = strtof(value.c_str(), &end);
+    if (value.empty() || *end != '\0' || !(mark >= 0.0f && mark <= 1.0f)) {
+        throw std::invalid_argument(value + " is not in the range 0.0 to 1.0");
     }
-    fclose(file);
+    return mark;
+}
+
+// A size or "auto" (0); percentages are of the memory that this process may use.
+static uint64_t parse_budget(const std::string & value) {
+    if (value == "auto") {
+        return 0;
+    }
+    struct superllama_memory memory = {};
+    superllama_memory(&memory);
+    uint64_t bytes = 0;
+    std::string error;
+    if (!superllama_parse_size(value.c_str(), memory.host_total, &bytes, &error)) {
+        throw std::invalid_argument(error + ", or auto");
+    }
+    if (bytes == 0) {
+        throw std::invalid_argument("a budget of 0 bytes holds nothing; write auto for the automatic one");
+    }
+    return bytes;
 }
 
 static std::vector<common_arg> superllama_options() {
     std::vector<common_arg> options;
     const auto add = [&](common_arg arg) { options.push_back(std::move(arg)); };
 
+    add(common_arg({ "--dynamic-layers" },
+                   "place layers in host memory or on disk and move them with memory pressure; runs models larger than "
+                   "memory (default: disabled)",
+                   [](common_params & params) { params.superllama.model.dynamic_layers = true; })
+            .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
+    add(common_arg({ "--async-prefetch" },
+                   "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is needed "
+                   "(default: disabled)",
+                   [](common_params & params) { params.superllama.model.async_prefetch = true; })
+            .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
+    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 4)",
+                   [](common_params & params, int value) {
+                       if (value < 1 || value > 64) {
+                           throw std::invalid_argument(std::to_string(value) + " is not in the range 1 to 64");
+                       }
+                       params.superllama.model.prefetch_threads = value;
+                   })
+            .set_env("LLAMA_ARG_PREFETCH_THREADS"));
+    add(common_arg(
+            { "--mem-budget" }, "SIZE",
+            "with --dynamic-layers: hard cap on host memory for weights, KV and compute buffers; 8GiB, 512MiB, 60% "
+            "of the memory that this process may use, or auto = high mark x what is available (default: auto)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.model.mem_budget_bytes = parse_budget(value);
+            })
+            .set_env("LLAMA_ARG_MEM_BUDGET"));
+    add(common_arg(
+            { "--mem-pressure" }, "F",
+            "with --dynamic-layers: share of memory in use above which layers are evicted, 0.0 to 1.0 (default: 0.85)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.model.mem_pressure = parse_mark(value);
+            })
+            .set_env("LLAMA_ARG_MEM_PRESSURE"));
+    add(common_arg({ "--mem-pressure-low" }, "F",
+                   "with --dynamic-layers: share of memory in use below which layers are loaded back, less than "
+                   "--mem-pressure (default: 0.70)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.model.mem_pressure_low = parse_mark(value);
+                   })
+            .set_env("LLAMA_ARG_MEM_PRESSURE_LOW"));
+    add(common_arg(
+            { "--layer-policy" }, "pin|lru",
+            "with --dynamic-layers: keep a fixed set of dense layers in memory and stream the rest (pin), or evict "
+            "what was used longest ago (lru) (default: pin)",
+            [](common_params & params, const std::string & value) {
+                if (value != "pin" && value != "lru") {
+                    throw std::invalid_argument("\"" + value + "\" is neither pin nor lru");
+                }
+                params.superllama.model.layer_policy =
+                    value == "pin" ? SUPERLLAMA_LAYER_POLICY_PIN : SUPERLLAMA_LAYER_POLICY_LRU;
+            })
+            .set_env("LLAMA_ARG_LAYER_POLICY"));
+    add(common_arg({ "--paged-kv" },
+                   "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact "
+                   "(default: disabled)",
+                   [](common_params & params) { params.superllama.paged_kv = true; })
+            .set_env("LLAMA_ARG_PAGED_KV"));
+    add(common_arg({ "--kv-page-size" }, "N", "with --paged-kv: cells per page, 16 to 8192 (default: 256)",
+                   [](common_params & params, int value) {
+                       if (value < 16 || value > 8192) {
+                           throw std::invalid_argument(std::to_string(value) + " is not in the range 16 to 8192");
+                       }
+                       params.superllama.kv_page_size = value;
+                   })
+            .set_env("LLAMA_ARG_KV_PAGE_SIZE"));
+    add(common_arg({ "--kv-budget" }, "SIZE",
+                   "with --paged-kv: memory that pages may hold; 8GiB, 512MiB, 60% of the memory that this process may "
+                   "use, or auto = half of what is available (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.kv_budget_bytes = parse_budget(value);
+                   })
+            .set_env("LLAMA_ARG_KV_BUDGET"));
+    add(common_arg({ "--spill-dir" }, "PATH",
+                   "with --paged-kv: folder of the file that pages spill to (default: the temporary folder)",
+                   [](common_params & params, const std::string & value) {
+                       check_folder(value);
+                       params.superllama.spill_dir = value;
+                   })
+            .set_env("LLAMA_ARG_SPILL_DIR"));
     add(common_arg({ "--metrics" },
                    "print JSON metrics to stderr, each line prefixed \"[METRICS] \" (default: disabled)",
                    [](common_params & params) { params.superllama.metrics = true; })
@@ -96,37 +188,6 @@ static std::vector<common_arg> superllama_options() {
     add(common_arg({ "--metrics-pretty" }, "indent the JSON of metrics instead of one line each (default: disabled)",
                    [](common_params & params) { params.superllama.metrics_pretty = true; })
             .set_env("LLAMA_ARG_METRICS_PRETTY"));
-
-    add(common_arg({ "--paged-kv" },
-                   "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact (default: disabled)",
-                   [](common_params & params) { params.superllama.paged_kv = true; })
-            .set_env("LLAMA_ARG_PAGED_KV"));
-    add(common_arg({ "--kv-page-size" }, "N", "cells per KV page, 16-8192 (default: 256)",
-                   [](common_params & params, int value) {
-                       params.superllama.kv_page_size = check_range(value, 16, 8192, "cells");
-                   })
-            .set_env("LLAMA_ARG_KV_PAGE_SIZE"));
-    add(common_arg({ "--kv-budget" }, "SIZE",
-                   "memory that KV pages may hold: 8GiB, 512MiB, 60% of what this process may use, or auto, half of "
-                   "what is free (default: auto)",
-                   [](common_params & params, const std::string & value) {
-                       params.superllama.kv_budget_bytes = parse_host_size(value);
-                   })
-            .set_env("LLAMA_ARG_KV_BUDGET"));
-    add(common_arg({ "--spill-dir" }, "PATH", "folder of the file that KV pages spill to (default: the temporary folder)",
-                   [](common_params & params, const std::string & value) {
-                       check_folder(value);
-                       params.superllama.spill_dir = value;
-                   })
-            .set_env("LLAMA_ARG_SPILL_DIR"));
-    add(common_arg({ "--async-prefetch" }, "read KV pages ahead in worker threads (default: disabled)",
-                   [](common_params & params) { params.superllama.async_prefetch = true; })
-            .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
-    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1-64 (default: 4)",
-                   [](common_params & params, int value) {
-                       params.superllama.prefetch_threads = check_range(value, 1, 64, "threads");
-                   })
-            .set_env("LLAMA_ARG_PREFETCH_THREADS"));
     return options;
 }
 

@@ -1,12 +1,17 @@
 // Our command-line flags and environment variables, for common/arg.cpp and for programs with a parser of their own.
 #pragma once
 
+#include "superllama-params.h"
+
 #include <cstdint>
 #include <string>
 
 struct common_arg;
 struct common_params_context;
 struct llama_context_params;
+struct llama_model_params;
+
+superllama_model_params superllama_args_model_defaults();
 
 // The values, as a member of common_params.
 struct superllama_args {
@@ -16,13 +21,14 @@ struct superllama_args {
     std::string metrics_file;
 
     bool paged_kv = false;
-    bool async_prefetch = false;
     int32_t kv_page_size = 256;
-    int32_t prefetch_threads = 0;
     uint64_t kv_budget_bytes = 0;
     std::string spill_dir;
 
+    superllama_model_params model = superllama_args_model_defaults();
+
     // the parameters point into this object
+    void apply(llama_model_params & params) const;
     void apply(llama_context_params & params) const;
 };
 

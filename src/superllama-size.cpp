@@ -1,65 +1,49 @@
 #include "superllama-size.h"
 
-#include <cctype>
+#include <cmath>
 #include <cstdlib>
-
-static const struct {
-    const char * name;
-    double bytes;
-} units[] = {
-    { "", 1 },
-    { "b", 1 },
-    { "kib", 1024.0 },
-    { "mib", 1024.0 * 1024 },
-    { "gib", 1024.0 * 1024 * 1024 },
-    { "tib", 1024.0 * 1024 * 1024 * 1024 },
-    { "kb", 1e3 },
-    { "mb", 1e6 },
-    { "gb", 1e9 },
-    { "tb", 1e12 },
-};
+#include <cstring>
 
 bool superllama_parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * error) {
-    const auto fail = [&](const std::string & what) {
-        *error = "\"" + std::string(text) + "\" " + what + "; give bytes, a size like 512MiB or 8GiB, or a share like 60%";
-        return false;
+    static const struct {
+        const char * name;
+        double factor;
+    } units[] = {
+        { "", 1 },
+        { "B", 1 },
+        { "K", 1024.0 },
+        { "KiB", 1024.0 },
+        { "M", 1048576.0 },
+        { "MiB", 1048576.0 },
+        { "G", 1073741824.0 },
+        { "GiB", 1073741824.0 },
+        { "T", 1099511627776.0 },
+        { "TiB", 1099511627776.0 },
+        { "KB", 1e3 },
+        { "MB", 1e6 },
+        { "GB", 1e9 },
+        { "TB", 1e12 },
     };
+
     char * end = nullptr;
-    // strtod() also reads signs, blanks, hexadecimal numbers, "inf" and "nan"
-    for (const char * c = text; *c != '\0' && !isalpha((unsigned char) *c) && *c != '%'; ++c) {
-        if (!isdigit((unsigned char) *c) && *c != '.' && *c != ' ') {
-            return fail("is not a size");
+    const double value = strtod(text, &end);
+    if (end != text && std::isfinite(value) && value >= 0) {
+        while (*end == ' ') {
+            ++end;
+        }
+        if (strcmp(end, "%") == 0 && value <= 100) {
+            *bytes = (uint64_t) (value / 100.0 * (double) of);
+            return true;
+        }
+        for (const auto & unit : units) {
+            if (strcmp(end, unit.name) == 0 && value * unit.factor < 9.2e18) {
+                *bytes = (uint64_t) (value * unit.factor);
+                return true;
+            }
         }
     }
-    if (!isdigit((unsigned char) text[0]) || (text[0] == '0' && tolower((unsigned char) text[1]) == 'x')) {
-        return fail("is not a size");
-    }
-    const double number = strtod(text, &end);
-    std::string unit;
-    for (; *end != '\0'; ++end) {
-        if (*end != ' ') {
-            unit += (char) tolower((unsigned char) *end);
-        }
-    }
-    double value = -1;
-    if (unit == "%") {
-        if (number > 100) {
-            return fail("is more than 100%");
-        }
-        if (of == 0) {
-            return fail("cannot be used: the memory of this system is not known");
-        }
-        value = (double) of * number / 100;
-    }
-    for (const auto & u : units) {
-        value = unit == u.name ? number * u.bytes : value;
-    }
-    if (value < 0) {
-        return fail("has an unknown unit");
-    }
-    if (!(value < 1.8e19)) {
-        return fail("is too large");
-    }
-    *bytes = (uint64_t) value;
-    return true;
+    *error = std::string("\"") + text +
+             "\" is not a size; write a number with KiB, MiB, GiB or TiB (powers of 1024), " +
+             "KB, MB, GB or TB (powers of 1000), or a percentage up to 100%";
+    return false;
 }

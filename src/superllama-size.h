@@ -1,8 +1,8 @@
-// The one parser of sizes in flags: "8GiB", "512MiB", "60%", plain bytes.
+// Sizes as people write them: "8GiB", "512MiB", "1.5G", "60%", "1048576".
 #pragma once
 
 #include <cstdint>
 #include <string>
 
-// `of` is what a percentage refers to. On failure the error says what was wrong and what is allowed.
+// `of` is what a percentage refers to. On failure *error says what is allowed, and *bytes is untouched.
 bool superllama_parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * error);

@@ -4,9 +4,13 @@
 
 #include "llama-context.h"
 #include "llama-mem-telemetry.h"
+#include "llama-model.h"
+#include "llama-superllama-model.h"
 #include "superllama-error.h"
 
+#include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 static thread_local std::string last_error;
 
@@ -79,5 +83,37 @@ int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, si
             memcpy(buf, json.c_str(), json.size() + 1);
         }
         return (int32_t) json.size();
+    });
+}
+
+int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max) {
+    return guarded([&] {
+        if (model->superllama == nullptr) {
+            return 0;
+        }
+        const auto layers = model->superllama->sched().layers();
+        for (int32_t i = 0; i < std::min(n_max, (int32_t) layers.size()); ++i) {
+            const auto & l = layers[(size_t) i];
+            out[i] = { l.index,           l.bytes_resident < l.bytes ? SUPERLLAMA_TIER_DISK : SUPERLLAMA_TIER_HOST,
+                       (int64_t) l.bytes, (int64_t) l.bytes_resident,
+                       l.last_use,        l.n_loads,
+                       l.n_evictions };
+        }
+        return (int32_t) layers.size();
+    });
+}
+
+int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes) {
+    return guarded([&] {
+        std::string error;
+        if (model->superllama == nullptr) {
+            error = "the model was loaded without dynamic layers; it has no budget to set";
+        } else {
+            model->superllama->set_budget(mem_budget_bytes, &error);
+        }
+        if (!error.empty()) {
+            throw std::runtime_error(error);
+        }
+        return 0;
     });
 }

@@ -110,6 +110,9 @@ int main(int argc, char ** argv) {
                         : o.load == "none" ? LLAMA_LOAD_MODE_NONE
                         : o.load == "dio"  ? LLAMA_LOAD_MODE_DIRECT_IO
                                            : LLAMA_LOAD_MODE_AUTO;
+#ifdef SUPERLLAMA
+    args.apply(mparams);
+#endif
     llama_model * model = llama_model_load_from_file(o.model.c_str(), mparams);
     if (model == nullptr) {
         return 1;
@@ -118,6 +121,7 @@ int main(int argc, char ** argv) {
     cparams.n_ctx = (uint32_t) o.n_ctx;
     cparams.n_batch = (uint32_t) o.n_ctx;
     cparams.n_ubatch = (uint32_t) o.n_ubatch;
+    cparams.n_outputs_max = 1;
     cparams.n_threads = o.threads;
     cparams.n_threads_batch = o.threads;
     cparams.flash_attn_type = (llama_flash_attn_type) o.fa;

@@ -11,7 +11,7 @@
 static void test_order() {
     std::vector<int> order;
     std::promise<void> gate, done;
-    llama_prefetch pool(1);
+    llama_prefetcher pool(1);
     pool.submit(0, [&](bool) {
         gate.get_future().wait();
         return true;
@@ -40,7 +40,7 @@ static void test_storm() {
     const int n_jobs = 2000;
     std::atomic<int> ran{ 0 }, cancelled{ 0 };
     {
-        llama_prefetch pool(3);
+        llama_prefetcher pool(3);
         std::vector<std::thread> users;
         for (int u = 0; u < 4; ++u) {
             users.emplace_back([&, u] {

@@ -1,0 +1,604 @@
+#include "llama-layer-sched.h"
+
+#include "ggml-impl.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <set>
+
+static double now_ms() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+}
+
+llama_layer_sched::llama_layer_sched(llama_weight_store & store, const config & cfg) :
+    store(store),
+    cfg(cfg),
+    blocks(store.blocks().size()) {
+    // dense blocks in the order of bit-reversed numbers: whatever prefix is pinned, the streamed rest is spread
+    // evenly, so that reading and computing overlap all the way
+    std::vector<uint32_t> dense;
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        if (!is_expert(id)) {
+            dense.push_back(id);
+        }
+    }
+    size_t n_bits = 0;
+    while (((size_t) 1 << n_bits) < dense.size()) {
+        n_bits++;
+    }
+    for (size_t i = 0; i < (size_t) 1 << n_bits; ++i) {
+        size_t reversed = 0;
+        for (size_t bit = 0; bit < n_bits; ++bit) {
+            reversed |= (i >> bit & 1) << (n_bits - 1 - bit);
+        }
+        if (reversed < dense.size()) {
+            pin_order.push_back(dense[reversed]);
+        }
+    }
+    if (cfg.n_threads > 0) {
+        pool = std::make_unique<llama_prefetcher>(cfg.n_threads);
+    }
+}
+
+llama_layer_sched::~llama_layer_sched() {
+    pool.reset();
+}
+
+// ------------------------------------------------------------------------------------------------- budget
+
+llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
+    llama_layer_budget b = {};
+    std::map<int32_t, size_t> expert_max, n_experts;
+    size_t largest = 0;
+    for (const llama_weight_block & block : store.blocks()) {
+        if (block.expert < 0) {
+            b.dense_bytes += block.bytes;
+            largest = std::max(largest, block.bytes);
+        } else {
+            b.expert_bytes += block.bytes;
+            n_experts[block.layer]++;
+            expert_max[block.layer] = std::max(expert_max[block.layer], block.bytes);
+        }
+    }
+    for (const auto & entry : expert_max) {
+        const size_t n_asked =
+            std::min(n_experts[entry.first], (size_t) n_ubatch * (size_t) std::max(1, cfg.n_expert_used));
+        b.expert_pool_min = std::max(b.expert_pool_min, n_asked * entry.second);
+    }
+
+    // two of the largest are in use or on their way; more read-ahead is worth it only where memory is plenty
+    const size_t ring_min = std::min(b.dense_bytes, 2 * largest);
+    b.min_bytes = ring_min + b.expert_pool_min;
+    if (bytes < b.min_bytes) {
+        return b;
+    }
+    if (bytes >= b.dense_bytes + b.expert_pool_min && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN) {
+        b.pinned_bytes = b.dense_bytes;
+    } else {
+        const size_t left = bytes - b.expert_pool_min;
+        b.ring_bytes =
+            cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU ? left : std::max(ring_min, std::min(2 * ring_min, left / 16));
+        b.pinned_bytes = left - b.ring_bytes;
+        b.streamed_bytes = b.dense_bytes - std::min(b.dense_bytes, b.pinned_bytes);
+    }
+    b.pool_bytes = std::min(b.expert_bytes, bytes - b.pinned_bytes - b.ring_bytes);
+    return b;
+}
+
+void llama_layer_sched::set_budget(size_t bytes, int n_ubatch_new) {
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        bytes_max = bytes;
+        n_ubatch = n_ubatch_new;
+        budget_new = true;
+    }
+    if (turn.try_lock()) {
+        std::unique_lock<std::mutex> lock(mutex);
+        apply_budget(lock);
+        lock.unlock();
+        turn.unlock();
+    }
+}
+
+// Only between graphs: nothing is in use.
+void llama_layer_sched::apply_budget(std::unique_lock<std::mutex> & lock) {
+    if (budget_new) {
+        budget_new = false;
+        choose_pins();
+        make_room(0, false, lock);
+        make_room(0, true, lock);
+    }
+}
+
+// Pins the longest prefix of pin_order that fits; what lost its pin goes at once.
+void llama_layer_sched::choose_pins() {
+    budget = plan(bytes_max, n_ubatch);
+    size_t left = budget.pinned_bytes;
+    size_t bytes = 0;
+    for (uint32_t id : pin_order) {
+        block & b = blocks[id];
+        const bool pin = bytes_of(id) <= left;
+        left -= pin ? bytes_of(id) : 0;
+        bytes += pin ? bytes_of(id) : 0;
+        if (b.pinned && !pin && b.state == RESIDENT && b.n_users == 0) {
+            evict(id);
+        }
+        b.pinned = pin;
+    }
+    budget.pinned_bytes = bytes;
+    budget.streamed_bytes = budget.dense_bytes - bytes;
+    if (budget.streamed_bytes > 0) {
+        budget.ring_bytes += left; // what was too small for another block
+    }
+}
+
+size_t llama_layer_sched::used_bytes(bool experts) const {
+    return experts ? expert_used : dense_used;
+}
+
+// ------------------------------------------------------------------------------------------------- moving
+
+void llama_layer_sched::touch(uint32_t id) {
+    block & b = blocks[id];
+    b.last_use = n_graphs;
+    if (b.listed) {
+        lru.splice(lru.end(), lru, b.lru);
+    } else {
+        b.lru = lru.insert(lru.end(), id);
+        b.listed = true;
+    }
+}
+
+void llama_layer_sched::evict(uint32_t id) {
+    block & b = blocks[id];
+    store.drop(id, [this](uint32_t other) { return blocks[other].state != ABSENT; });
+    b.state = ABSENT;
+    b.n_evictions++;
+    totals.blocks_evicted++;
+    (is_expert(id) ? expert_used : dense_used) -= bytes_of(id);
+    if (b.listed) {
+        lru.erase(b.lru);
+        b.listed = false;
+    }
+}
+
+// Charges the block and starts to read it; with a pool in its threads, else read_here() does the work.
+void llama_layer_sched::submit(uint32_t id, int64_t priority) {
+    block & b = blocks[id];
+    b.state = LOADING;
+    b.error.clear();
+    b.jobs.clear();
+    (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
+    totals.bytes_resident_peak = std::max(totals.bytes_resident_peak, (int64_t) (dense_used + expert_used));
+
+    const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
+    b.n_parts = (int32_t) parts.size();
+    if (pool == nullptr) {
+        return;
+    }
+    for (const llama_weight_part & part : parts) {
+        b.jobs.push_back(pool->submit(priority, [this, id, part](bool run) {
+            std::string error;
+            const bool ok = run && store.read_part(part, &error);
+
+            const std::lock_guard<std::mutex> lock(mutex);
+            block & done = blocks[id];
+            if (!ok && done.error.empty()) {
+                done.error = run ? error : "cancelled";
+            }
+            if (--done.n_parts == 0) {
+                done.state = RESIDENT;
+                done.n_loads++;
+                totals.blocks_loaded++;
+                if (!done.error.empty()) {
+                    const std::string why = done.error;
+                    evict(id);
+                    done.error = why;
+                }
+                changed.notify_all();
+            }
+            return ok;
+        }));
+    }
+}
+
+void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lock) {
+    std::string error;
+    lock.unlock();
+    for (const llama_weight_part & part : store.parts(id, cfg.part_bytes)) {
+        if (!store.read_part(part, &error)) {
+            break;
+        }
+    }
+    lock.lock();
+    blocks[id].n_parts = 0;
+    blocks[id].state = RESIDENT;
+    blocks[id].n_loads++;
+    totals.blocks_loaded++;
+    if (!error.empty()) {
+        evict(id);
+        blocks[id].error = error;
+    }
+}
+
+// Frees memory until `bytes` more fit, at the cost of blocks that no node uses now.
+bool llama_layer_sched::make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock) {
+    const auto limit = [&] { return experts ? budget.pool_bytes : budget.pinned_bytes + budget.ring_bytes; };
+    // pinned blocks that are not there yet have their memory reserved
+    const auto used = [&] {
+        size_t sum = used_bytes(experts);
+        if (!experts) {
+            for (uint32_t id : pin_order) {
+                sum += blocks[id].pinned && blocks[id].state == ABSENT ? bytes_of(id) : 0;
+            }
+        }
+        return sum;
+    };
+    while (used() + bytes > limit()) {
+        int64_t victim = -1;
+        if (experts || cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU) {
+            for (uint32_t id : lru) {
+                if (is_expert(id) == experts && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
+                    victim = id;
+                    break;
+                }
+            }
+        } else {
+            // the streamed block that is needed last
+            for (size_t k = current.order.size(); k-- > 1 && victim < 0;) {
+                const uint32_t id = current.order[(head + k) % current.order.size()];
+                if (!blocks[id].pinned && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
+                    victim = id;
+                }
+            }
+            for (uint32_t id = 0; id < blocks.size() && victim < 0; ++id) {
+                if (!is_expert(id) && !blocks[id].pinned && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
+                    victim = id;
+                }
+            }
+        }
+        if (victim >= 0) {
+            evict((uint32_t) victim);
+            continue;
+        }
+        // everything unused is still on its way in: wait for one, it can go then
+        bool loading = false;
+        for (uint32_t id = 0; id < blocks.size() && !loading; ++id) {
+            loading = is_expert(id) == experts && blocks[id].state == LOADING && blocks[id].n_users == 0;
+        }
+        if (!loading) {
+            return false;
+        }
+        changed.wait(lock);
+    }
+    return true;
+}
+
+// Reads ahead in graph order, round the end of the graph into the next one.
+void llama_layer_sched::pump() {
+    if (pool == nullptr) {
+        return;
+    }
+    const size_t n = current.order.size();
+    size_t reserved = 0; // of streamed blocks
+    for (uint32_t id : pin_order) {
+        reserved += !blocks[id].pinned && blocks[id].state != ABSENT ? bytes_of(id) : 0;
+    }
+    bool full = cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU; // there, what is read ahead would evict what is needed
+    size_t ahead = 0;
+    for (size_t k = 0; k < n; ++k) {
+        const uint32_t id = current.order[(head + k) % n];
+        block & b = blocks[id];
+        if (b.state != ABSENT) {
+            ahead += b.state == LOADING ? bytes_of(id) : 0;
+            continue;
+        }
+        if (!b.pinned) {
+            if (full || reserved + bytes_of(id) > budget.ring_bytes) {
+                full = true;
+                continue;
+            }
+            reserved += bytes_of(id);
+        }
+        ahead += bytes_of(id);
+        if (ahead > ((size_t) 256 << 20)) {
+            break; // enough for any disk; the order stays that of need
+        }
+        submit(id, n_graphs * (int64_t) n + (int64_t) k);
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- graph
+
+void llama_layer_sched::build(ggml_cgraph * gf, uint64_t id) {
+    current = graph();
+    current.id = id;
+
+    const int n_nodes = ggml_graph_n_nodes(gf);
+    std::vector<int> last_use(blocks.size(), -1);
+    std::vector<int> first_use(blocks.size(), -1);
+    const ggml_tensor * previous_moe = nullptr;
+    int32_t moe_layer = -1;
+    const auto before = [&](int i) -> stop & { return current.stops[i > 0 ? ggml_graph_node(gf, i - 1) : nullptr]; };
+
+    for (int i = 0; i < n_nodes; ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+            continue;
+        }
+        for (int s = 0; s < GGML_MAX_SRC; ++s) {
+            const ggml_tensor * src = node->src[s];
+            while (src != nullptr && src->view_src != nullptr) {
+                src = src->view_src;
+            }
+            if (src == nullptr) {
+                continue;
+            }
+            if (store.n_experts(src) > 0) {
+                if (node->op == GGML_OP_MUL_MAT_ID) {
+                    const int32_t layer = store.blocks()[(size_t) store.block_of(src)].layer;
+                    if (layer != moe_layer) {
+                        before(i).experts = node;
+                        moe_layer = layer;
+                        if (previous_moe != nullptr) {
+                            current.stops[previous_moe].experts_done = previous_moe;
+                        }
+                    }
+                    previous_moe = node;
+                }
+                continue;
+            }
+            if (node->op == GGML_OP_GET_ROWS && store.is_by_row(src)) {
+                current.rows.push_back(node);
+                continue;
+            }
+            const int32_t b = store.block_of(src);
+            if (b >= 0) {
+                if (first_use[(size_t) b] < 0) {
+                    first_use[(size_t) b] = i;
+                    current.order.push_back((uint32_t) b);
+                    before(i).acquire.push_back((uint32_t) b);
+                }
+                last_use[(size_t) b] = i;
+            }
+        }
+    }
+    if (previous_moe != nullptr) {
+        current.stops[previous_moe].experts_done = previous_moe;
+    }
+    for (uint32_t b : current.order) {
+        current.stops[ggml_graph_node(gf, last_use[b])].release.push_back(b);
+    }
+}
+
+bool llama_layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error) {
+    turn.lock();
+    if (!store.unchanged(error)) {
+        return false;
+    }
+    {
+        std::unique_lock<std::mutex> lock(mutex);
+        n_graphs++;
+        apply_budget(lock);
+        if (current.id != graph_id || graph_id == 0) {
+            build(gf, graph_id);
+        }
+        head = 0;
+        pump();
+    }
+    for (const ggml_tensor * node : current.rows) {
+        const ggml_tensor * ids = node->src[1];
+        if (!store.read_rows(node->src[0], (const int32_t *) ids->data, (size_t) ggml_nelements(ids), error)) {
+            return false;
+        }
+    }
+    const auto first = current.stops.find(nullptr);
+    return first == current.stops.end() || run_stop(first->second, error);
+}
+
+bool llama_layer_sched::stops_after(const ggml_tensor * node) const {
+    const auto found = current.stops.find(node);
+    if (found == current.stops.end()) {
+        return false;
+    }
+    const stop & s = found->second;
+    if (s.experts != nullptr || s.experts_done != nullptr) {
+        return true;
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto settled = [this](uint32_t id) { return blocks[id].pinned && blocks[id].state == RESIDENT; };
+    return !std::all_of(s.acquire.begin(), s.acquire.end(), settled) ||
+           !std::all_of(s.release.begin(), s.release.end(), settled);
+}
+
+bool llama_layer_sched::after_node(const ggml_tensor * node, std::string * error) {
+    const auto found = current.stops.find(node);
+    return found == current.stops.end() || run_stop(found->second, error);
+}
+
+bool llama_layer_sched::run_stop(const stop & s, std::string * error) {
+    std::unique_lock<std::mutex> lock(mutex);
+    for (uint32_t id : s.release) {
+        release(id);
+    }
+    if (s.experts_done != nullptr) {
+        release_experts();
+    }
+    for (uint32_t id : s.acquire) {
+        if (!acquire(id, lock, error)) {
+            return false;
+        }
+    }
+    return s.experts == nullptr || acquire_experts(s.experts, lock, error);
+}
+
+void llama_layer_sched::release(uint32_t id) {
+    block & b = blocks[id];
+    if (b.n_users == 0) {
+        return; // it was settled when it was needed
+    }
+    b.n_users = 0;
+    if (cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN && !b.pinned && b.state == RESIDENT) {
+        evict(id);
+        pump();
+    }
+}
+
+bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error) {
+    block & b = blocks[id];
+    while (current.order[head] != id) {
+        head++; // blocks are acquired in this order
+    }
+    b.n_users = 1;
+    b.last_use = n_graphs;
+    if (cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU) {
+        touch(id);
+    }
+    if (b.state == RESIDENT) {
+        return true;
+    }
+
+    const double t_begin = now_ms();
+    for (int attempt = 0; b.state != RESIDENT && attempt < 2; ++attempt) {
+        if (b.state == ABSENT) {
+            if (!b.pinned && !make_room(bytes_of(id), false, lock)) {
+                *error = "no memory left for a block of " + std::to_string(bytes_of(id)) +
+                         " bytes of weights; raise --mem-budget";
+                return false;
+            }
+            if (b.state == ABSENT) {
+                submit(id, -1);
+                if (pool == nullptr) {
+                    read_here(id, lock);
+                }
+            }
+        }
+        changed.wait(lock, [&] { return b.state != LOADING; });
+        if (!b.error.empty() && b.error != "cancelled") {
+            break;
+        }
+    }
+    totals.stall_ms += now_ms() - t_begin;
+    if (b.state != RESIDENT) {
+        *error = b.error;
+        b.error = "";
+        return false;
+    }
+    pump();
+    return true;
+}
+
+// The router has chosen: read what is missing, all at once.
+bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock,
+                                        std::string * error) {
+    const ggml_tensor * ids = node->src[2];
+    const ggml_tensor * weights = node->src[0];
+    std::set<uint32_t> wanted;
+    for (int64_t i1 = 0; i1 < ids->ne[1]; ++i1) {
+        for (int64_t i0 = 0; i0 < ids->ne[0]; ++i0) {
+            const int32_t e =
+                *(const int32_t *) ((const char *) ids->data + i1 * (int64_t) ids->nb[1] + i0 * (int64_t) ids->nb[0]);
+            wanted.insert((uint32_t) store.block_of(weights, e));
+        }
+    }
+    size_t missing = 0;
+    for (uint32_t id : wanted) {
+        blocks[id].n_users = 1;
+        touch(id);
+        if (blocks[id].state == ABSENT) {
+            missing += bytes_of(id);
+            totals.expert_misses++;
+        } else {
+            totals.expert_hits++;
+        }
+    }
+    experts_in_use.assign(wanted.begin(), wanted.end());
+    if (missing == 0) {
+        return true;
+    }
+
+    const double t_begin = now_ms();
+    if (!make_room(missing, true, lock)) {
+        *error = "no memory left for " + std::to_string(missing) +
+                 " bytes of experts that one ubatch asks for; raise " + "--mem-budget, or lower --ubatch-size";
+        return false;
+    }
+    for (uint32_t id : wanted) {
+        if (blocks[id].state == ABSENT) {
+            submit(id, -1);
+            if (pool == nullptr) {
+                read_here(id, lock);
+            }
+            touch(id);
+        }
+    }
+    changed.wait(lock, [&] {
+        return std::none_of(wanted.begin(), wanted.end(), [&](uint32_t id) { return blocks[id].state == LOADING; });
+    });
+    totals.stall_ms += now_ms() - t_begin;
+    for (uint32_t id : wanted) {
+        if (blocks[id].state != RESIDENT) {
+            *error = blocks[id].error;
+            return false;
+        }
+    }
+    return true;
+}
+
+void llama_layer_sched::release_experts() {
+    for (uint32_t id : experts_in_use) {
+        blocks[id].n_users = 0;
+    }
+    experts_in_use.clear();
+}
+
+void llama_layer_sched::end_graph() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        // after an error, what was in use is so no longer
+        for (uint32_t id : current.order) {
+            release(id);
+        }
+        release_experts();
+        head = 0;
+        pump();
+    }
+    turn.unlock();
+}
+
+// ------------------------------------------------------------------------------------------------- reports
+
+llama_layer_sched::counters llama_layer_sched::count() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    counters c = totals;
+    c.bytes_read = (int64_t) store.bytes_read();
+    c.bytes_resident = (int64_t) (dense_used + expert_used + store.resident_bytes());
+    if (pool != nullptr) {
+        c.prefetch = pool->count();
+    }
+    return c;
+}
+
+std::vector<llama_layer_sched::layer> llama_layer_sched::layers() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::map<int32_t, layer> found;
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        const block & b = blocks[id];
+        layer & l = found[store.blocks()[id].layer];
+        l.index = store.blocks()[id].layer;
+        l.bytes += bytes_of(id);
+        l.bytes_resident += b.state == RESIDENT ? bytes_of(id) : 0;
+        l.streamed = l.streamed || !(b.pinned || is_expert(id));
+        l.last_use = std::max(l.last_use, b.last_use);
+        l.n_loads += b.n_loads;
+        l.n_evictions += b.n_evictions;
+    }
+    std::vector<layer> result;
+    for (const auto & entry : found) {
+        result.push_back(entry.second);
+    }
+    return result;
+}

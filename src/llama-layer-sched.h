@@ -1,0 +1,156 @@
+// Where each block of weights is, and what moves: pins, the streaming ring, the pool of experts, read-ahead.
+//
+// One scheduler per model. Contexts take turns: begin_graph() .. end_graph() belong to one of them at a time.
+#pragma once
+
+#include "llama-prefetch.h"
+#include "llama-weight-store.h"
+#include "superllama-params.h"
+
+#include <condition_variable>
+#include <list>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct ggml_cgraph;
+struct ggml_tensor;
+
+// What a budget means for a set of blocks; the same arithmetic decides at load, while running and in a plan.
+struct llama_layer_budget {
+    size_t dense_bytes;     // all blocks that are not experts
+    size_t expert_bytes;    // all experts
+    size_t ring_bytes;      // streamed blocks in use and on their way; 0 where everything fits
+    size_t expert_pool_min; // experts of one layer that one ubatch can ask for
+    size_t min_bytes;       // the least that works
+    size_t pinned_bytes;    // of dense blocks
+    size_t pool_bytes;      // left for experts
+    size_t streamed_bytes;  // of dense blocks, read for every pass over the weights
+};
+
+class llama_layer_sched {
+  public:
+    struct config {
+        superllama_layer_policy policy;
+        int n_threads;     // 0: no read-ahead, loads happen where they are needed
+        size_t part_bytes; // of one read
+        int n_expert_used;
+    };
+
+    llama_layer_sched(llama_weight_store & store, const config & cfg);
+    ~llama_layer_sched();
+
+    // Memory for blocks. Takes effect at the next begin_graph(). n_ubatch bounds the experts in use at once.
+    llama_layer_budget plan(size_t bytes, int n_ubatch) const;
+    void set_budget(size_t bytes, int n_ubatch);
+
+    // The way of a ubatch. False means that a block could not be read; `error` says why.
+    bool begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error);
+    bool stops_after(const ggml_tensor * node) const;
+    bool after_node(const ggml_tensor * node, std::string * error);
+    void end_graph();
+
+    struct counters {
+        int64_t blocks_loaded;
+        int64_t blocks_evicted;
+        int64_t bytes_read;
+        int64_t bytes_resident;
+        int64_t bytes_resident_peak;
+        int64_t expert_hits;
+        int64_t expert_misses;
+        double stall_ms;
+        llama_prefetcher::counters prefetch;
+    };
+    counters count() const;
+
+    // per layer: bytes in memory, bytes in all
+    struct layer {
+        int32_t index;
+        size_t bytes;
+        size_t bytes_resident;
+        bool streamed;    // some of it is read again for every pass
+        int64_t last_use; // ubatch number
+        int64_t n_loads;
+        int64_t n_evictions;
+    };
+    std::vector<layer> layers() const;
+
+  private:
+    enum block_state : uint8_t { ABSENT, LOADING, RESIDENT };
+
+    struct block {
+        block_state state = ABSENT;
+        bool pinned = false;
+        int32_t n_users = 0; // in use by the graph that runs
+        int32_t n_parts = 0; // still to be read
+        int64_t last_use = 0;
+        int64_t n_loads = 0;
+        int64_t n_evictions = 0;
+        bool listed = false; // in lru
+        std::string error;
+        std::vector<llama_prefetcher::job_id> jobs;
+        std::list<uint32_t>::iterator lru;
+    };
+
+    // What happens between two nodes of a graph.
+    struct stop {
+        std::vector<uint32_t> release;              // blocks whose last use was before
+        std::vector<uint32_t> acquire;              // blocks whose first use comes next
+        const ggml_tensor * experts = nullptr;      // the MUL_MAT_ID node that comes next
+        const ggml_tensor * experts_done = nullptr; // the last one of a layer
+    };
+
+    struct graph {
+        uint64_t id = 0;
+        std::vector<uint32_t> order;                         // blocks by first use
+        std::unordered_map<const ggml_tensor *, stop> stops; // after this node; nullptr: before the first
+        std::vector<const ggml_tensor *> rows;               // GET_ROWS nodes over by-row tensors
+        size_t in_use_bytes = 0;                             // most at any time
+    };
+
+    void build(ggml_cgraph * gf, uint64_t id);
+    bool acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error);
+    bool acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock, std::string * error);
+    void release_experts();
+    void release(uint32_t id);
+    bool run_stop(const stop & s, std::string * error);
+    void pump();
+    void submit(uint32_t id, int64_t priority);
+    void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
+    void evict(uint32_t id);
+    bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);
+    void apply_budget(std::unique_lock<std::mutex> & lock);
+    void choose_pins();
+    void touch(uint32_t id);
+    size_t used_bytes(bool experts) const;
+    bool is_expert(uint32_t id) const { return store.blocks()[id].expert >= 0; }
+    size_t bytes_of(uint32_t id) const { return store.blocks()[id].bytes; }
+
+    llama_weight_store & store;
+    const config cfg;
+
+    mutable std::mutex mutex;
+    std::condition_variable changed;
+    std::mutex turn; // held from begin_graph() to end_graph()
+
+    std::vector<block> blocks;
+    std::vector<uint32_t> pin_order; // dense blocks; every prefix is spread evenly over the layers
+    std::list<uint32_t> lru;         // experts, and dense blocks under the lru policy; oldest first
+
+    llama_layer_budget budget = {};
+    size_t bytes_max = 0; // as set
+    int n_ubatch = 512;
+    bool budget_new = false;
+
+    graph current;
+    size_t head = 0; // position in current.order of what is needed now
+    std::vector<uint32_t> experts_in_use;
+    int64_t n_graphs = 0;
+
+    size_t dense_used = 0; // bytes of dense blocks resident or loading
+    size_t expert_used = 0;
+    counters totals = {};
+
+    std::unique_ptr<llama_prefetcher> pool; // last: its jobs refer to all above
+};

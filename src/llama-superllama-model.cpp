@@ -1,0 +1,258 @@
+#include "llama-superllama-model.h"
+
+#include "llama-impl.h"
+#include "llama-model-loader.h"
+#include "llama-model.h"
+#include "llama-weight-sidecar.h"
+#include "superllama-error.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+static const double MiB = 1024.0 * 1024.0;
+
+// reading four ranges of 4 MiB at once fills the drives that were measured; more threads hurt small ones
+static const int read_threads_default = 4;
+static const size_t read_part_bytes = 4u << 20;
+static const int sample_interval_us = 50000;
+static const double grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
+
+superllama_model_params llama_superllama_model::default_params() {
+    superllama_model_params params = {};
+    params.mem_pressure = 0.85f;
+    params.mem_pressure_low = 0.70f;
+    return params;
+}
+
+void llama_superllama_model::prepare(llama_model_params & params) {
+    const superllama_model_params & p = params.superllama;
+    if (!p.dynamic_layers || params.no_alloc || params.vocab_only) {
+        return;
+    }
+    if (!llama_weight_store::supported()) {
+        throw std::runtime_error("--dynamic-layers is not supported on this system yet; it needs Linux");
+    }
+    if (!(p.mem_pressure > 0.0f && p.mem_pressure <= 1.0f && p.mem_pressure_low >= 0.0f &&
+          p.mem_pressure_low < p.mem_pressure)) {
+        throw std::runtime_error(format("--mem-pressure %.3f and --mem-pressure-low %.3f: both lie in 0..1 and low is "
+                                        "below high",
+                                        p.mem_pressure, p.mem_pressure_low));
+    }
+    if (params.load_mode != LLAMA_LOAD_MODE_AUTO && params.load_mode != LLAMA_LOAD_MODE_NONE) {
+        LLAMA_LOG_WARN("%s: --dynamic-layers reads the weights itself, --load-mode is ignored\n", __func__);
+    }
+    params.load_mode = LLAMA_LOAD_MODE_NONE;
+}
+
+llama_superllama_model::llama_superllama_model(const llama_model & model, const llama_model_params & params,
+                                               const llama_model_loader & ml) :
+    model(model),
+    loader(&ml),
+    params(params.superllama),
+    progress(params.progress_callback),
+    progress_data(params.progress_callback_user_data) {
+    for (size_t i = 0; i < ml.files.size(); ++i) {
+        store.add_file(ml.files[i]->file_id(), format("model file %zu of %zu", i + 1, ml.files.size()));
+    }
+    const auto memory = telemetry.sample();
+    budget_max = this->params.mem_budget_bytes > 0 ? this->params.mem_budget_bytes : memory.host_total;
+    budget_now = this->params.mem_budget_bytes > 0
+                     ? this->params.mem_budget_bytes
+                     : (uint64_t) ((double) memory.host_available * this->params.mem_pressure);
+}
+
+std::unique_ptr<llama_superllama_model> llama_superllama_model::create(const llama_model & model,
+                                                                       const llama_model_params & params,
+                                                                       const llama_model_loader & ml) {
+    if (!params.superllama.dynamic_layers || ml.no_alloc || ml.files.empty()) {
+        return nullptr;
+    }
+    return std::unique_ptr<llama_superllama_model>(new llama_superllama_model(model, params, ml));
+}
+
+// ------------------------------------------------------------------------------------------------ loading
+
+ggml_backend_buffer_t llama_superllama_model::alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    const auto source = [this](const ggml_tensor * t) -> llama_weight_source {
+        const auto * weight = loader->get_weight(ggml_get_name(t));
+        if (weight == nullptr) {
+            throw std::runtime_error(format("tensor '%s' is not in the model file", ggml_get_name(t)));
+        }
+        return { weight->idx, weight->offs };
+    };
+    // the token embedding is looked up by rows, unless it serves as output matrix too
+    const auto by_row = [this](const ggml_tensor * t) { return t == model.tok_embd && t != model.output; };
+    return store.alloc(ctx, buft, source, by_row);
+}
+
+size_t llama_superllama_model::fixed_bytes() const {
+    return store.resident_bytes() + store.row_bytes_max();
+}
+
+bool llama_superllama_model::load() {
+    llama_layer_sched::config cfg = {};
+    cfg.policy = params.layer_policy;
+    cfg.n_threads = !params.async_prefetch        ? 0
+                    : params.prefetch_threads > 0 ? params.prefetch_threads
+                                                  : read_threads_default;
+    cfg.part_bytes = read_part_bytes;
+    cfg.n_expert_used = (int) model.hparams.n_expert_used_max();
+    scheduler = std::make_unique<llama_layer_sched>(store, cfg);
+
+    // before anything is read: can it work at all?
+    const llama_layer_budget least = scheduler->plan(0, 1);
+    const uint64_t need = fixed_bytes() + least.min_bytes;
+    if (budget_now < need) {
+        throw std::runtime_error(format(
+            "--mem-budget: %.0f MiB are too few for this model: %.0f MiB are always resident and %.0f MiB are "
+            "needed for the blocks in use; the least that works is %.0f MiB plus the KV cache and compute buffers",
+            budget_now / MiB, fixed_bytes() / MiB, least.min_bytes / MiB, need / MiB));
+    }
+
+    std::string error;
+    if (!store.load_resident(&error)) {
+        throw std::runtime_error(error);
+    }
+
+    bool converts = false;
+    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
+        converts = converts || store.converts(id);
+    }
+    if (converts) {
+        const bool streams = budget_now < fixed_bytes() + least.dense_bytes + least.expert_bytes;
+        std::string key = model.arch_name();
+        for (const auto & file : loader->files) {
+            key += "/" + std::to_string(file->size());
+        }
+        for (const auto & entry : loader->weights_map) {
+            key += "/" + entry.first + ":" + std::to_string(entry.second.offs);
+        }
+        key += "/" + store.content_key();
+        llama_weight_sidecar_info info;
+        bool cancelled = false;
+        const auto report = [&](float done) {
+            cancelled = progress != nullptr && !progress(done * 0.99f, progress_data);
+            return !cancelled;
+        };
+        if (llama_weight_sidecar_attach(store, key, streams, report, &info, &error)) {
+            LLAMA_LOG_INFO("%s: repacked weights %s %s (%.0f MiB; `superllama cache prune` removes it)\n", __func__,
+                           info.written ? "written to" : "taken from", info.path.c_str(), info.bytes / MiB);
+        } else if (cancelled) {
+            return false;
+        } else if (streams) {
+            LLAMA_LOG_WARN("%s: no file of repacked weights (%s): blocks are repacked whenever they are loaded, which "
+                           "costs processor time; --no-repack avoids it\n",
+                           __func__, error.c_str());
+        }
+    }
+    loader = nullptr;
+    apply();
+    LLAMA_LOG_INFO(
+        "%s: dynamic layers: budget %.0f MiB, %.0f MiB always resident, %.0f MiB in %zu blocks, %d readers\n", __func__,
+        budget_now / MiB, fixed_bytes() / MiB, (least.dense_bytes + least.expert_bytes) / MiB, store.blocks().size(),
+        cfg.n_threads);
+    return progress == nullptr || progress(1.0f, progress_data);
+}
+
+// ------------------------------------------------------------------------------------------------- budget
+
+size_t llama_superllama_model::context_bytes() const {
+    size_t bytes = 0;
+    for (const auto & entry : contexts) {
+        bytes += entry.second.bytes;
+    }
+    return bytes;
+}
+
+void llama_superllama_model::apply() {
+    int n_ubatch = 1;
+    for (const auto & entry : contexts) {
+        n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
+    }
+    const uint64_t taken = fixed_bytes() + context_bytes();
+    const uint64_t least = scheduler->plan(0, n_ubatch).min_bytes;
+    scheduler->set_budget(std::max<uint64_t>(least, budget_now - std::min<uint64_t>(budget_now, taken)), n_ubatch);
+}
+
+void llama_superllama_model::add_context(const void * ctx, size_t bytes, int n_ubatch) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const llama_layer_budget least = scheduler->plan(0, n_ubatch);
+    const uint64_t need = fixed_bytes() + context_bytes() + bytes + least.min_bytes;
+    if (budget_now < need) {
+        throw std::runtime_error(format(
+            "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
+            "the blocks in use, %.0f MiB for KV cache and compute buffers; the least that works is %.0f MiB "
+            "(less with a smaller --ctx-size or --ubatch-size)",
+            budget_now / MiB, fixed_bytes() / MiB, least.min_bytes / MiB, (context_bytes() + bytes) / MiB, need / MiB));
+    }
+    contexts[ctx] = { bytes, n_ubatch };
+    apply();
+}
+
+void llama_superllama_model::remove_context(const void * ctx) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (contexts.erase(ctx) > 0) {
+        apply();
+    }
+}
+
+bool llama_superllama_model::set_budget(uint64_t bytes, std::string * error) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto memory = telemetry.sample();
+    int n_ubatch = 1;
+    for (const auto & entry : contexts) {
+        n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
+    }
+    const uint64_t need = fixed_bytes() + context_bytes() + scheduler->plan(0, n_ubatch).min_bytes;
+    if (bytes > 0 && bytes < need) {
+        *error = format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, need / MiB);
+        return false;
+    }
+    params.mem_budget_bytes = bytes;
+    budget_max = bytes > 0 ? bytes : memory.host_total;
+    budget_now =
+        bytes > 0 ? bytes : std::max<uint64_t>(need, (uint64_t) (params.mem_pressure * (double) memory.host_available));
+    apply();
+    return true;
+}
+
+bool llama_superllama_model::sample_pressure() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const int64_t now = ggml_time_us();
+    if (now - t_sample_us < sample_interval_us) {
+        return false;
+    }
+    t_sample_us = now;
+    const auto memory = telemetry.sample();
+
+    // an automatic budget follows all that this process may use; one that was asked for gives way only where the
+    // machine itself runs short, for its own cgroup was the asker's to choose
+    const bool automatic = params.mem_budget_bytes == 0;
+    const double total = (double) (automatic ? memory.host_total : memory.machine_total);
+    const double available = (double) (automatic ? memory.host_available : memory.machine_available);
+    const uint64_t budget = budget_now;
+    if (total <= 0) {
+        return false;
+    }
+    // memory that the budget grants and that is not filled yet counts as used
+    const auto counters = scheduler->count();
+    const size_t filled = (size_t) counters.bytes_resident + context_bytes();
+    const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
+    const double wanted =
+        std::min(unfilled, (double) scheduler->plan(0, 1).dense_bytes + (double) scheduler->plan(0, 1).expert_bytes);
+    const double pressure = 1.0 - (available - wanted) / total;
+    double change = 0;
+    if (pressure > params.mem_pressure) {
+        change = -(pressure - params.mem_pressure) * total;
+    } else if (pressure < params.mem_pressure_low && budget < budget_max) {
+        change = (params.mem_pressure - grow_margin - pressure) * total;
+    }
+    const uint64_t target = (uint64_t) std::min(std::max(0.0, (double) budget + change), (double) budget_max);
+    const uint64_t differ = target > budget ? target - budget : budget - target;
+    if (differ < (8u << 20)) {
+        return false;
+    }
+    budget_now = target;
+    apply();
+    return true;
+}

@@ -1,0 +1,77 @@
+// One object per llama_model with --dynamic-layers: the memory of its weights, shared by its contexts.
+#pragma once
+
+#include "llama-layer-sched.h"
+#include "llama-mem-telemetry.h"
+#include "llama-weight-store.h"
+#include "llama.h"
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+struct llama_model;
+struct llama_model_loader;
+
+class llama_superllama_model {
+  public:
+    static superllama_model_params default_params();
+
+    // Before the model's files are opened: what dynamic layers need of the other parameters. Throws on bad values.
+    static void prepare(llama_model_params & params);
+
+    // Null where the feature is off or nothing is to be allocated. Throws.
+    static std::unique_ptr<llama_superllama_model> create(const llama_model & model, const llama_model_params & params,
+                                                          const llama_model_loader & ml);
+
+    // Called while the model loads. alloc() returns null for buffers that are not ours to manage.
+    ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
+    bool owns(const ggml_context * ctx) const { return store.owns(ctx); }
+    bool load(); // false: cancelled by the progress callback; throws on errors
+
+    // A context's own host memory (KV and compute buffers) counts towards the budget. Throws where no
+    // budget is left for weights; the context is then not counted.
+    void add_context(const void * ctx, size_t bytes, int n_ubatch);
+    void remove_context(const void * ctx);
+
+    // While running. 0 = automatic. False with an error text where it cannot work.
+    bool set_budget(uint64_t bytes, std::string * error);
+
+    // At most every 50 ms: follows the memory that is there. True if the budget changed.
+    bool sample_pressure();
+
+    llama_layer_sched & sched() { return *scheduler; }
+    uint64_t budget_bytes() const { return budget_now; }
+
+  private:
+    llama_superllama_model(const llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
+
+    size_t fixed_bytes() const;   // what is resident whatever the budget
+    size_t context_bytes() const; // of all contexts
+    void apply();                 // hands what is left to the scheduler
+
+    const llama_model & model;
+    const llama_model_loader * loader; // while loading only
+    superllama_model_params params;
+    llama_progress_callback progress;
+    void * progress_data;
+
+    llama_weight_store store;
+    std::unique_ptr<llama_layer_sched> scheduler;
+    llama_mem_telemetry telemetry;
+
+    struct context_use {
+        size_t bytes;
+        int n_ubatch;
+    };
+
+    std::mutex mutex;
+    std::map<const void *, context_use> contexts;
+    uint64_t budget_max = 0; // as asked for; automatic: all there is
+    std::atomic<uint64_t> budget_now{ 0 };
+    int64_t t_sample_us = 0;
+};
+
+using llama_superllama_model_ptr = std::unique_ptr<llama_superllama_model>;

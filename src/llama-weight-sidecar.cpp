@@ -1,0 +1,232 @@
+#include "llama-weight-sidecar.h"
+
+#include "ggml.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <set>
+
+#ifdef __linux__
+#    include <fcntl.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#endif
+
+namespace fs = std::filesystem;
+
+static const uint64_t magic = 0x3152414345444953ull; // "SIDECAR1"
+
+struct header {
+    uint64_t magic;
+    uint64_t key;
+    uint64_t n_blocks;
+    uint64_t bytes; // of the whole file
+    uint64_t complete;
+};
+
+static uint64_t hash_bytes(const void * data, size_t size, uint64_t hash = 0xcbf29ce484222325ull) {
+    const uint8_t * p = (const uint8_t *) data;
+    for (; size >= 8; size -= 8, p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        hash = (hash ^ word) * 0x100000001b3ull;
+        hash ^= hash >> 29;
+    }
+    for (; size > 0; --size, ++p) {
+        hash = (hash ^ *p) * 0x100000001b3ull;
+    }
+    return hash;
+}
+
+std::string llama_weight_sidecar_folder() {
+    const auto env = [](const char * name) {
+        const char * value = getenv(name);
+        return std::string(value != nullptr ? value : "");
+    };
+    fs::path cache = env("SUPERLLAMA_CACHE");
+    if (cache.empty()) {
+#if defined(_WIN32)
+        cache = fs::path(env("LOCALAPPDATA")) / "superllama" / "Cache";
+#elif defined(__APPLE__)
+        cache = fs::path(env("HOME")) / "Library" / "Caches" / "superllama";
+#else
+        cache = (env("XDG_CACHE_HOME").empty() ? fs::path(env("HOME")) / ".cache" : fs::path(env("XDG_CACHE_HOME"))) /
+                "superllama";
+#endif
+    }
+    return (cache / "repacked").string();
+}
+
+#ifdef __linux__
+
+// What the conversion makes of the first rows of each type: two kernel variants never share a sidecar.
+static bool fingerprint(llama_weight_store & store, uint64_t * hash, std::string * why) {
+    std::set<ggml_type> seen;
+    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
+        const llama_weight_block & block = store.blocks()[id];
+        if (!store.converts(id)) {
+            continue;
+        }
+        const llama_weight_part part = store.parts(id, 0).front();
+        const ggml_tensor * t = block.slices[part.index].tensor;
+        if (!seen.insert(t->type).second) {
+            continue;
+        }
+        if (!store.read_part(part, why)) {
+            return false;
+        }
+        const uint8_t * data = (const uint8_t *) t->data + block.slices[part.index].first;
+        *hash = hash_bytes(data, part.bytes, *hash);
+        store.drop(id, [](uint32_t) { return false; });
+    }
+    return true;
+}
+
+static bool write_all(int fd, const uint8_t * data, size_t bytes, uint64_t offset, std::string * why) {
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t n = pwrite(fd, data + done, bytes - done, (off_t) (offset + done));
+        if (n > 0) {
+            done += (size_t) n;
+        } else if (!(n < 0 && errno == EINTR)) {
+            *why = std::string("writing: ") + strerror(n < 0 ? errno : ENOSPC);
+            return false;
+        }
+    }
+    return true;
+}
+
+// Converts block by block, so that no more than one is in memory.
+static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t> & ids, const header & head,
+                          const std::string & path, const std::function<bool(float)> & progress, std::string * why) {
+    const std::string tmp = path + "." + std::to_string(getpid());
+    int fd = open(tmp.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
+    if (fd < 0 && errno == EINVAL) {
+        fd = open(tmp.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    }
+    if (fd < 0) {
+        *why = "creating " + tmp + ": " + strerror(errno);
+        return false;
+    }
+    bool ok = posix_fallocate(fd, 0, (off_t) head.bytes) == 0;
+    if (!ok) {
+        *why = "no room for " + std::to_string(head.bytes >> 20) + " MiB in " + fs::path(path).parent_path().string();
+    }
+    const size_t page = llama_weight_store::page_size();
+    uint64_t offset = page;
+    for (size_t i = 0; ok && i < ids.size(); ++i) {
+        const uint32_t id = ids[i];
+        for (const llama_weight_part & part : store.parts(id, 1 << 20)) {
+            ok = ok && store.read_part(part, why);
+        }
+        for (const llama_weight_range & range : store.blocks()[id].ranges) {
+            ok = ok && write_all(fd, range.addr, range.bytes, offset, why);
+            offset += range.bytes;
+        }
+        store.drop(id, [](uint32_t) { return false; });
+        if (ok && !progress((float) (i + 1) / (float) ids.size())) {
+            *why = "cancelled";
+            ok = false;
+        }
+    }
+    if (ok) {
+        // the header comes last: an interrupted file is never taken for a good one
+        void * first = nullptr;
+        ok = fdatasync(fd) == 0 && posix_memalign(&first, page, page) == 0;
+        if (ok) {
+            memset(first, 0, page);
+            memcpy(first, &head, sizeof(head));
+            ok = write_all(fd, (const uint8_t *) first, page, 0, why) && fdatasync(fd) == 0;
+        }
+        free(first);
+    }
+    close(fd);
+    if (!ok || rename(tmp.c_str(), path.c_str()) != 0) {
+        unlink(tmp.c_str());
+        *why = why->empty() ? std::string("renaming: ") + strerror(errno) : *why;
+        return false;
+    }
+    return true;
+}
+
+static bool good(const std::string & path, const header & wanted) {
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    header head = {};
+    struct stat st = {};
+    const bool ok = fd >= 0 && pread(fd, &head, sizeof(head), 0) == (ssize_t) sizeof(head) &&
+                    memcmp(&head, &wanted, sizeof(head)) == 0 && fstat(fd, &st) == 0 &&
+                    (uint64_t) st.st_size == wanted.bytes;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
+bool llama_weight_sidecar_attach(llama_weight_store & store, const std::string & model_key, bool write,
+                                 const std::function<bool(float)> & progress, llama_weight_sidecar_info * info,
+                                 std::string * why) {
+    std::vector<uint32_t> ids;
+    header head = { magic, hash_bytes(model_key.data(), model_key.size()), 0, 0, 1 };
+    head.bytes = llama_weight_store::page_size();
+    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
+        if (store.converts(id)) {
+            ids.push_back(id);
+            head.bytes += store.blocks()[id].bytes;
+            head.key = hash_bytes(&store.blocks()[id].bytes, sizeof(size_t), head.key);
+        }
+    }
+    head.n_blocks = ids.size();
+    if (!fingerprint(store, &head.key, why)) {
+        return false;
+    }
+
+    char name[32];
+    snprintf(name, sizeof(name), "%016llx.blocks", (unsigned long long) head.key);
+    std::error_code ec;
+    const fs::path folder = llama_weight_sidecar_folder();
+    info->path = (folder / name).string();
+    info->bytes = head.bytes;
+    if (!good(info->path, head)) {
+        if (!write) {
+            *why = "there is none yet";
+            return false;
+        }
+        fs::create_directories(folder, ec);
+        why->clear();
+        if (ec) {
+            *why = "creating " + folder.string() + ": " + ec.message();
+            return false;
+        }
+        if (!write_sidecar(store, ids, head, info->path, progress, why)) {
+            return false;
+        }
+        info->written = true;
+    }
+
+    const int fd = open(info->path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        *why = info->path + ": " + strerror(errno);
+        return false;
+    }
+    const int file = store.add_file(fd, info->path);
+    close(fd);
+    uint64_t offset = llama_weight_store::page_size();
+    for (uint32_t id : ids) {
+        store.set_source(id, file, offset);
+        offset += store.blocks()[id].bytes;
+    }
+    return true;
+}
+
+#else
+
+bool llama_weight_sidecar_attach(llama_weight_store &, const std::string &, bool, const std::function<bool(float)> &,
+                                 llama_weight_sidecar_info *, std::string * why) {
+    *why = "not supported on this system";
+    return false;
+}
+
+#endif

@@ -1,0 +1,641 @@
+#include "llama-weight-store.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <unordered_set>
+
+#ifdef __linux__
+#    include <fcntl.h>
+#    include <sys/mman.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#endif
+
+static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
+static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
+static const size_t matrix_bytes_min = 64u << 10;  // smaller ones are always resident
+static const size_t row_bytes_cap = 16u << 20;     // pages of row tensors that may stay between two ubatches
+static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
+static const size_t huge_page = 2u << 20;
+
+static size_t round_up(size_t x, size_t to) {
+    return (x + to - 1) / to * to;
+}
+
+static size_t round_down(size_t x, size_t to) {
+    return x / to * to;
+}
+
+#ifdef __linux__
+
+// ------------------------------------------------------------------------------------------------- system
+
+bool llama_weight_store::supported() {
+    return true;
+}
+
+size_t llama_weight_store::page_size() {
+    static const size_t size = (size_t) sysconf(_SC_PAGESIZE);
+    return size;
+}
+
+static uint8_t * reserve(size_t bytes) {
+    void * addr =
+        mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return addr == MAP_FAILED ? nullptr : (uint8_t *) addr;
+}
+
+static void release(uint8_t * addr, size_t bytes) {
+    munmap(addr, bytes + huge_page);
+}
+
+static void discard(uint8_t * addr, size_t bytes) {
+    madvise(addr, bytes, MADV_DONTNEED);
+}
+
+// Huge pages only where they lie wholly inside: one that reached beyond could not be given back alone.
+static void advise(uint8_t * addr, size_t bytes) {
+    uint8_t * first = (uint8_t *) round_up((size_t) addr, huge_page);
+    uint8_t * last = (uint8_t *) round_down((size_t) addr + bytes, huge_page);
+    if (first < last) {
+        madvise(first, (size_t) (last - first), MADV_HUGEPAGE);
+    }
+}
+
+struct weight_file {
+    std::string name;
+    int fd_direct = -1; // -1: the filesystem refuses O_DIRECT
+    int fd = -1;
+    uint64_t size = 0;
+    int64_t mtime_ns = 0;
+
+    ~weight_file() {
+        for (int f : { fd_direct, fd }) {
+            if (f >= 0) {
+                close(f);
+            }
+        }
+    }
+};
+
+static int64_t mtime_of(const struct stat & st) {
+    return (int64_t) st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+}
+
+static std::unique_ptr<weight_file> open_again(int fd, const std::string & name) {
+    auto file = std::make_unique<weight_file>();
+    const std::string path = "/proc/self/fd/" + std::to_string(fd);
+    struct stat st = {};
+    file->name = name;
+    file->fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    file->fd_direct = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (file->fd < 0 || fstat(file->fd, &st) != 0) {
+        throw std::runtime_error("cannot open " + name + " again for reading: " + strerror(errno));
+    }
+    file->size = (uint64_t) st.st_size;
+    file->mtime_ns = mtime_of(st);
+    posix_fadvise(file->fd, 0, 0, POSIX_FADV_RANDOM);
+    return file;
+}
+
+// Reads [offset, offset + bytes), of which the part beyond the end of the file may be missing.
+static bool read_pages(const weight_file & file, uint8_t * addr, size_t bytes, uint64_t offset, std::string * error) {
+    const size_t wanted = (size_t) std::min<uint64_t>(bytes, file.size - std::min(file.size, offset));
+    int fd = file.fd_direct >= 0 ? file.fd_direct : file.fd;
+    for (size_t done = 0; done < wanted;) {
+        const ssize_t n = pread(fd, addr + done, bytes - done, (off_t) (offset + done));
+        if (n > 0) {
+            // a direct read that stops between two sectors cannot be continued directly
+            done += (size_t) n;
+            fd = fd == file.fd_direct && done % 512 != 0 ? file.fd : fd;
+        } else if (n < 0 && errno == EINTR) {
+            continue;
+        } else if (n < 0 && errno == EINVAL && fd == file.fd_direct) {
+            fd = file.fd;
+        } else {
+            *error =
+                "reading " + std::to_string(wanted) + " bytes at offset " + std::to_string(offset) + " of " +
+                file.name + ": " +
+                (n < 0 ? strerror(errno) : "the file ends at " + std::to_string(offset + done) + ", it was cut short");
+            return false;
+        }
+    }
+    if (fd == file.fd) {
+        posix_fadvise(file.fd, (off_t) offset, (off_t) bytes, POSIX_FADV_DONTNEED); // not in memory twice
+    }
+    return true;
+}
+
+static bool read_bytes(const weight_file & file, void * data, size_t bytes, uint64_t offset, std::string * error) {
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t n = pread(file.fd, (uint8_t *) data + done, bytes - done, (off_t) (offset + done));
+        if (n > 0) {
+            done += (size_t) n;
+        } else if (!(n < 0 && errno == EINTR)) {
+            *error = "reading " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " +
+                     file.name + ": " + (n < 0 ? strerror(errno) : "the file ends, it was cut short");
+            return false;
+        }
+    }
+    posix_fadvise(file.fd, (off_t) offset, (off_t) bytes, POSIX_FADV_DONTNEED);
+    return true;
+}
+
+#else
+
+bool llama_weight_store::supported() {
+    return false;
+}
+
+size_t llama_weight_store::page_size() {
+    return 4096;
+}
+
+static uint8_t * reserve(size_t) {
+    return nullptr;
+}
+
+static void release(uint8_t *, size_t) {}
+
+static void discard(uint8_t *, size_t) {}
+
+static void advise(uint8_t *, size_t) {}
+
+struct weight_file {
+    std::string name;
+    uint64_t size = 0;
+    int64_t mtime_ns = 0;
+};
+
+static std::unique_ptr<weight_file> open_again(int, const std::string &) {
+    throw std::runtime_error("--dynamic-layers is not supported on this system yet");
+}
+
+static bool read_pages(const weight_file &, uint8_t *, size_t, uint64_t, std::string * error) {
+    *error = "not supported on this system";
+    return false;
+}
+
+static bool read_bytes(const weight_file &, void *, size_t, uint64_t, std::string * error) {
+    *error = "not supported on this system";
+    return false;
+}
+
+#endif
+
+// -------------------------------------------------------------------------------------------------- state
+
+namespace {
+
+enum tensor_role {
+    ROLE_RESIDENT,
+    ROLE_BY_ROW,
+    ROLE_STREAM,
+    ROLE_EXPERTS,
+};
+
+struct held_tensor {
+    ggml_tensor * tensor;
+    tensor_role role;
+    bool converts; // the buffer type changes the layout of what is set
+    llama_weight_source source;
+    int32_t layer;
+    int32_t n_experts = 0;
+    uint32_t block = 0;  // the first one
+    size_t addr_off = 0; // in its arena
+};
+
+struct arena {
+    uint8_t * base;
+    size_t bytes;
+};
+
+} // namespace
+
+struct llama_weight_store::impl {
+    std::vector<std::unique_ptr<weight_file>> files;
+    std::vector<arena> arenas;
+    std::unordered_set<const ggml_context *> contexts;
+
+    std::vector<held_tensor> held;
+    std::unordered_map<const ggml_tensor *, size_t> index;                // into held
+    std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks;        // (layer, expert)
+    std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
+    size_t n_row_pages = 0;
+
+    mutable std::atomic<uint64_t> n_read{ 0 };
+
+    const held_tensor * find(const ggml_tensor * t) const {
+        const auto it = index.find(t);
+        return it == index.end() ? nullptr : &held[it->second];
+    }
+};
+
+llama_weight_store::llama_weight_store() : pimpl(std::make_unique<impl>()) {}
+
+llama_weight_store::~llama_weight_store() {
+    for (const arena & a : pimpl->arenas) {
+        release(a.base, a.bytes);
+    }
+}
+
+int llama_weight_store::add_file(int fd, const std::string & name) {
+    pimpl->files.push_back(open_again(fd, name));
+    return (int) pimpl->files.size() - 1;
+}
+
+// ------------------------------------------------------------------------------------------------- layout
+
+static int32_t layer_of(const char * name) {
+    int il = -1;
+    return sscanf(name, "blk.%d.", &il) == 1 ? il : -1;
+}
+
+static tensor_role role_of(const ggml_tensor * t, bool by_row) {
+    if (by_row) {
+        return ROLE_BY_ROW;
+    }
+    if (layer_of(t->name) < 0 || ggml_n_dims(t) < 2 || ggml_nbytes(t) < matrix_bytes_min || t->view_src != nullptr) {
+        return ROLE_RESIDENT;
+    }
+    if (t->ne[2] > 1) {
+        return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? ROLE_EXPERTS : ROLE_RESIDENT;
+    }
+    return ROLE_STREAM;
+}
+
+// A buffer over memory of ours that behaves like one that `buft` would allocate.
+static ggml_backend_buffer_t make_buffer(ggml_backend_buffer_type_t buft, uint8_t * base, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(base, size);
+    if (buft != ggml_backend_cpu_buffer_type()) {
+        ggml_backend_buffer_ptr model(ggml_backend_buft_alloc_buffer(buft, 64));
+        buffer->buft = buft;
+        buffer->iface.init_tensor = model->iface.init_tensor;
+        buffer->iface.set_tensor = model->iface.set_tensor;
+        buffer->iface.get_tensor = model->iface.get_tensor;
+        buffer->iface.cpy_tensor = model->iface.cpy_tensor;
+    }
+    return buffer;
+}
+
+ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
+                                                const std::function<llama_weight_source(const ggml_tensor *)> & source,
+                                                const std::function<bool(const ggml_tensor *)> & by_row) {
+    const bool plain = buft == ggml_backend_cpu_buffer_type();
+    if (!plain && strcmp(ggml_backend_buft_name(buft), "CPU_REPACK") != 0) {
+        return nullptr;
+    }
+    const size_t page = page_size();
+
+    std::vector<held_tensor> mine;
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        held_tensor h = {};
+        h.tensor = t;
+        h.role = role_of(t, plain && by_row(t));
+        h.converts = !plain;
+        h.source = source(t);
+        h.layer = layer_of(t->name);
+        mine.push_back(h);
+    }
+    std::stable_sort(mine.begin(), mine.end(), [](const held_tensor & a, const held_tensor & b) {
+        return std::make_pair(a.source.file, a.source.offset) < std::make_pair(b.source.file, b.source.offset);
+    });
+
+    // every tensor begins on pages of its own, at the offset in the page that it has in the file; matrices of
+    // one block keep the distances that they have in the file, so that one read brings them all
+    size_t end = 0;
+    for (size_t i = 0; i < mine.size(); ++i) {
+        held_tensor & h = mine[i];
+        const size_t in_page = plain ? h.source.offset % page : 0;
+        const size_t bytes = ggml_nbytes(h.tensor);
+        if (h.role == ROLE_EXPERTS) {
+            h.n_experts = (int32_t) h.tensor->ne[2];
+            h.addr_off = round_up(end, huge_page) + in_page;
+            end = round_up(h.addr_off + bytes, page);
+            for (int32_t e = 0; e < h.n_experts; ++e) {
+                const auto key = std::make_pair(h.layer, e);
+                if (pimpl->expert_blocks.find(key) == pimpl->expert_blocks.end()) {
+                    pimpl->expert_blocks[key] = (uint32_t) all_blocks.size();
+                    all_blocks.emplace_back();
+                    all_blocks.back().layer = h.layer;
+                    all_blocks.back().expert = e;
+                }
+                const size_t share = bytes / (size_t) h.n_experts;
+                all_blocks[pimpl->expert_blocks[key]].slices.push_back(
+                    { h.tensor, share * (size_t) e, share, { h.source.file, h.source.offset + share * (uint64_t) e } });
+            }
+            h.block = pimpl->expert_blocks[{ h.layer, 0 }];
+            continue;
+        }
+        if (h.role != ROLE_STREAM) {
+            h.addr_off = round_up(end, h.role == ROLE_RESIDENT && bytes >= huge_page ? huge_page : page) + in_page;
+            end = round_up(h.addr_off + bytes, page);
+            continue;
+        }
+        llama_weight_block * last = all_blocks.empty() ? nullptr : &all_blocks.back();
+        const held_tensor * previous = i > 0 ? &mine[i - 1] : nullptr;
+        const bool joins = last != nullptr && last->expert < 0 && previous != nullptr &&
+                           previous->role == ROLE_STREAM && previous->layer == h.layer &&
+                           previous->source.file == h.source.file && last->bytes + bytes <= block_bytes_wanted &&
+                           h.source.offset - (previous->source.offset + ggml_nbytes(previous->tensor)) <= block_gap_max;
+        if (joins) {
+            const size_t previous_end = previous->source.offset + ggml_nbytes(previous->tensor);
+            h.addr_off = previous->addr_off + ggml_nbytes(previous->tensor);
+            h.addr_off += plain ? h.source.offset - previous_end : round_up(h.addr_off, 64) - h.addr_off;
+        } else {
+            all_blocks.emplace_back();
+            last = &all_blocks.back();
+            last->layer = h.layer;
+            h.addr_off = round_up(end, huge_page) + in_page;
+        }
+        h.block = (uint32_t) (all_blocks.size() - 1);
+        last->slices.push_back({ h.tensor, 0, bytes, h.source });
+        last->bytes += bytes;
+        end = round_up(h.addr_off + bytes, page);
+    }
+
+    arena a = { nullptr, std::max(end, page) };
+    a.base = reserve(a.bytes);
+    if (a.base == nullptr) {
+        throw std::runtime_error("cannot reserve " + std::to_string(a.bytes >> 20) +
+                                 " MiB of address space for weights; is it limited (ulimit -v)?");
+    }
+    pimpl->arenas.push_back(a);
+    uint8_t * base = (uint8_t *) round_up((size_t) a.base, huge_page);
+
+    ggml_backend_buffer_t buffer = make_buffer(buft, base, a.bytes);
+    for (held_tensor & h : mine) {
+        ggml_backend_tensor_alloc(buffer, h.tensor, base + h.addr_off);
+        pimpl->index[h.tensor] = pimpl->held.size();
+        pimpl->held.push_back(h);
+        const size_t pages = round_up(h.addr_off % page + ggml_nbytes(h.tensor), page);
+        if (h.role == ROLE_RESIDENT) {
+            n_resident += pages;
+            advise(base + h.addr_off, ggml_nbytes(h.tensor));
+        } else if (h.role == ROLE_BY_ROW) {
+            n_row_max += std::min(pages, row_bytes_cap);
+            pimpl->row_pages[h.tensor].resize(pages / page);
+        }
+    }
+    pimpl->contexts.insert(ctx);
+
+    // the pages of each block
+    for (llama_weight_block & b : all_blocks) {
+        if (!b.ranges.empty() && b.expert < 0) {
+            continue; // of an earlier buffer
+        }
+        b.ranges.clear();
+        b.bytes = 0;
+        const auto add = [&](uint8_t * first, uint8_t * last, const llama_weight_source & from, bool converts) {
+            const size_t head = (size_t) first % page;
+            llama_weight_range r;
+            r.addr = first - head;
+            r.bytes = round_up((size_t) (last - r.addr), page);
+            r.file = converts ? -1 : from.file;
+            r.offset = converts ? 0 : from.offset - head;
+            b.bytes += r.bytes;
+            b.ranges.push_back(r);
+        };
+        if (b.expert >= 0) {
+            for (const llama_weight_slice & s : b.slices) {
+                if (s.tensor->data != nullptr) {
+                    uint8_t * first = (uint8_t *) s.tensor->data + s.first;
+                    add(first, first + s.bytes, s.source, pimpl->find(s.tensor)->converts);
+                }
+            }
+        } else {
+            const llama_weight_slice & front = b.slices.front();
+            const llama_weight_slice & back = b.slices.back();
+            add((uint8_t *) front.tensor->data, (uint8_t *) back.tensor->data + back.bytes, front.source,
+                pimpl->find(front.tensor)->converts);
+            advise(b.ranges.back().addr, b.ranges.back().bytes);
+        }
+    }
+    return buffer;
+}
+
+bool llama_weight_store::owns(const ggml_context * ctx) const {
+    return pimpl->contexts.count(ctx) > 0;
+}
+
+int32_t llama_weight_store::n_experts(const ggml_tensor * t) const {
+    const held_tensor * h = pimpl->find(t);
+    return h != nullptr ? h->n_experts : 0;
+}
+
+int32_t llama_weight_store::block_of(const ggml_tensor * t, int32_t expert) const {
+    const held_tensor * h = pimpl->find(t);
+    if (h == nullptr || (h->role != ROLE_STREAM && h->role != ROLE_EXPERTS)) {
+        return -1;
+    }
+    return h->role == ROLE_STREAM ? (int32_t) h->block : (int32_t) pimpl->expert_blocks.at({ h->layer, expert });
+}
+
+size_t llama_weight_store::bytes_on_disk() const {
+    size_t bytes = 0;
+    for (const held_tensor & h : pimpl->held) {
+        bytes += ggml_nbytes(h.tensor);
+    }
+    return bytes;
+}
+
+// ------------------------------------------------------------------------------------------------ reading
+
+bool llama_weight_store::converts(uint32_t block) const {
+    for (const llama_weight_range & r : all_blocks[block].ranges) {
+        if (r.file < 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void llama_weight_store::set_source(uint32_t block, int file, uint64_t offset) {
+    for (llama_weight_range & r : all_blocks[block].ranges) {
+        r.file = file;
+        r.offset = offset;
+        offset += r.bytes;
+    }
+}
+
+std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t part_bytes) const {
+    std::vector<llama_weight_part> result;
+    const llama_weight_block & b = all_blocks[block];
+    const bool whole = !converts(block);
+    const auto cut = [&](uint32_t index, size_t bytes, size_t step) {
+        for (size_t first = 0; first < bytes; first += step) {
+            result.push_back({ block, index, first, std::min(step, bytes - first) });
+        }
+    };
+    for (uint32_t i = 0; i < (whole ? b.ranges.size() : b.slices.size()); ++i) {
+        if (whole) {
+            cut(i, b.ranges[i].bytes, part_bytes);
+        } else {
+            // rows are interleaved in groups of up to 16
+            const size_t group = ggml_row_size(b.slices[i].tensor->type, b.slices[i].tensor->ne[0]) * 16;
+            cut(i, b.slices[i].bytes, std::max(group, round_down(convert_bytes, group)));
+        }
+    }
+    return result;
+}
+
+// Reads rows in the file's layout and lets the buffer put them in place in its own.
+static bool convert_rows(const weight_file & file, const llama_weight_slice & slice, size_t first, size_t bytes,
+                         std::string * error) {
+    std::vector<uint8_t> staging(bytes);
+    if (!read_bytes(file, staging.data(), bytes, slice.source.offset + first, error)) {
+        return false;
+    }
+    ggml_tensor rows = *slice.tensor;
+    rows.data = (uint8_t *) slice.tensor->data + slice.first + first;
+    rows.ne[1] = (int64_t) (bytes / ggml_row_size(rows.type, rows.ne[0]));
+    rows.ne[2] = rows.ne[3] = 1;
+    rows.nb[2] = rows.nb[3] = rows.nb[1] * (size_t) rows.ne[1];
+    rows.buffer->iface.set_tensor(rows.buffer, &rows, staging.data(), 0, bytes);
+    return true;
+}
+
+bool llama_weight_store::read_part(const llama_weight_part & part, std::string * error) const {
+    const llama_weight_block & b = all_blocks[part.block];
+    bool ok;
+    if (converts(part.block)) {
+        const llama_weight_slice & slice = b.slices[part.index];
+        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, part.first, part.bytes, error);
+    } else {
+        const llama_weight_range & range = b.ranges[part.index];
+        ok = read_pages(*pimpl->files[(size_t) range.file], range.addr + part.first, part.bytes,
+                        range.offset + part.first, error);
+    }
+    pimpl->n_read += ok ? part.bytes : 0;
+    return ok;
+}
+
+bool llama_weight_store::load_resident(std::string * error) {
+    for (const held_tensor & h : pimpl->held) {
+        if (h.role != ROLE_RESIDENT) {
+            continue;
+        }
+        const weight_file & file = *pimpl->files[(size_t) h.source.file];
+        const size_t bytes = ggml_nbytes(h.tensor);
+        bool ok = true;
+        if (h.converts) {
+            const size_t group = ggml_row_size(h.tensor->type, h.tensor->ne[0]) * 16;
+            const size_t step = std::max(group, round_down(convert_bytes, group));
+            for (size_t first = 0; ok && first < bytes; first += step) {
+                ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, first, std::min(step, bytes - first), error);
+            }
+        } else {
+            const size_t head = h.source.offset % page_size();
+            ok = read_pages(file, (uint8_t *) h.tensor->data - head, round_up(head + bytes, page_size()),
+                            h.source.offset - head, error);
+        }
+        if (!ok) {
+            return false;
+        }
+        pimpl->n_read += bytes;
+    }
+    return true;
+}
+
+bool llama_weight_store::unchanged(std::string * error) const {
+#ifdef __linux__
+    for (const auto & file : pimpl->files) {
+        struct stat st = {};
+        if (fstat(file->fd, &st) != 0 || (uint64_t) st.st_size != file->size || mtime_of(st) != file->mtime_ns) {
+            *error = file->name + " changed while the model was in use (it had " + std::to_string(file->size) +
+                     " bytes, now " + std::to_string((uint64_t) st.st_size) + "); load the model again";
+            return false;
+        }
+    }
+#endif
+    (void) error;
+    return true;
+}
+
+bool llama_weight_store::is_by_row(const ggml_tensor * t) const {
+    const held_tensor * h = pimpl->find(t);
+    return h != nullptr && h->role == ROLE_BY_ROW;
+}
+
+bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error) {
+    const held_tensor & h = *pimpl->find(t);
+    const weight_file & file = *pimpl->files[(size_t) h.source.file];
+    const size_t page = page_size();
+    std::vector<bool> & there = pimpl->row_pages.at(t);
+    const size_t head = h.source.offset % page;
+    uint8_t * base = (uint8_t *) t->data - head;
+    const size_t row = ggml_row_size(t->type, t->ne[0]);
+
+    if (pimpl->n_row_pages * page > row_bytes_cap) {
+        discard(base, there.size() * page);
+        there.assign(there.size(), false);
+        pimpl->n_row_pages = 0;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        if (ids[i] < 0 || ids[i] >= t->ne[1]) {
+            *error = "row " + std::to_string(ids[i]) + " of " + t->name + " does not exist";
+            return false;
+        }
+        const size_t first = (head + row * (size_t) ids[i]) / page;
+        const size_t last = (head + row * (size_t) ids[i] + row - 1) / page;
+        if (std::all_of(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last + 1,
+                        [](bool b) { return b; })) {
+            continue;
+        }
+        if (!read_pages(file, base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,
+                        error)) {
+            return false;
+        }
+        pimpl->n_read += (last - first + 1) * page;
+        for (size_t p = first; p <= last; ++p) {
+            pimpl->n_row_pages += there[p] ? 0 : 1;
+            there[p] = true;
+        }
+    }
+    return true;
+}
+
+void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)> & resident) {
+    const llama_weight_block & b = all_blocks[block];
+    const size_t page = page_size();
+    for (size_t i = 0; i < b.ranges.size(); ++i) {
+        uint8_t * first = b.ranges[i].addr;
+        uint8_t * last = first + b.ranges[i].bytes;
+        if (b.expert >= 0) {
+            // experts of one tensor are neighbours: a page at the border belongs to two of them
+            const llama_weight_slice & s = b.slices[i];
+            const uint8_t * data = (const uint8_t *) s.tensor->data + s.first;
+            const auto before = pimpl->expert_blocks.find({ b.layer, b.expert - 1 });
+            const auto after = pimpl->expert_blocks.find({ b.layer, b.expert + 1 });
+            if (data != first && before != pimpl->expert_blocks.end() && resident(before->second)) {
+                first += page;
+            }
+            if (data + s.bytes != last && after != pimpl->expert_blocks.end() && resident(after->second)) {
+                last -= page;
+            }
+        }
+        if (first < last) {
+            discard(first, (size_t) (last - first));
+        }
+    }
+}
+
+uint64_t llama_weight_store::bytes_read() const {
+    return pimpl->n_read;
+}
+
+std::string llama_weight_store::content_key() const {
+    std::string key;
+    for (const auto & file : pimpl->files) {
+        key += std::to_string(file->size) + "@" + std::to_string(file->mtime_ns) + ";";
+    }
+    return key;
+}

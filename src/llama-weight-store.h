@@ -1,0 +1,115 @@
+// The memory of a model's host weights and the files that they come from.
+//
+// Tensors lie in reserved address space and keep their addresses for good; memory is committed when a block
+// is read and given back when it is dropped. File offset and address agree modulo the page size, so that
+// O_DIRECT reads land where the kernels look. No policy here: the scheduler says what to read and to drop.
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct llama_weight_source {
+    int file; // index from add_file()
+    uint64_t offset;
+};
+
+// Bytes of one tensor: all of it, or one expert's share.
+struct llama_weight_slice {
+    ggml_tensor * tensor;
+    size_t first;
+    size_t bytes;
+    llama_weight_source source;
+};
+
+// Whole pages of memory and where their content lies.
+struct llama_weight_range {
+    uint8_t * addr;
+    size_t bytes;
+    int file; // -1: content is made from the slices by the buffer's own conversion (repacking)
+    uint64_t offset;
+};
+
+// The unit of residency: neighbouring matrices of one layer, or one expert of one layer.
+struct llama_weight_block {
+    int32_t layer = -1;
+    int32_t expert = -1;
+
+    std::vector<llama_weight_slice> slices;
+    std::vector<llama_weight_range> ranges;
+
+    size_t bytes = 0; // of the ranges
+};
+
+// A piece of a block for one read job.
+struct llama_weight_part {
+    uint32_t block;
+    uint32_t index; // of the range, or of the slice where the block is converted
+    size_t first;
+    size_t bytes;
+};
+
+class llama_weight_store {
+  public:
+    llama_weight_store();
+    ~llama_weight_store();
+
+    // Opens the file behind fd once more, with O_DIRECT where the filesystem allows it. Throws.
+    int add_file(int fd, const std::string & name);
+
+    // Takes over the tensors of ctx, if their buffer type is the CPU's plain or repacking one; else returns null.
+    // `source` finds a tensor's bytes, `by_row` says whether it is only ever read by rows.
+    ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
+                                const std::function<llama_weight_source(const ggml_tensor *)> & source,
+                                const std::function<bool(const ggml_tensor *)> & by_row);
+
+    bool owns(const ggml_context * ctx) const;
+
+    const std::vector<llama_weight_block> & blocks() const { return all_blocks; }
+
+    // The block of a tensor (of one expert of it); -1 where it is always resident, or none of ours.
+    int32_t n_experts(const ggml_tensor * t) const; // 0: not a tensor of experts
+    int32_t block_of(const ggml_tensor * t, int32_t expert = 0) const;
+
+    // Bytes that are resident whatever the budget.
+    size_t resident_bytes() const { return n_resident; }
+    size_t row_bytes_max() const { return n_row_max; }
+    size_t bytes_on_disk() const; // of the model's tensors that we hold
+
+    // All of these fail with a message and may be called again. read_part() may run in any thread.
+    bool load_resident(std::string * error);
+    std::vector<llama_weight_part> parts(uint32_t block, size_t part_bytes) const;
+    bool read_part(const llama_weight_part & part, std::string * error) const;
+    bool unchanged(std::string * error) const; // the files are as they were
+
+    // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
+    bool is_by_row(const ggml_tensor * t) const;
+    bool read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error);
+
+    // Gives the block's memory back. A first or last page that a resident neighbour shares is kept.
+    void drop(uint32_t block, const std::function<bool(uint32_t)> & resident);
+
+    // For the sidecar: where the content of converted blocks lies from now on.
+    bool converts(uint32_t block) const;
+    void set_source(uint32_t block, int file, uint64_t offset);
+
+    uint64_t bytes_read() const;
+    std::string content_key() const; // changes with the files' times of modification
+
+    static bool supported(); // on this system
+    static size_t page_size();
+
+  private:
+    struct impl;
+    std::unique_ptr<impl> pimpl;
+
+    std::vector<llama_weight_block> all_blocks;
+
+    size_t n_resident = 0;
+    size_t n_row_max = 0;
+};
