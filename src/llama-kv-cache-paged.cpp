@@ -709,6 +709,7 @@ void llama_kv_pager::before_state_write(llama_seq_id seq, llama_state_seq_flags 
 
 void llama_kv_pager::before_state_read(llama_seq_id seq) {
     end_streaming();
+    pages->unpin_all();
     if (seq >= 0 && kv.n_stream > 1) {
         broken[kv.seq_to_stream[(size_t) seq]].clear(); // all of it is replaced
     }
@@ -726,6 +727,8 @@ static bool seq_in_page(const llama_kv_cells & cells, uint32_t first, uint32_t n
 }
 
 int llama_kv_pager::prefetch(llama_seq_id seq) {
+    end_streaming();
+    pages->unpin_all();
     std::vector<page_id> list;
     const uint32_t stream = kv.seq_to_stream[(size_t) seq], n = pages->pages_per_stream();
     for (page_id p = stream * n; p < (stream + 1) * n; ++p) {

@@ -275,16 +275,12 @@ void llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
 bool llama_superllama::before_graph(ggml_cgraph * gf) {
     impl & self = *pimpl;
     self.error.clear();
-    const bool had_cuts = self.kv_cuts;
     self.kv_cuts = self.paging.pager != nullptr && self.paging.pager->is_streaming();
     if (self.kv_cuts) {
         ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
         if (!self.paging.pager->plan(gf)) {
             return false;
         }
-    } else if (had_cuts && self.weights == nullptr) { // the graph may be used again
-        const llama_cparams & cp = self.ctx.get_cparams();
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
     }
     if (self.weights == nullptr) {
         return true;
@@ -299,6 +295,11 @@ bool llama_superllama::before_graph(ggml_cgraph * gf) {
 bool llama_superllama::after_graph() {
     impl & self = *pimpl;
     const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
+    if (self.kv_cuts) { // other graphs, a context shift, run with the user's callback
+        const llama_cparams & cp = self.ctx.get_cparams();
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
+        self.kv_cuts = false;
+    }
     if (!self.turn) {
         return kv_ok;
     }
