@@ -353,8 +353,8 @@ bool llama_kv_pager::prepare(const llama_kv_cache::slot_info & sinfo, const llam
                 needed.push_back(p);
                 continue;
             }
-            if (!written && pages->first_cell(p) >= n_kv) {
-                continue;
+            if (!written && (pages->first_cell(p) >= n_kv || (kv.n_stream == 1 && !has_cells(p, &ubatch)))) {
+                continue; // read ahead for others
             }
             pages->pin(p);
             needed.push_back(p);
