@@ -60,7 +60,8 @@ static std::string not_eligible(const llama_model & model, const llama_hparams &
         n_device += offload && ggml_backend_dev_buffer_type(dev) != ggml_backend_cpu_buffer_type();
     }
     if (n_device > 0) {
-        return format("%u of %u layers keep their cache on a device; -nkvo keeps it in host memory", n_device, n_layers);
+        return format("%u of %u layers keep their cache on a device; -nkvo keeps it in host memory", n_device,
+                      n_layers);
     }
     return n_layers == 0 ? "the cache holds no layer" : "";
 }
@@ -71,7 +72,8 @@ std::shared_ptr<llama_kv_pager> llama_kv_pager::create(llama_kv_cache & kv, bool
     if (offer == nullptr || kv.hparams.no_alloc) {
         return nullptr;
     }
-    std::string reason = not_eligible(kv.model, kv.hparams, kv.v_trans, kv.other != nullptr, kv.swa_type, offload, filter);
+    std::string reason =
+        not_eligible(kv.model, kv.hparams, kv.v_trans, kv.other != nullptr, kv.swa_type, offload, filter);
     if (reason.empty() && offer->pager != nullptr) {
         reason = "the context has a second cache";
     }
@@ -159,7 +161,8 @@ ggml_backend_buffer_t llama_kv_pager::alloc_buffer(ggml_backend_buffer_type_t bu
     self.base = llama_kv_reserve(size);
     self.reserved = size;
     if (self.base == nullptr) {
-        superllama_set_error("cannot reserve " + mib(size) + " of address space for the KV cache; make the context smaller");
+        superllama_set_error("cannot reserve " + mib(size) +
+                             " of address space for the KV cache; make the context smaller");
         return nullptr;
     }
     return ggml_backend_buffer_init(buft, buffer_iface(), &self, size);
@@ -186,7 +189,8 @@ const ggml_backend_buffer_i & llama_kv_pager::buffer_iface() {
                 self.fail(error);
             }
         };
-        i.set_tensor = [](ggml_backend_buffer_t buffer, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+        i.set_tensor = [](ggml_backend_buffer_t buffer, ggml_tensor * t, const void * data, size_t offset,
+                          size_t size) {
             llama_kv_pager & self = self_of(buffer);
             std::string error;
             uint8_t * at = (uint8_t *) t->data + offset;
@@ -199,7 +203,8 @@ const ggml_backend_buffer_i & llama_kv_pager::buffer_iface() {
                 self.broken[std::min(stream, self.broken.size() - 1)] = error;
             }
         };
-        i.get_tensor = [](ggml_backend_buffer_t buffer, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+        i.get_tensor = [](ggml_backend_buffer_t buffer, const ggml_tensor * t, void * data, size_t offset,
+                          size_t size) {
             llama_kv_pager & self = self_of(buffer);
             std::string error;
             if (!self.pages->read_bytes((const uint8_t *) t->data + offset, size, data, &error)) {
@@ -423,8 +428,8 @@ bool llama_kv_pager::begin_streaming(const std::vector<page_id> & needed, const 
     if (!host_only || ring * n * layer > budget) {
         *error = format("this batch needs %s of KV pages at once%s, --kv-budget leaves %s for pages; raise it, or "
                         "decode fewer or shorter sequences in one batch",
-                        mib(n * page).c_str(),
-                        host_only ? (" (" + mib(n * layer) + " layer by layer)").c_str() : "", mib(budget).c_str());
+                        mib(n * page).c_str(), host_only ? (" (" + mib(n * layer) + " layer by layer)").c_str() : "",
+                        mib(budget).c_str());
         return false;
     }
     // what fits beside the layers stays in memory as a whole: first what is written, then always the same pages,
@@ -609,7 +614,8 @@ bool llama_kv_pager::shift(llama_context * lctx) {
     end_streaming();
     const llama_cparams & cparams = lctx->get_cparams();
     // a rotation by nothing leaves f16 and f32 as they are; others are rounded again, as without pages
-    const bool exact = !ggml_is_quantized(kv.type_k()) && cparams.yarn_ext_factor == 0.0f && cparams.yarn_attn_factor == 1.0f;
+    const bool exact =
+        !ggml_is_quantized(kv.type_k()) && cparams.yarn_ext_factor == 0.0f && cparams.yarn_attn_factor == 1.0f;
     bool updated = false;
 
     for (page_id p = 0; p < pages->n_pages(); ++p) {
@@ -656,14 +662,13 @@ bool llama_kv_pager::shift(llama_context * lctx) {
             const auto n_rot = kv.hparams.n_rot(il), n_embd_head_k = kv.hparams.n_embd_head_k(il);
             const auto n_embd_nope = kv.hparams.n_lora_kv > 0 ? n_embd_head_k - n_rot : 0;
             const size_t row = ggml_row_size(layer.k->type, kv.hparams.n_embd_k_gqa(il));
-            ggml_tensor * k = ggml_view_3d(ctx, layer.k, n_rot, kv.hparams.n_head_kv(il), n,
-                                           ggml_row_size(layer.k->type, n_embd_head_k), row,
-                                           ((size_t) stream * kv.get_size() + first) * row +
-                                               ggml_row_size(layer.k->type, n_embd_nope));
-            ggml_build_forward_expand(
-                gf, kv.build_rope_shift(cparams, ctx, k, inp->k_shift, inp->k_rot, kv.model.get_rope_factors(cparams, (int) il),
-                                        kv.model.get_rope_freq_base(cparams, (int) il),
-                                        kv.model.get_rope_freq_scale(cparams, (int) il), il));
+            ggml_tensor * k = ggml_view_3d(
+                ctx, layer.k, n_rot, kv.hparams.n_head_kv(il), n, ggml_row_size(layer.k->type, n_embd_head_k), row,
+                ((size_t) stream * kv.get_size() + first) * row + ggml_row_size(layer.k->type, n_embd_nope));
+            ggml_build_forward_expand(gf, kv.build_rope_shift(cparams, ctx, k, inp->k_shift, inp->k_rot,
+                                                              kv.model.get_rope_factors(cparams, (int) il),
+                                                              kv.model.get_rope_freq_base(cparams, (int) il),
+                                                              kv.model.get_rope_freq_scale(cparams, (int) il), il));
         }
         res->add_input(std::move(inp));
         bool ok = ggml_backend_sched_alloc_graph(lctx->get_sched(), gf);

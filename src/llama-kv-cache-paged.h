@@ -44,7 +44,7 @@ class llama_kv_pager {
 
     // Layer by layer: a ubatch whose pages are larger than the budget.
     bool is_streaming() const { return streaming != nullptr; }
-    bool plan(ggml_cgraph * gf); // false: finish() says why
+    bool plan(ggml_cgraph * gf);                 // false: finish() says why
     bool is_cut(const ggml_tensor * node) const; // after this node the callback must run
     bool advance();                              // past a cut; false = stop the graph
     bool finish();                               // after the graph; false = its results are worthless

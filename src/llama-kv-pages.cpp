@@ -146,7 +146,8 @@ void llama_kv_pages::set_flags(page_id id, uint32_t layer, uint8_t value) {
     }
 }
 
-// Gives the memory of a slice back. A page of the system that it shares with neighbours goes with the last of them.
+// Gives the memory of a slice back. A page of the system that it shares with neighbours goes with the last of them;
+// until then the slice's part of it is zero where the slice is empty.
 void llama_kv_pages::release(page_id p, uint32_t layer) {
     for (size_t i = 0; i < geometry.layers[layer].size(); ++i) {
         uint8_t * at = nullptr;
@@ -172,6 +173,14 @@ void llama_kv_pages::release(page_id p, uint32_t layer) {
         end = free_between(p, +1, end, ceil) ? ceil : ceil - os_page;
         if (begin < end) {
             llama_kv_discard((uint8_t *) begin, end - begin);
+        } else {
+            begin = end = ceil;
+        }
+        if (flags(p, layer) == 0) {
+            span_of(p, layer, i, &at, &size);
+            const uintptr_t first = (uintptr_t) at, last = first + size;
+            memset(at, 0, first < begin ? std::min(begin, last) - first : 0);
+            memset((uint8_t *) end, 0, end < last ? last - end : 0);
         }
     }
 }
@@ -513,7 +522,8 @@ bool llama_kv_pages::load(const std::vector<slice> & slices, std::string * error
     std::vector<std::shared_ptr<read_job>> started;
     for (size_t j = 0; j < n_jobs; ++j) {
         const size_t begin = slices.size() * j / n_jobs, end = slices.size() * (j + 1) / n_jobs;
-        started.push_back(start(std::vector<slice>(slices.begin() + (ptrdiff_t) begin, slices.begin() + (ptrdiff_t) end)));
+        started.push_back(
+            start(std::vector<slice>(slices.begin() + (ptrdiff_t) begin, slices.begin() + (ptrdiff_t) end)));
     }
     bool ok = true;
     for (const auto & job : started) {

@@ -88,8 +88,8 @@ class llama_kv_pages {
     void pin(page_id p) { pages[p].pinned = pin_epoch; }
     void unpin_all() { pin_epoch++; }
 
-    // All false with a text on failure; then nothing is lost, and the budget still holds. Where a list is larger
-    // than the budget they fail.
+    // All false with a text on failure; then nothing is lost, and the budget still holds. A list names a page
+    // once; one that is larger than the budget fails.
     // restore: slices on disk come back. write: they also get memory where they had none, and lose their
     // copy on disk, for the caller is about to write into them.
     bool restore(const std::vector<page_id> & list, std::string * error);
@@ -162,8 +162,8 @@ class llama_kv_pages {
 
     size_t os_page;
     uint32_t n_per_stream;
-    std::vector<uint64_t> charges;      // [layer]
-    std::vector<size_t> layer_begin;    // in a record, n_layers() + 1 of them
+    std::vector<uint64_t> charges;   // [layer]
+    std::vector<size_t> layer_begin; // in a record, n_layers() + 1 of them
     std::vector<std::pair<const uint8_t *, std::pair<uint32_t, size_t>>> by_address;
     uint64_t sum_charge = 0;
     uint64_t resident = 0;

@@ -29,7 +29,10 @@ class llama_superllama {
     void after_ubatch(const llama_ubatch & ubatch);
 
     // The result of saving or loading a state, or nothing where KV data could not be read or written.
-    template <typename T> T checked(T result) const { return take_kv_failure() ? T() : result; }
+    template <typename T>
+    T checked(T result) const {
+        return take_kv_failure() ? T() : result;
+    }
 
     void kv_pages(struct superllama_kv_pages & out) const;
     void kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;

@@ -91,10 +91,11 @@ static std::vector<common_arg> superllama_options() {
                    "memory (default: disabled)",
                    [](common_params & params) { params.superllama.model.dynamic_layers = true; })
             .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
-    add(common_arg({ "--async-prefetch" },
-                   "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is needed "
-                   "(default: disabled)",
-                   [](common_params & params) { params.superllama.model.async_prefetch = true; })
+    add(common_arg(
+            { "--async-prefetch" },
+            "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is needed "
+            "(default: disabled)",
+            [](common_params & params) { params.superllama.model.async_prefetch = true; })
             .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
     add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 4)",
                    [](common_params & params, int value) {

@@ -65,7 +65,8 @@ int32_t superllama_kv_pages(const struct llama_context * ctx, struct superllama_
     });
 }
 
-int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id seq, struct superllama_kv_seq_pages * out) {
+int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id seq,
+                                struct superllama_kv_seq_pages * out) {
     return guarded([&] {
         ctx->superllama->kv_seq_pages(seq, *out);
         return 0;

@@ -11,7 +11,10 @@
 #include "llama-kv-cache-iswa.h"
 #include "llama-memory-hybrid.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <fstream>
 #include <random>
@@ -31,6 +34,7 @@ struct options {
     int async = 0;
     int unified = 0;
     int poison = 1;
+    int full_disk = 0;
     int streamed = 0; // expect layer-by-layer ubatches
     std::string type = "f16";
 };
@@ -40,10 +44,10 @@ static options parse(int argc, char ** argv) {
     for (int i = 1; i + 1 < argc; i += 2) {
         const std::string name = argv[i], value = argv[i + 1];
         const std::pair<const char *, int *> numbers[] = {
-            { "--steps", &o.steps },         { "--seed", &o.seed },   { "--seqs", &o.n_seq },
-            { "--ctx", &o.n_ctx_seq },       { "--ubatch", &o.n_ubatch }, { "--page", &o.page },
-            { "--threads", &o.threads },     { "--async", &o.async }, { "--unified", &o.unified },
-            { "--poison", &o.poison },       { "--streamed", &o.streamed },
+            { "--steps", &o.steps },     { "--seed", &o.seed },           { "--seqs", &o.n_seq },
+            { "--ctx", &o.n_ctx_seq },   { "--ubatch", &o.n_ubatch },     { "--page", &o.page },
+            { "--threads", &o.threads }, { "--async", &o.async },         { "--unified", &o.unified },
+            { "--poison", &o.poison },   { "--full-disk", &o.full_disk }, { "--streamed", &o.streamed },
         };
         bool known = name == "-m" || name == "--type" || name == "--spill-dir" || name == "--budget-pages";
         o.model = name == "-m" ? value : o.model;
@@ -105,7 +109,8 @@ static uint64_t resident_bytes(llama_context * ctx) {
     for (uint32_t il : cache_of(ctx)->get_layer_ids()) {
         const ggml_tensor * k = cache_of(ctx)->get_k_storage((int32_t) il);
         least = std::min(least, (uint64_t) ggml_backend_buffer_get_base(k->buffer));
-        most = std::max(most, (uint64_t) ggml_backend_buffer_get_base(k->buffer) + ggml_backend_buffer_get_size(k->buffer));
+        most = std::max(most,
+                        (uint64_t) ggml_backend_buffer_get_base(k->buffer) + ggml_backend_buffer_get_size(k->buffer));
     }
     std::ifstream maps("/proc/self/smaps");
     uint64_t sum = 0;
@@ -133,14 +138,16 @@ struct schedule {
 
     int end_of(int seq) const { return llama_memory_seq_pos_max(llama_get_memory(ref), seq) + 1; }
 
-    template <typename F> void both(const F & body) {
+    template <typename F>
+    void both(const F & body) {
         body(ref);
         body(paged);
     }
 
     void poison() {
         if (o.poison != 0) {
-            cache_of(paged)->pager->get_pages()->for_each_evicted([](uint8_t * at, size_t size) { memset(at, 0xff, size); });
+            cache_of(paged)->pager->get_pages()->for_each_evicted(
+                [](uint8_t * at, size_t size) { memset(at, 0xff, size); });
         }
     }
 
@@ -243,7 +250,7 @@ struct schedule {
                 decode({ { b, 1 } }); // saving a state between a shift and its execution is not supported upstream
             }
         } else if (what < 90) {
-            decode({ { b, 1 } });     // so that no copy waits
+            decode({ { b, 1 } }); // so that no copy waits
             if (end_of(a) > 0) {
                 save_and_load(a, b);
             }
@@ -255,6 +262,45 @@ struct schedule {
         }
     }
 };
+
+// A disk that takes nothing more: the decode that has to evict fails, nothing else is harmed, and it works again
+// once there is room.
+static void try_full_disk(schedule & s) {
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit before = {}, none = {};
+    CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    none.rlim_max = before.rlim_max;
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1); });
+        s.decode({ { seq, s.o.n_ctx_seq / 2 } });
+    }
+    CHECK(setrlimit(RLIMIT_FSIZE, &none) == 0);
+    int n_failed = 0;
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        llama_token token = 5;
+        llama_batch batch = llama_batch_init(1, 0, 1);
+        batch.n_tokens = 1;
+        batch.token[0] = token;
+        batch.pos[0] = s.end_of(seq);
+        batch.n_seq_id[0] = 1;
+        batch.seq_id[0][0] = seq;
+        batch.logits[0] = 1;
+        if (llama_decode(s.paged, batch) != 0) {
+            CHECK(std::string(superllama_last_error()).find("spill file") != std::string::npos);
+            n_failed++;
+        } else {
+            CHECK(llama_decode(s.ref, batch) == 0);
+            CHECK(memcmp(llama_get_logits_ith(s.ref, 0), llama_get_logits_ith(s.paged, 0),
+                         sizeof(float) * (size_t) s.n_vocab) == 0);
+        }
+        llama_batch_free(batch);
+    }
+    CHECK(n_failed > 0);
+    CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.decode({ { seq, 3 } });
+    }
+}
 
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
@@ -284,6 +330,9 @@ int main(int argc, char ** argv) {
 
     schedule s = { o, std::mt19937((unsigned) o.seed), make_context(model, o, false, 0),
                    make_context(model, o, true, budget), llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+    if (o.full_disk != 0) {
+        try_full_disk(s);
+    }
     uint64_t resident_most = 0;
     for (int i = 0; i < o.steps; ++i) {
         s.step();
@@ -296,16 +345,17 @@ int main(int argc, char ** argv) {
     }
     CHECK(pages.evicted_dirty > 0 && pages.restored > 0 && pages.bytes_read > 0 && pages.bytes_written > 0);
     CHECK(o.streamed == 0 || pages.ubatches_streamed > 0);
-    printf("{\"steps\":%d,\"logits_compared\":%lld,\"page_bytes\":%lld,\"budget_bytes\":%lld,\"resident_peak_bytes\":%lld,"
-           "\"resident_rss_bytes\":%llu,\"evicted_clean\":%lld,\"evicted_dirty\":%lld,\"dropped\":%lld,\"restored\":%lld,"
-           "\"streamed\":%lld,\"prefetched\":%lld,\"prefetched_used\":%lld,\"prefetched_wasted\":%lld,"
-           "\"bytes_read\":%lld,\"bytes_written\":%lld,\"stall_ms\":%.1f}\n",
-           o.steps, (long long) s.n_compared, (long long) pages.page_bytes, (long long) pages.budget_bytes,
-           (long long) pages.resident_peak_bytes, (unsigned long long) resident_most, (long long) pages.evicted_clean,
-           (long long) pages.evicted_dirty, (long long) pages.dropped, (long long) pages.restored,
-           (long long) pages.ubatches_streamed, (long long) pages.prefetched, (long long) pages.prefetched_used,
-           (long long) pages.prefetched_wasted, (long long) pages.bytes_read, (long long) pages.bytes_written,
-           pages.stall_ms);
+    printf(
+        "{\"steps\":%d,\"logits_compared\":%lld,\"page_bytes\":%lld,\"budget_bytes\":%lld,\"resident_peak_bytes\":%lld,"
+        "\"resident_rss_bytes\":%llu,\"evicted_clean\":%lld,\"evicted_dirty\":%lld,\"dropped\":%lld,\"restored\":%lld,"
+        "\"streamed\":%lld,\"prefetched\":%lld,\"prefetched_used\":%lld,\"prefetched_wasted\":%lld,"
+        "\"bytes_read\":%lld,\"bytes_written\":%lld,\"stall_ms\":%.1f}\n",
+        o.steps, (long long) s.n_compared, (long long) pages.page_bytes, (long long) pages.budget_bytes,
+        (long long) pages.resident_peak_bytes, (unsigned long long) resident_most, (long long) pages.evicted_clean,
+        (long long) pages.evicted_dirty, (long long) pages.dropped, (long long) pages.restored,
+        (long long) pages.ubatches_streamed, (long long) pages.prefetched, (long long) pages.prefetched_used,
+        (long long) pages.prefetched_wasted, (long long) pages.bytes_read, (long long) pages.bytes_written,
+        pages.stall_ms);
     llama_free(s.ref);
     llama_free(s.paged);
     llama_model_free(model);
