@@ -10,9 +10,10 @@ set(libraries ggml-base ggml llama llama-common mtmd ${impl_libs})
 foreach(lib ${libraries})
     string(REGEX REPLACE "^(llama|ggml)" "superllama-\\1" name ${lib})
     string(REGEX REPLACE "^mtmd" "superllama-mtmd" name ${name})
-    set_target_properties(${lib} PROPERTIES OUTPUT_NAME ${name} VERSION "" SOVERSION "")
-    set_property(TARGET ${lib} PROPERTY VERSION)
-    set_property(TARGET ${lib} PROPERTY SOVERSION)
+    set_target_properties(${lib} PROPERTIES OUTPUT_NAME ${name})
+    foreach(property VERSION SOVERSION PUBLIC_HEADER PRIVATE_HEADER)
+        set_property(TARGET ${lib} PROPERTY ${property})
+    endforeach()
 endforeach()
 
 # backends: linked libraries, or modules that ggml looks for beside the program

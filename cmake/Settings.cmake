@@ -2,7 +2,6 @@
 # SUPERLLAMA_PORTABLE. Everything else is fixed here.
 
 option(SUPERLLAMA_PORTABLE "CPU code for every x86-64 or Arm machine, chosen when it starts" OFF)
-option(SUPERLLAMA_LTO      "link-time optimisation" OFF)
 
 if (NOT CMAKE_BUILD_TYPE)
     set(CMAKE_BUILD_TYPE Release)
@@ -41,8 +40,9 @@ set(ENV{GIT_CEILING_DIRECTORIES} ${CMAKE_BINARY_DIR})
 # another clone finds the same objects
 set(GGML_CCACHE OFF)
 find_program(SUPERLLAMA_CCACHE ccache)
-if (SUPERLLAMA_CCACHE)
-    set(_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${SUPERLLAMA_CCACHE})
+find_program(SUPERLLAMA_ENV env)
+if (SUPERLLAMA_CCACHE AND SUPERLLAMA_ENV)
+    set(_launcher ${SUPERLLAMA_ENV} CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${SUPERLLAMA_CCACHE})
     foreach(lang C CXX CUDA)
         set(CMAKE_${lang}_COMPILER_LAUNCHER ${_launcher})
     endforeach()

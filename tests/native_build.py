@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,14 +18,13 @@ def native_programs() -> Path:
     cache = BUILD / "CMakeCache.txt"
     if not cache.exists():
         raise RuntimeError(f"{BUILD} is not configured; install superllama from this folder first: pip install .")
-    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
-    if cmake is None or ninja is None:
-        raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
-    # the tools that configured the folder may have been temporary ones of pip
-    if (
-        f"CMAKE_COMMAND:INTERNAL={cmake}" not in cache.read_text()
-        or f"CMAKE_MAKE_PROGRAM:FILEPATH={ninja}" not in cache.read_text()
-    ):
+    settings = dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(), re.MULTILINE))
+    cmake, ninja = settings["CMAKE_COMMAND"], settings["CMAKE_MAKE_PROGRAM"]
+    if not (Path(cmake).exists() and Path(ninja).exists()):
+        # pip configured the folder with tools of its own, which are gone
+        cmake, ninja = shutil.which("cmake") or "", shutil.which("ninja") or ""
+        if not (cmake and ninja):
+            raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
         run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}")
     run(cmake, "--build", str(BUILD), "--target", "superllama-tests")
     return BUILD / "tests" / "native"
