@@ -52,8 +52,8 @@ set_target_properties(${programs} PROPERTIES INSTALL_RPATH ${origin}/../lib)
 
 add_custom_target(superllama-package ALL DEPENDS ${programs} ${libraries} ${backends})
 
-if (NOT DEFINED SKBUILD)
-    return() # a plain CMake build makes the programs and libraries only
+if (NOT SKBUILD_STATE MATCHES "^(wheel|editable)$")
+    return() # without pip: the programs and libraries only
 endif()
 
 install(TARGETS ${programs}  RUNTIME DESTINATION superllama/bin COMPONENT superllama)

@@ -25,7 +25,7 @@ def native_programs() -> Path:
         cmake, ninja = shutil.which("cmake") or "", shutil.which("ninja") or ""
         if not (cmake and ninja):
             raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
-        run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
     run(cmake, "--build", str(BUILD), "--target", "superllama-tests")
     return BUILD / "tests" / "native"
 
