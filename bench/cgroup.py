@@ -90,7 +90,7 @@ class Group:
 
     def oom_kills(self) -> int:
         text = self._read("memory.events" if self.root.version == 2 else "memory.oom_control")
-        return dict((k, int(v)) for k, v in (line.split() for line in text.splitlines())).get("oom_kill", 0)
+        return {k: int(v) for k, v in (line.split() for line in text.splitlines())}.get("oom_kill", 0)
 
     def stat(self) -> dict[str, int]:
         """memory.stat; refaults are workingset_refault_file."""

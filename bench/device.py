@@ -32,7 +32,7 @@ class Disk:
 
 def disk_of(path: Path) -> Disk | None:
     """None where the filesystem has no block device of its own (overlay, tmpfs, network)."""
-    number = os.stat(path).st_dev
+    number = path.stat().st_dev
     name = f"{os.major(number)}:{os.minor(number)}"
     sys = Path("/sys/dev/block") / name
     if not sys.exists():

@@ -6,6 +6,7 @@ Used as a program too: bench/disk_speed.py FILE [--threads 4] [--block 4MiB] [--
 from __future__ import annotations
 
 import argparse
+import json
 import mmap
 import os
 import sys
@@ -72,6 +73,15 @@ def measure(path: Path, threads: int = 4, block: int = 4 << 20, n_bytes: int | N
     if failed:
         raise RuntimeError(f"reading {path} failed: {failed[0]}; check the disk, or give another model file")
     return DiskSpeed(done / seconds, done, seconds, threads, block, direct)
+
+
+def note(log: Path, path: Path) -> DiskSpeed:
+    """Measure and add a line to a file of measurements."""
+    speed = measure(path)
+    with log.open("a") as out:
+        out.write(json.dumps({"model": path.stem, **speed.to_dict()}) + "\n")
+    page_cache.evict(path)
+    return speed
 
 
 def main() -> int:
