@@ -66,7 +66,8 @@ class Results:
             if any(self.folder.glob(f"runs/*/{name}.parquet")):
                 self.db.execute(
                     f"CREATE VIEW {name} AS SELECT * EXCLUDE (filename, file_row_number), "
-                    f"file_row_number AS row_number, parse_filename(parse_dirpath(filename)) AS run FROM read_parquet('{pattern}', filename = true, "
+                    f"file_row_number AS row_number, parse_filename(parse_dirpath(filename)) AS run FROM "
+                    f"read_parquet('{pattern}', filename = true, "
                     "file_row_number = true, union_by_name = true)"
                 )
             else:

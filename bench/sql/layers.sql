@@ -5,7 +5,7 @@ read AS (
     UNION ALL
     SELECT run, layer, 'reader', count(*), sum(bytes) FROM reader_pieces GROUP BY ALL
 )
-SELECT r.model_name, r.engine, r.scenario, r.swappiness, r.read_ahead_kb, source, layer,
+SELECT r.model_name, r.engine, r.scenario, r.swappiness, r.read_ahead_kb, source, read.layer,
        avg(requests) AS requests, avg(read.bytes) AS bytes, avg(read.bytes / layer_bytes) AS times_read
 FROM read JOIN runs r USING (run) JOIN sizes s ON s.model_name = r.model_name AND s.layer = read.layer
 GROUP BY ALL
