@@ -79,7 +79,10 @@ def _against_memory(
         points.sort(key=lambda p: p[0])
         style = ["-", "--", ":", "-."][index // max(1, len({r["engine"] for r in rows})) % 4]
         hue = colour(line[0]["engine"])
-        axes.plot([p[0] for p in points], [p[1] for p in points], style, marker="o", color=hue, label=label)
+        limited = [p for p in points if p[0] < unlimited]
+        axes.plot([p[0] for p in limited], [p[1] for p in limited], style, marker="o", color=hue, label=label)
+        # not joined to the others: "no limit" is no point of the axis
+        axes.plot([p[0] for p in points[len(limited) :]], [p[1] for p in points[len(limited) :]], "D", color=hue)
         if spread and points:
             low, high = ([p[1] - p[2][0] for p in points], [p[2][1] - p[1] for p in points])
             axes.errorbar(
@@ -118,9 +121,10 @@ def bytes_per_token(rows: Rows, model: str) -> Figure | None:
         lambda r: None if r["bytes_per_token"] is None else r["bytes_per_token"] / 1e6,
     )  # fmt: skip
     axes.axhline(size / 1e6, color=BOUND, lw=1, ls=":")
+    axes.set_ylim(top=1.12 * max([size / 1e6, *((r["bytes_per_token"] or 0) / 1e6 for r in rows)]))
     axes.annotate("the whole model", (0.99, size / 1e6), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                   fontsize=8)  # fmt: skip
-    axes.legend(loc="lower left")
+    axes.legend(loc="center right")
     return figure
 
 

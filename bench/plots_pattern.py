@@ -116,9 +116,10 @@ def layers(rows: Rows, model: str) -> Figure | None:
     for label, found in _configs(rows):
         for source in sorted({r["source"] for r in found}):
             line = sorted((r for r in found if r["source"] == source), key=lambda r: r["layer"])
+            width = 2.4 if (line[0]["swappiness"] or 0) == 0 else 1.2
             name = label.replace("\n", ", ") + (", our reader" if source == "reader" else "")
             axes.plot([r["layer"] for r in line], [r["times_read"] for r in line], styles[line[0]["scenario"]],
-                      color=colour(line[0]["engine"]), label=name, marker=".", ms=4)  # fmt: skip
+                      color=colour(line[0]["engine"]), label=name, marker=".", ms=4, lw=width, alpha=0.8)  # fmt: skip
     axes.set_xlabel("layer (-1: embedding, output)")
     axes.set_ylabel("bytes read / bytes of the layer, whole run")
     axes.set_ylim(bottom=0)
