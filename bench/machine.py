@@ -118,6 +118,7 @@ def describe() -> dict:
         "memory_bytes": total_memory(),
         "kernel": platform.release(),
         "system": platform.system(),
+        "load": os.getloadavg()[0],
     }
 
 

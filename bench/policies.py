@@ -1,8 +1,8 @@
 """Replacement policies over a sequence of equal blocks: which references hit. Capacity is in blocks.
 
 A miss loads its block, as demand paging does. Belady's rule (evict what is used last again) is then the optimum.
-`pinned` keeps the most used blocks for ever and lets the others through one block of the budget: what our scheduler
-does for dense models, the ring charged to the budget.
+`pinned` keeps the blocks that the whole trace uses most (known beforehand) and lets the others through one block of
+the budget: what our scheduler does for dense models, the ring charged to the budget.
 """
 
 from __future__ import annotations

@@ -108,9 +108,9 @@ def wait(child: subprocess.Popen, timeout_s: float) -> bool:
 
 def run(
     job: Job, model: Model, journal: Journal, out: Path, build: Path | None = None, reader_trace: Path | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = TIMEOUT_S, light: bool = False,
 ) -> Outcome:  # fmt: skip
-    """The folder `out` appears when everything in it is complete."""
+    """The folder `out` appears when everything in it is complete. light: no samples of the page cache."""
     skipped: list[str] = []
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -138,7 +138,8 @@ def run(
             tracer.start()
         child = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, preexec_fn=p.enter)
         with journal.process(child):
-            sampler = Sampler(child.pid, p.group, model.disk, model.path, model.where)
+            slow = 0.0 if light else 0.5
+            sampler = Sampler(child.pid, p.group, model.disk, model.path, model.where, 0.1, slow)
             sampler.start()
             late = wait(child, timeout_s)
             wall_s = time.monotonic() - sampler.t0

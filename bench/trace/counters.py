@@ -127,8 +127,9 @@ class Sampler(threading.Thread):
         n = len(self._slot_pages)
         layers = list(range(-1, n - 1)) * len(self._cached)
         sizes = [float(p) * PAGE for p in self._slot_pages] * len(self._cached)
-        return pa.table({"t_us": pa.array(t, pa.int64()), "layer": pa.array(layers, pa.int32()), "cached_bytes": cached,
-                         "bytes": sizes})  # fmt: skip
+        columns = {"t_us": (t, pa.int64()), "layer": (layers, pa.int32()), "cached_bytes": (cached, pa.float64()),
+                   "bytes": (sizes, pa.float64())}  # fmt: skip
+        return pa.table({name: pa.array(values, kind) for name, (values, kind) in columns.items()})
 
 
 _GROWING = ("read_bytes", "read_calls_bytes", "disk_read_bytes")
