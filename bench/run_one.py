@@ -100,9 +100,12 @@ def wait(child: subprocess.Popen, timeout_s: float) -> bool:
         child.send_signal(signal.SIGKILL)
 
     timer = threading.Timer(timeout_s, kill)
+    timer.daemon = True
     timer.start()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    timer.cancel()
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        timer.cancel()
     return late.is_set()
 
 

@@ -41,6 +41,7 @@ print(json.dumps(dict(hash="0", tokens=[1], n_prompt=4, load_s=0.1, prompt_s=0.1
 def fake_build(folder: Path, sleep: float = 0.0) -> tuple[Path, Path]:
     """A build folder whose probes read the model's file and print a result; and the log of their calls."""
     log = folder / "calls.log"
+    folder.mkdir(exist_ok=True)
     log.touch()
     for name in ("probe", "probe-stock"):
         program = folder / "tests/native" / name
