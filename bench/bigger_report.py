@@ -130,20 +130,23 @@ def markdown(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], where: TensorMap, speed: float, title: str, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(8, 4.8))
+    figure, axes = plt.subplots(figsize=(9.5, 4.8))
     size = where.file_bytes
+    told: set[str] = set()
     for (name, ahead), style in _lines(rows).items():
         line = [r for r in rows if r.engine == name and r.read_ahead_kb == ahead and r.budget_bytes]
         done = sorted((r for r in line if r.decode), key=lambda r: r.budget_bytes or 0)
         x = [100 * (r.budget_bytes or 0) / size for r in done]
         label = name + ("" if ahead is None else f", read-ahead {ahead} KB")
-        axes.plot(x, [r.decode for r in done], style, marker="o", color=plots.colour(name), label=label)
+        if done:
+            axes.plot(x, [r.decode for r in done], style, marker="o", color=plots.colour(name), label=label)
         spread = [[r.decode - r.decode_min for r in done], [r.decode_max - r.decode for r in done]]
         axes.errorbar(x, [r.decode for r in done], spread, fmt="none", ecolor=plots.colour(name), capsize=3)
         killed = [100 * (r.budget_bytes or 0) / size for r in line if r.n_oom and not r.decode]
         if killed:
             axes.plot(killed, [0] * len(killed), "x", color=plots.colour(name), mew=2, ms=8, clip_on=False,
-                      label=f"{name}: killed for memory")  # fmt: skip
+                      label=None if name in told else f"{name}: killed for memory")  # fmt: skip
+            told.add(name)
     compute = {repack: max((r.decode for r in rows if r.decode and not r.budget_bytes and repacks(r.engine) == repack),
                            default=None) for repack in (False, True)}  # fmt: skip
     shares = [100 * r.budget_bytes / size for r in rows if r.budget_bytes]
@@ -160,7 +163,7 @@ def draw(rows: list[Row], where: TensorMap, speed: float, title: str, path: Path
     axes.set_ylabel("tokens/s, decode (median; bars: min to max)")
     axes.set_title(f"{title}: speed against memory (B = {speed / 1e9:.2f} GB/s)")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.savefig(path)
     plt.close(figure)
 
