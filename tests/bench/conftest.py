@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -50,18 +49,3 @@ def build() -> Path:
     from bench import programs
 
     return programs.build_dir()
-
-
-def needs_program(name: str):
-    from bench import programs
-
-    try:
-        programs.find(name)
-        found = True
-    except FileNotFoundError:
-        found = False
-    return pytest.mark.skipif(not found, reason=f"{name} is not built: cmake --build build --target superllama-bench")
-
-
-def needs_root():
-    return pytest.mark.skipif(os.geteuid() != 0, reason="needs root: changes kernel settings and makes cgroups")

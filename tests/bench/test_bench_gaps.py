@@ -1,7 +1,7 @@
 import pytest
 from bench.analysis import Results
 from bench.trace import table, tensors
-from helpers import write_model, write_run
+from bench_helpers import write_model, write_run
 
 KB = 1024
 # (start of a request that follows one of bytes 0-999, category)

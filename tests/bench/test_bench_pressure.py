@@ -8,7 +8,7 @@ from bench import page_cache, programs
 from bench.cgroup import find_root
 from bench.pressure import pressure, start_locker, total_memory
 from bench.undo import Journal, start_time
-from conftest import needs_program, needs_root
+from bench_helpers import needs_program, needs_root
 
 ALLOCATE = "import sys; b = bytearray(int(sys.argv[1])); b[::4096] = b'x' * len(b[::4096])"
 

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from bench.trace import mapping, table, tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def needs_program(name: str):
+    from bench import programs
+
+    try:
+        programs.find(name)
+        found = True
+    except FileNotFoundError:
+        found = False
+    return pytest.mark.skipif(not found, reason=f"{name} is not built: cmake --build build --target superllama-bench")
+
+
+def needs_root():
+    return pytest.mark.skipif(os.geteuid() != 0, reason="needs root: changes kernel settings and makes cgroups")
 
 
 def write_run(results: Path, key: str, block: pa.Table | None = None, **what) -> None:

@@ -5,7 +5,7 @@ from bench import moe_design, programs
 from bench.make_model import Spec, make_model
 from bench.sizes import parse_size
 from bench.trace import tensors
-from conftest import needs_program
+from bench_helpers import needs_program
 
 TINY = {
     "dense": Spec("dense", 6_000_000, n_layer=4, n_embd=128, n_head=2, n_head_kv=1),

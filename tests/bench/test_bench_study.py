@@ -13,9 +13,8 @@ from bench import matrix, report, run_experiment
 from bench.cgroup import PREFIX, find_root
 from bench.make_model import make_model
 from bench.undo import start_time
-from conftest import ROOT, needs_root
-from helpers import fake_build
-from test_make_model import TINY
+from bench_helpers import ROOT, fake_build, needs_root
+from test_bench_make_model import TINY
 
 MATRIX = """
 tokens = 4

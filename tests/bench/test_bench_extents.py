@@ -8,9 +8,8 @@ from bench.analysis import Results
 from bench.trace import blkparse, block, mapping, tensors
 from bench.trace.extents import from_list, read_extents
 from bench.undo import Journal
-from conftest import needs_root
-from fragment import CHUNK, fragmented
-from helpers import write_model, write_run
+from bench_fragment import CHUNK, fragmented
+from bench_helpers import needs_root, write_model, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
