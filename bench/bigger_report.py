@@ -40,9 +40,11 @@ class Row:
     stall_s: float | None
     peak_bytes: int | None
     over_budget_bytes: int | None  # peak - budget
-    misses_per_token: float | None
+    expert_misses: float | None  # of a whole run
+    bytes_read: float | None  # by a whole run's process
     bound: float | None = None
     reached: float | None = None
+    bytes_to_misses: float | None = None  # bytes read / (misses x bytes of an expert), whole run
     hashes: int = 0  # different hashes over all logits; 1 = every run agrees
     error: str = ""
 
@@ -56,8 +58,7 @@ def _row(runs: list[dict]) -> Row:
     first, ok = runs[0], [r for r in runs if r["status"] == "ok"]
     metrics = [r["metrics"] for r in ok if r.get("metrics")]
     speeds = [r["decode_tokens_per_s"] for r in ok]
-    passes = first["tokens"] + 1  # the prompt is one pass over the experts too, but of more tokens
-    misses = [m["expert_misses"] / passes for m in metrics if m.get("expert_misses")]
+    misses = [m["expert_misses"] for m in metrics if m.get("expert_misses")]
     peaks = [r["peak_bytes"] for r in runs if r["peak_bytes"]]
     peak = max(peaks, default=None)
     budget = first["budget_bytes"]
@@ -68,7 +69,8 @@ def _row(runs: list[dict]) -> Row:
         _median([r["prompt_tokens_per_s"] for r in ok]), _median([r["first_token_s"] for r in ok]),
         _median([r["decode_read_bytes"] / r["tokens"] for r in ok]),
         _median([m["stall_ms"] / 1000 for m in metrics if m.get("stall_ms")]),
-        peak, peak - budget if peak and budget else None, _median(misses), hashes=len({r["hash"] for r in ok}),
+        peak, peak - budget if peak and budget else None, _median(misses),
+        _median([r.get("total_read_bytes") for r in ok]), hashes=len({r["hash"] for r in ok}),
         error=errors[-1] if errors else "",
     )  # fmt: skip
 
@@ -92,8 +94,10 @@ def rows_of(runs: list[dict], where: TensorMap, speed: float) -> list[Row]:
         limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), speed, max(alike))
         if not limits.moe:
             row.bound = limits.dense(row.budget_bytes)
-        elif row.misses_per_token is not None:
-            row.bound = limits.experts(row.misses_per_token)
+        elif row.expert_misses and row.bytes_per_token is not None:
+            # the counter of misses has the prompt's in it, which would lower the bound: the bytes read while decoding
+            row.bound = limits.experts(row.bytes_per_token / limits.expert_bytes)
+            row.bytes_to_misses = row.bytes_read / (row.expert_misses * limits.expert_bytes) if row.bytes_read else None
         if row.bound and row.decode:
             row.reached = row.decode / row.bound
     order = {e: i for i, e in enumerate(engine.load())}
