@@ -138,7 +138,7 @@ static std::vector<common_arg> superllama_options() {
                    "with --paged-kv: memory that pages may hold; 8GiB, 512MiB, 60% of the memory that this process may "
                    "use, or auto = half of what is available (default: auto)",
                    [](common_params & params, const std::string & value) {
-                       params.superllama.kv_budget_bytes = parse_budget(value);
+                       params.superllama.kv_budget_bytes = superllama_parse_budget(value.c_str());
                    })
             .set_env("LLAMA_ARG_KV_BUDGET"));
     add(common_arg({ "--spill-dir" }, "PATH",
