@@ -38,6 +38,15 @@ struct superllama_context_params {
 
     bool metrics;        // JSON lines to stderr, each prefixed "[METRICS] "
     bool metrics_pretty; // indented JSON instead of one line
+
+    bool paged_kv;       // KV cache in pages: memory on use, spilled to disk over the budget
+    bool async_prefetch; // restore KV pages in worker threads, ahead of their use
+
+    int32_t kv_page_size;     // cells per KV page, 16-8192
+    int32_t prefetch_threads; // read workers, 0 = default
+
+    uint64_t kv_budget_bytes; // memory that KV pages may hold, 0 = half of what this process may still use
+    const char * spill_dir;   // where KV pages spill, NULL = the system's temporary folder; copied
 };
 
 #ifdef __cplusplus

@@ -78,6 +78,39 @@ struct superllama_stats {
     int64_t metrics_dropped; // lines that a slow or full disk could not take
 };
 
+// The paged KV cache of a context. Counters only grow.
+struct superllama_kv_pages {
+    bool paged;       // false: the standard cache, `reason` says why
+    char reason[256]; // also what part of the cache is not paged, "" = all of it is
+
+    int64_t page_size;  // cells
+    int64_t page_bytes; // memory that a page may hold, over all layers
+    int64_t budget_bytes;
+    int64_t resident_bytes;
+    int64_t resident_peak_bytes;
+    int64_t pages_cpu;  // with data in memory
+    int64_t pages_disk; // with data on disk only
+
+    int64_t evicted_clean; // on disk already
+    int64_t evicted_dirty; // written first
+    int64_t dropped;       // no sequence used them any more
+    int64_t restored;
+    int64_t prefetched;
+    int64_t prefetched_used;
+    int64_t prefetched_wasted; // evicted before their use
+
+    int64_t ubatches_streamed; // that ran layer by layer, their sequences being larger than the budget
+    int64_t bytes_read;
+    int64_t bytes_written;
+    double stall_ms; // waiting for the disk
+};
+
+struct superllama_kv_seq_pages {
+    int64_t tokens;
+    int64_t pages_cpu;
+    int64_t pages_disk;
+};
+
 LLAMA_API const char * superllama_version(void);         // "0.1.0"
 LLAMA_API const char * superllama_upstream_commit(void); // the pin of llama.cpp, 40 hex digits
 
@@ -89,6 +122,14 @@ LLAMA_API int32_t superllama_size(const char * text, uint64_t * bytes);
 
 LLAMA_API int32_t superllama_memory(struct superllama_memory * out);
 LLAMA_API int32_t superllama_stats(const struct llama_context * ctx, struct superllama_stats * out);
+
+LLAMA_API int32_t superllama_kv_pages(const struct llama_context * ctx, struct superllama_kv_pages * out);
+LLAMA_API int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id seq,
+                                          struct superllama_kv_seq_pages * out);
+
+// Restores pages of a sequence that is about to run, as many as the budget takes; with async_prefetch in
+// worker threads. Returns the number of pages asked for. To be called like llama_decode: not from two threads.
+LLAMA_API int32_t superllama_kv_prefetch(struct llama_context * ctx, llama_seq_id seq);
 
 // The metrics line as it would be written now, event "periodic". Returns its length without the final 0;
 // if that is >= size, nothing was written. tokens_per_sec is since the last line or call.

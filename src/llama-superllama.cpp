@@ -2,9 +2,11 @@
 
 #include "llama-batch.h"
 #include "llama-context.h"
+#include "llama-kv-cache-paged.h"
 #include "llama-mem-telemetry.h"
 #include "llama-metrics.h"
 #include "llama-model.h"
+#include "llama-prefetch.h"
 #include "llama-superllama-model.h"
 #include "superllama-error.h"
 
@@ -12,6 +14,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
+#include <stdexcept>
 
 static int64_t unix_ms() {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -36,6 +40,11 @@ struct llama_superllama::impl {
     std::string error;                          // of the graph that runs
     bool user_asked = false;
 
+    llama_kv_paging paging;
+    bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
+    int64_t n_kv_evicted = 0; // as of the last event line
+    int64_t n_kv_restored = 0;
+
     impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
         for (const auto & dev : ctx.get_model().devices) {
             devices.push_back(dev.dev);
@@ -44,11 +53,79 @@ struct llama_superllama::impl {
             return; // a dry run that only measures sizes
         }
         weights = ctx.get_model().superllama.get();
+        if (params.paged_kv) {
+            offer_paging();
+        }
         if (params.metrics) {
             sinks.push_back(llama_metrics_sink::open(""));
         }
         if (params.metrics_file != nullptr && params.metrics_file[0] != '\0') {
             sinks.push_back(llama_metrics_sink::open(params.metrics_file));
+        }
+    }
+
+    ~impl() {
+        if (llama_kv_paging::current() == &paging) {
+            llama_kv_paging::current() = nullptr;
+        }
+    }
+
+    void offer_paging() {
+        if (params.kv_page_size < 16 || params.kv_page_size > 8192) {
+            throw std::runtime_error("--kv-page-size " + std::to_string(params.kv_page_size) +
+                                     ": a page has 16 to 8192 cells");
+        }
+        paging.params = params;
+        paging.host_only = devices.empty();
+        if (params.async_prefetch) {
+            paging.pool = std::make_shared<llama_prefetcher>(params.prefetch_threads > 0 ? params.prefetch_threads : 4);
+        }
+        llama_kv_paging::current() = &paging;
+    }
+
+    // the caches exist: who took the offer, and why not
+    void close_paging() {
+        if (llama_kv_paging::current() != &paging) {
+            return; // nothing was offered
+        }
+        llama_kv_paging::current() = nullptr;
+        if (paging.pager == nullptr && paging.reason.empty()) {
+            paging.reason = "the model has no KV cache of cells";
+        }
+        if (!paging.reason.empty()) {
+            LLAMA_LOG_WARN("superllama: --paged-kv: %s: %s\n",
+                           paging.pager == nullptr ? "standard KV cache" : "a part of the KV cache is not paged",
+                           paging.reason.c_str());
+        }
+    }
+
+    void write_kv_events() {
+        const auto & count = paging.pager->get_pages()->count();
+        const int64_t evicted = count.evicted_clean + count.evicted_dirty;
+        if (evicted > n_kv_evicted) {
+            write_line(LLAMA_METRICS_KV_PAGE_EVICTED);
+        }
+        if (count.restored > n_kv_restored) {
+            write_line(LLAMA_METRICS_KV_PAGE_RESTORED);
+        }
+        n_kv_evicted = evicted;
+        n_kv_restored = count.restored;
+    }
+
+    void collect_kv(struct superllama_stats & s) const {
+        const llama_kv_counters & count = paging.pager->get_pages()->count();
+        s.kv_pages_cpu = count.pages_cpu;
+        s.kv_pages_disk = count.pages_disk;
+        s.kv_pages_evicted = count.evicted_clean + count.evicted_dirty;
+        s.kv_pages_prefetched = count.prefetched;
+        s.kv_bytes_read = count.bytes_read;
+        s.kv_bytes_written = count.bytes_written;
+        s.stall_ms += (double) count.stall_us / 1000.0;
+        if (paging.pool) {
+            const auto jobs = paging.pool->count();
+            s.prefetch_pending += jobs.pending;
+            s.prefetch_completed += jobs.completed;
+            s.prefetch_failed += jobs.failed;
         }
     }
 
@@ -105,6 +182,9 @@ struct llama_superllama::impl {
         if (weights != nullptr) {
             collect_weights(s);
         }
+        if (paging.pager != nullptr) {
+            collect_kv(s);
+        }
     }
 
     void collect_weights(struct superllama_stats & s) {
@@ -132,12 +212,16 @@ struct llama_superllama::impl {
         const llama_cparams & cp = self.ctx.get_cparams();
         if (ask) {
             self.user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
-            return self.weights->sched().stops_after(node) || self.user_asked;
+            const bool kv = self.kv_cuts && self.paging.pager->is_cut(node);
+            return kv || (self.turn && self.weights->sched().stops_after(node)) || self.user_asked;
         }
         if (self.user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
             return false;
         }
-        return self.error.empty() && self.weights->sched().after_node(node, &self.error);
+        if (self.kv_cuts && self.paging.pager->is_cut(node) && !self.paging.pager->advance()) {
+            return false;
+        }
+        return self.error.empty() && (!self.turn || self.weights->sched().after_node(node, &self.error));
     }
 };
 
@@ -159,17 +243,21 @@ llama_superllama::~llama_superllama() {
 superllama_context_params llama_superllama::default_context_params() {
     superllama_context_params params = {};
     params.metrics_interval_ms = 1000;
+    params.kv_page_size = 256;
     return params;
 }
 
 void llama_superllama::context_ready() {
     impl & self = *pimpl;
+    self.close_paging();
     if (self.weights == nullptr) {
         return;
     }
     size_t host_bytes = 0;
     for (const auto & entry : self.ctx.memory_breakdown()) {
-        if (ggml_backend_buft_is_host(entry.first)) {
+        if (self.paging.pager != nullptr && entry.first == self.paging.pager->buffer_type()) {
+            host_bytes += std::min<uint64_t>(entry.second.context, self.paging.pager->get_pages()->budget_bytes());
+        } else if (ggml_backend_buft_is_host(entry.first)) {
             host_bytes += entry.second.context + entry.second.compute;
         }
     }
@@ -179,14 +267,24 @@ void llama_superllama::context_ready() {
 void llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     GGML_UNUSED(ubatch);
     pimpl->rates.begin(ggml_time_us());
+    if (pimpl->paging.pager != nullptr && !pimpl->devices.empty()) {
+        ggml_backend_sched_synchronize(pimpl->ctx.get_sched()); // a device may still copy from KV pages
+    }
 }
 
 bool llama_superllama::before_graph(ggml_cgraph * gf) {
     impl & self = *pimpl;
+    self.error.clear();
+    self.kv_cuts = self.paging.pager != nullptr && self.paging.pager->is_streaming();
+    if (self.kv_cuts) {
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+        if (!self.paging.pager->plan(gf)) {
+            return false;
+        }
+    }
     if (self.weights == nullptr) {
         return true;
     }
-    self.error.clear();
     self.turn = true;
     self.weights->sample_pressure();
     ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
@@ -196,8 +294,14 @@ bool llama_superllama::before_graph(ggml_cgraph * gf) {
 
 bool llama_superllama::after_graph() {
     impl & self = *pimpl;
+    const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
+    if (self.kv_cuts) { // other graphs, a context shift, run with the user's callback
+        const llama_cparams & cp = self.ctx.get_cparams();
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
+        self.kv_cuts = false;
+    }
     if (!self.turn) {
-        return true;
+        return kv_ok;
     }
     self.turn = false;
     ggml_backend_sched_synchronize(self.ctx.get_sched());
@@ -206,7 +310,7 @@ bool llama_superllama::after_graph() {
         superllama_set_error(self.error);
         LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
     }
-    return self.error.empty();
+    return kv_ok && self.error.empty();
 }
 
 // A sequence with one token in the ubatch that asks for its output is generating; the rest is prompt.
@@ -238,9 +342,44 @@ void llama_superllama::after_ubatch(const llama_ubatch & ubatch) {
     const int64_t n_generated = count_generated(ubatch);
     self.rates.end(now, ubatch.n_tokens - n_generated, n_generated);
 
+    if (!self.sinks.empty() && self.paging.pager != nullptr) {
+        self.write_kv_events();
+    }
     if (!self.sinks.empty() && now - self.t_line_us >= 1000 * (int64_t) self.params.metrics_interval_ms) {
         self.write_line(LLAMA_METRICS_PERIODIC);
     }
+}
+
+bool llama_superllama::take_kv_failure() const {
+    return pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
+}
+
+void llama_superllama::kv_pages(struct superllama_kv_pages & out) const {
+    out = {};
+    const llama_kv_paging & paging = pimpl->paging;
+    if (paging.pager != nullptr) {
+        paging.pager->count(out);
+    }
+    const std::string reason = pimpl->params.paged_kv ? paging.reason : "not asked for";
+    strncpy(out.reason, reason.c_str(), sizeof(out.reason) - 1);
+}
+
+void llama_superllama::kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const {
+    out = {};
+    if (pimpl->paging.pager == nullptr) {
+        return;
+    }
+    if (seq < 0 || (uint32_t) seq >= pimpl->ctx.get_cparams().n_seq_max) {
+        throw std::runtime_error("sequence " + std::to_string(seq) + " is not in [0, " +
+                                 std::to_string(pimpl->ctx.get_cparams().n_seq_max) + ")");
+    }
+    pimpl->paging.pager->count_seq(seq, out);
+}
+
+int llama_superllama::kv_prefetch(llama_seq_id seq) {
+    struct superllama_kv_seq_pages checked;
+    kv_seq_pages(seq, checked);
+    return pimpl->paging.pager != nullptr ? pimpl->paging.pager->prefetch(seq) : 0;
 }
 
 void llama_superllama::stats(struct superllama_stats & out) const {

@@ -9,6 +9,8 @@
 struct llama_context;
 struct llama_ubatch;
 struct ggml_cgraph;
+struct superllama_kv_pages;
+struct superllama_kv_seq_pages;
 struct superllama_stats;
 
 class llama_superllama {
@@ -26,10 +28,22 @@ class llama_superllama {
     bool after_graph();                  // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
+    // The result of saving or loading a state, or nothing where KV data could not be read or written.
+    template <typename T>
+    T checked(T result) const {
+        return take_kv_failure() ? T() : result;
+    }
+
+    void kv_pages(struct superllama_kv_pages & out) const;
+    void kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;
+    int kv_prefetch(llama_seq_id seq);
+
     void stats(struct superllama_stats & out) const;
     std::string metrics_json() const;
 
   private:
+    bool take_kv_failure() const;
+
     struct impl;
     std::unique_ptr<impl> pimpl;
 };

@@ -5,6 +5,7 @@
 #include "superllama-size.h"
 #include "superllama.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,12 @@ void superllama_args::apply(llama_context_params & params) const {
     params.superllama.metrics_pretty = metrics_pretty;
     params.superllama.metrics_interval_ms = metrics_interval_ms;
     params.superllama.metrics_file = metrics_file.empty() ? nullptr : metrics_file.c_str();
+    params.superllama.paged_kv = paged_kv;
+    params.superllama.kv_page_size = kv_page_size;
+    params.superllama.kv_budget_bytes = kv_budget_bytes;
+    params.superllama.spill_dir = spill_dir.empty() ? nullptr : spill_dir.c_str();
+    params.superllama.async_prefetch = model.async_prefetch;
+    params.superllama.prefetch_threads = model.prefetch_threads;
 }
 
 // Fails before anything is loaded, and leaves an existing file as it is.
@@ -33,6 +40,19 @@ static void check_writable(const std::string & path) {
                                     "; name a file in a folder that exists and is writable");
     }
     fclose(file);
+}
+
+static void check_folder(const std::string & path) {
+    const std::string probe = path + "/superllama-spill-check";
+    FILE * file = fopen(probe.c_str(), "wx");
+    if (file == nullptr && errno != EEXIST) {
+        throw std::invalid_argument("cannot write in " + path + ": " + strerror(errno) +
+                                    "; name a folder that exists and is writable");
+    }
+    if (file != nullptr) {
+        fclose(file);
+        remove(probe.c_str());
+    }
 }
 
 static float parse_mark(const std::string & value) {
@@ -53,10 +73,11 @@ static std::vector<common_arg> superllama_options() {
                    "memory (default: disabled)",
                    [](common_params & params) { params.superllama.model.dynamic_layers = true; })
             .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
-    add(common_arg({ "--async-prefetch" },
-                   "read layers and experts ahead in worker threads; without it every load waits where it is needed "
-                   "(default: disabled)",
-                   [](common_params & params) { params.superllama.model.async_prefetch = true; })
+    add(common_arg(
+            { "--async-prefetch" },
+            "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is needed "
+            "(default: disabled)",
+            [](common_params & params) { params.superllama.model.async_prefetch = true; })
             .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
     add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 4)",
                    [](common_params & params, int value) {
@@ -100,6 +121,33 @@ static std::vector<common_arg> superllama_options() {
                     value == "pin" ? SUPERLLAMA_LAYER_POLICY_PIN : SUPERLLAMA_LAYER_POLICY_LRU;
             })
             .set_env("LLAMA_ARG_LAYER_POLICY"));
+    add(common_arg({ "--paged-kv" },
+                   "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact "
+                   "(default: disabled)",
+                   [](common_params & params) { params.superllama.paged_kv = true; })
+            .set_env("LLAMA_ARG_PAGED_KV"));
+    add(common_arg({ "--kv-page-size" }, "N", "with --paged-kv: cells per page, 16 to 8192 (default: 256)",
+                   [](common_params & params, int value) {
+                       if (value < 16 || value > 8192) {
+                           throw std::invalid_argument(std::to_string(value) + " is not in the range 16 to 8192");
+                       }
+                       params.superllama.kv_page_size = value;
+                   })
+            .set_env("LLAMA_ARG_KV_PAGE_SIZE"));
+    add(common_arg({ "--kv-budget" }, "SIZE",
+                   "with --paged-kv: memory that pages may hold; 8GiB, 512MiB, 60% of the memory that this process may "
+                   "use, or auto = half of what is available (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.kv_budget_bytes = superllama_parse_budget(value.c_str());
+                   })
+            .set_env("LLAMA_ARG_KV_BUDGET"));
+    add(common_arg({ "--spill-dir" }, "PATH",
+                   "with --paged-kv: folder of the file that pages spill to (default: the temporary folder)",
+                   [](common_params & params, const std::string & value) {
+                       check_folder(value);
+                       params.superllama.spill_dir = value;
+                   })
+            .set_env("LLAMA_ARG_SPILL_DIR"));
     add(common_arg({ "--metrics" },
                    "print JSON metrics to stderr, each line prefixed \"[METRICS] \" (default: disabled)",
                    [](common_params & params) { params.superllama.metrics = true; })

@@ -20,6 +20,11 @@ struct superllama_args {
     int32_t metrics_interval_ms = 1000;
     std::string metrics_file;
 
+    bool paged_kv = false;
+    int32_t kv_page_size = 256;
+    uint64_t kv_budget_bytes = 0;
+    std::string spill_dir;
+
     superllama_model_params model = superllama_args_model_defaults();
 
     // the parameters point into this object

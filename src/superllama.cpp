@@ -67,6 +67,25 @@ int32_t superllama_stats(const struct llama_context * ctx, struct superllama_sta
     });
 }
 
+int32_t superllama_kv_pages(const struct llama_context * ctx, struct superllama_kv_pages * out) {
+    return guarded([&] {
+        ctx->superllama->kv_pages(*out);
+        return 0;
+    });
+}
+
+int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id seq,
+                                struct superllama_kv_seq_pages * out) {
+    return guarded([&] {
+        ctx->superllama->kv_seq_pages(seq, *out);
+        return 0;
+    });
+}
+
+int32_t superllama_kv_prefetch(struct llama_context * ctx, llama_seq_id seq) {
+    return guarded([&] { return (int32_t) ctx->superllama->kv_prefetch(seq); });
+}
+
 int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, size_t size) {
     return guarded([&] {
         const std::string json = ctx->superllama->metrics_json();

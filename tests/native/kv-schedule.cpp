@@ -1,0 +1,364 @@
+// Random schedules of everything that touches a KV cache, on two contexts of one model: one with the standard
+// cache, one with pages and a budget that forces them out. Logits and saved states must be equal, bit for bit.
+// Prints one JSON object with the counters.
+
+#include "check.h"
+#include "llama.h"
+#include "superllama.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache-paged.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+struct options {
+    std::string model;
+    std::string spill_dir;
+    int steps = 1000;
+    int seed = 1;
+    int n_seq = 4;
+    int n_ctx_seq = 1024;
+    int n_ubatch = 128;
+    int page = 256;
+    int threads = 1;
+    double budget_pages = 4;
+    int async = 0;
+    int unified = 0;
+    int poison = 1;
+    int full_disk = 0;
+    int streamed = 0; // expect layer-by-layer ubatches
+    std::string type = "f16";
+};
+
+static options parse(int argc, char ** argv) {
+    options o;
+    for (int i = 1; i + 1 < argc; i += 2) {
+        const std::string name = argv[i], value = argv[i + 1];
+        const std::pair<const char *, int *> numbers[] = {
+            { "--steps", &o.steps },     { "--seed", &o.seed },           { "--seqs", &o.n_seq },
+            { "--ctx", &o.n_ctx_seq },   { "--ubatch", &o.n_ubatch },     { "--page", &o.page },
+            { "--threads", &o.threads }, { "--async", &o.async },         { "--unified", &o.unified },
+            { "--poison", &o.poison },   { "--full-disk", &o.full_disk }, { "--streamed", &o.streamed },
+        };
+        bool known = name == "-m" || name == "--type" || name == "--spill-dir" || name == "--budget-pages";
+        o.model = name == "-m" ? value : o.model;
+        o.type = name == "--type" ? value : o.type;
+        o.spill_dir = name == "--spill-dir" ? value : o.spill_dir;
+        o.budget_pages = name == "--budget-pages" ? std::stod(value) : o.budget_pages;
+        for (const auto & number : numbers) {
+            if (name == number.first) {
+                *number.second = std::stoi(value);
+                known = true;
+            }
+        }
+        if (!known) {
+            fprintf(stderr, "kv-schedule: unknown option %s\n", name.c_str());
+            exit(2);
+        }
+    }
+    return o;
+}
+
+static llama_context * make_context(llama_model * model, const options & o, bool paged, uint64_t budget) {
+    llama_context_params p = llama_context_default_params();
+    p.n_ctx = (uint32_t) (o.n_ctx_seq * (o.unified ? 1 : o.n_seq));
+    p.n_batch = 2048;
+    p.n_ubatch = (uint32_t) o.n_ubatch;
+    p.n_seq_max = (uint32_t) o.n_seq;
+    p.kv_unified = o.unified != 0;
+    p.n_threads = p.n_threads_batch = o.threads;
+    p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    p.type_k = p.type_v = o.type == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+    p.superllama.paged_kv = paged;
+    p.superllama.kv_page_size = o.page;
+    p.superllama.kv_budget_bytes = budget;
+    p.superllama.async_prefetch = o.async != 0;
+    p.superllama.prefetch_threads = 2;
+    p.superllama.spill_dir = o.spill_dir.empty() ? nullptr : o.spill_dir.c_str();
+    llama_context * ctx = llama_init_from_model(model, p);
+    if (ctx == nullptr) {
+        fprintf(stderr, "kv-schedule: no context: %s\n", superllama_last_error());
+        exit(1);
+    }
+    return ctx;
+}
+
+static llama_kv_cache * cache_of(llama_context * ctx) {
+    llama_memory_i * memory = ctx->get_memory();
+    if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        return iswa->get_base();
+    }
+    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        return hybrid->get_mem_attn();
+    }
+    return dynamic_cast<llama_kv_cache *>(memory);
+}
+
+// Memory behind the reserved address space, as the system counts it.
+static uint64_t resident_bytes(llama_context * ctx) {
+    uint64_t least = UINT64_MAX, most = 0;
+    for (uint32_t il : cache_of(ctx)->get_layer_ids()) {
+        const ggml_tensor * k = cache_of(ctx)->get_k_storage((int32_t) il);
+        least = std::min(least, (uint64_t) ggml_backend_buffer_get_base(k->buffer));
+        most = std::max(most,
+                        (uint64_t) ggml_backend_buffer_get_base(k->buffer) + ggml_backend_buffer_get_size(k->buffer));
+    }
+    std::ifstream maps("/proc/self/smaps");
+    uint64_t sum = 0;
+    bool ours = false;
+    for (std::string line; std::getline(maps, line);) {
+        unsigned long long begin = 0, end = 0, kb = 0;
+        if (sscanf(line.c_str(), "%llx-%llx ", &begin, &end) == 2) {
+            ours = begin < most && end > least;
+        } else if (ours && sscanf(line.c_str(), "Rss: %llu kB", &kb) == 1) {
+            sum += kb * 1024;
+        }
+    }
+    return sum;
+}
+
+struct schedule {
+    options o;
+    std::mt19937 rng;
+    llama_context * ref;
+    llama_context * paged;
+    int n_vocab;
+    int64_t n_compared = 0;
+
+    int pick(int n) { return (int) (rng() % (unsigned) n); }
+
+    int end_of(int seq) const { return llama_memory_seq_pos_max(llama_get_memory(ref), seq) + 1; }
+
+    template <typename F>
+    void both(const F & body) {
+        body(ref);
+        body(paged);
+    }
+
+    void poison() {
+        if (o.poison != 0) {
+            cache_of(paged)->pager->get_pages()->for_each_evicted(
+                [](uint8_t * at, size_t size) { memset(at, 0xff, size); });
+        }
+    }
+
+    void decode(const std::vector<std::pair<int, int>> & parts) { // sequence, tokens
+        llama_batch batch = llama_batch_init(2048, 0, 1);
+        for (const auto & part : parts) {
+            const int begin = end_of(part.first);
+            for (int i = 0; i < part.second; ++i) {
+                batch.token[batch.n_tokens] = (llama_token) pick(n_vocab);
+                batch.pos[batch.n_tokens] = begin + i;
+                batch.n_seq_id[batch.n_tokens] = 1;
+                batch.seq_id[batch.n_tokens][0] = part.first;
+                batch.logits[batch.n_tokens] = i + 1 == part.second || i % 16 == 0;
+                batch.n_tokens++;
+            }
+        }
+        poison();
+        const int status = llama_decode(ref, batch);
+        const int status_paged = llama_decode(paged, batch);
+        if (status != status_paged) {
+            fprintf(stderr, "status %d, paged %d: %s\n", status, status_paged, superllama_last_error());
+        }
+        CHECK(status == status_paged);
+        if (status == 1) { // full
+            const int seq = parts[0].first;
+            both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1); });
+        } else {
+            CHECK(status == 0);
+            for (int i = 0; i < batch.n_tokens; ++i) {
+                if (batch.logits[i]) {
+                    const float * a = llama_get_logits_ith(ref, i);
+                    const float * b = llama_get_logits_ith(paged, i);
+                    CHECK(a[0] == a[0]); // a number
+                    CHECK(memcmp(a, b, sizeof(float) * (size_t) n_vocab) == 0);
+                    n_compared++;
+                }
+            }
+        }
+        llama_batch_free(batch);
+    }
+
+    void save_and_load(int from, int to) { // -1: all sequences
+        std::vector<uint8_t> blob[2];
+        int i = 0;
+        both([&](llama_context * ctx) {
+            std::vector<uint8_t> & data = blob[i++];
+            data.resize(from < 0 ? llama_state_get_size(ctx) : llama_state_seq_get_size(ctx, from));
+            const size_t n = from < 0 ? llama_state_get_data(ctx, data.data(), data.size())
+                                      : llama_state_seq_get_data(ctx, data.data(), data.size(), from);
+            CHECK(n == data.size());
+        });
+        CHECK(blob[0] == blob[1]);
+        both([&](llama_context * ctx) {
+            const size_t n = from < 0 ? llama_state_set_data(ctx, blob[0].data(), blob[0].size())
+                                      : llama_state_seq_set_data(ctx, blob[0].data(), blob[0].size(), to);
+            CHECK(n == blob[0].size() || (o.unified && n == 0));
+        });
+    }
+
+    void step() {
+        const int a = pick(o.n_seq), b = pick(o.n_seq), end = end_of(a), what = pick(100);
+        if (what < 50 || end < 2) {
+            const int sizes[] = { 1, 1, 1 + pick(8), 1 + pick(40), 1 + pick(300) };
+            decode({ { a, std::min(sizes[pick(5)], 1024) } });
+        } else if (what < 60) {
+            std::vector<std::pair<int, int>> parts;
+            const int n = 1 + pick(3);
+            for (int s = 0; s < o.n_seq; ++s) {
+                if (pick(2) == 0 && end_of(s) + n < o.n_ctx_seq / (o.unified ? o.n_seq : 1)) {
+                    parts.push_back({ s, n });
+                }
+            }
+            if (!parts.empty()) {
+                decode(parts);
+            }
+        } else if (what < 68) {
+            const int from = end - 1 - pick(std::min(end - 1, 200));
+            both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), a, from, -1); });
+        } else if (what < 71) {
+            both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), a, -1, -1); });
+        } else if (what < 77) {
+            if (a != b) {
+                both([&](llama_context * ctx) {
+                    llama_memory_seq_rm(llama_get_memory(ctx), b, -1, -1);
+                    llama_memory_seq_cp(llama_get_memory(ctx), a, b, -1, -1);
+                });
+            }
+            if (pick(3) == 0) { // the copy is made with the next decode: its source may be gone by then
+                both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), a, -1, -1); });
+            }
+        } else if (what < 78) {
+            both([&](llama_context * ctx) { llama_memory_seq_keep(llama_get_memory(ctx), a); });
+        } else if (what < 84) {
+            const int from = pick(end - 1), n = 1 + pick(std::min(64, end - 1 - from));
+            if (llama_memory_can_shift(llama_get_memory(ref)) && from + n < end) {
+                both([&](llama_context * ctx) {
+                    llama_memory_seq_rm(llama_get_memory(ctx), a, from, from + n);
+                    llama_memory_seq_add(llama_get_memory(ctx), a, from + n, -1, -n);
+                });
+                decode({ { b, 1 } }); // saving a state between a shift and its execution is not supported upstream
+            }
+        } else if (what < 90) {
+            decode({ { b, 1 } }); // so that no copy waits
+            if (end_of(a) > 0) {
+                save_and_load(a, b);
+            }
+        } else if (what < 92) {
+            decode({ { b, 1 } });
+            save_and_load(-1, -1);
+        } else {
+            CHECK(superllama_kv_prefetch(paged, a) >= 0);
+        }
+    }
+};
+
+// A disk that takes nothing more: the decode that has to evict fails, nothing else is harmed, and it works again
+// once there is room.
+static void try_full_disk(schedule & s) {
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit before = {}, none = {};
+    CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    none.rlim_max = before.rlim_max;
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1); });
+        s.decode({ { seq, s.o.n_ctx_seq / 2 } });
+    }
+    CHECK(setrlimit(RLIMIT_FSIZE, &none) == 0);
+    int n_failed = 0;
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        llama_token token = 5;
+        llama_batch batch = llama_batch_init(1, 0, 1);
+        batch.n_tokens = 1;
+        batch.token[0] = token;
+        batch.pos[0] = s.end_of(seq);
+        batch.n_seq_id[0] = 1;
+        batch.seq_id[0][0] = seq;
+        batch.logits[0] = 1;
+        if (llama_decode(s.paged, batch) != 0) {
+            CHECK(std::string(superllama_last_error()).find("spill file") != std::string::npos);
+            n_failed++;
+        } else {
+            CHECK(llama_decode(s.ref, batch) == 0);
+            CHECK(memcmp(llama_get_logits_ith(s.ref, 0), llama_get_logits_ith(s.paged, 0),
+                         sizeof(float) * (size_t) s.n_vocab) == 0);
+        }
+        llama_batch_free(batch);
+    }
+    CHECK(n_failed > 0);
+    CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.decode({ { seq, 3 } });
+    }
+}
+
+int main(int argc, char ** argv) {
+    const options o = parse(argc, argv);
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) {
+                fputs(text, stderr);
+            }
+        },
+        nullptr);
+    ggml_backend_load_all();
+    llama_model_params mparams = llama_model_default_params();
+    mparams.n_gpu_layers = 0;
+    llama_model * model = llama_model_load_from_file(o.model.c_str(), mparams);
+    CHECK(model != nullptr);
+
+    struct superllama_kv_pages pages = {};
+    llama_context * measure = make_context(model, o, true, (uint64_t) 1 << 40);
+    CHECK(superllama_kv_pages(measure, &pages) == 0);
+    if (!pages.paged) {
+        fprintf(stderr, "kv-schedule: not paged: %s\n", pages.reason);
+        return 1;
+    }
+    llama_free(measure);
+    const uint64_t bounce = std::min<uint64_t>((uint64_t) pages.page_bytes, 1 << 20) * (o.async ? 3 : 1);
+    const uint64_t budget = (uint64_t) (o.budget_pages * (double) pages.page_bytes) + bounce;
+
+    schedule s = { o, std::mt19937((unsigned) o.seed), make_context(model, o, false, 0),
+                   make_context(model, o, true, budget), llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+    if (o.full_disk != 0) {
+        try_full_disk(s);
+    }
+    uint64_t resident_most = 0;
+    for (int i = 0; i < o.steps; ++i) {
+        s.step();
+        CHECK(superllama_kv_pages(s.paged, &pages) == 0);
+        CHECK(pages.resident_peak_bytes <= pages.budget_bytes);
+        if (o.poison == 0 && i % 16 == 0) {
+            resident_most = std::max(resident_most, resident_bytes(s.paged));
+            CHECK(resident_most <= (uint64_t) pages.budget_bytes);
+        }
+    }
+    CHECK(pages.evicted_dirty > 0 && pages.restored > 0 && pages.bytes_read > 0 && pages.bytes_written > 0);
+    CHECK(o.streamed == 0 || pages.ubatches_streamed > 0);
+    printf(
+        "{\"steps\":%d,\"logits_compared\":%lld,\"page_bytes\":%lld,\"budget_bytes\":%lld,\"resident_peak_bytes\":%lld,"
+        "\"resident_rss_bytes\":%llu,\"evicted_clean\":%lld,\"evicted_dirty\":%lld,\"dropped\":%lld,\"restored\":%lld,"
+        "\"streamed\":%lld,\"prefetched\":%lld,\"prefetched_used\":%lld,\"prefetched_wasted\":%lld,"
+        "\"bytes_read\":%lld,\"bytes_written\":%lld,\"stall_ms\":%.1f}\n",
+        o.steps, (long long) s.n_compared, (long long) pages.page_bytes, (long long) pages.budget_bytes,
+        (long long) pages.resident_peak_bytes, (unsigned long long) resident_most, (long long) pages.evicted_clean,
+        (long long) pages.evicted_dirty, (long long) pages.dropped, (long long) pages.restored,
+        (long long) pages.ubatches_streamed, (long long) pages.prefetched, (long long) pages.prefetched_used,
+        (long long) pages.prefetched_wasted, (long long) pages.bytes_read, (long long) pages.bytes_written,
+        pages.stall_ms);
+    llama_free(s.ref);
+    llama_free(s.paged);
+    llama_model_free(model);
+    llama_backend_free();
+    return 0;
+}

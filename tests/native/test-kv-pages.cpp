@@ -1,0 +1,270 @@
+// Pages against a plain array: random writes, reads, evictions, copies and faults, with and without readers ahead.
+
+#include "check.h"
+#include "llama-kv-memory.h"
+#include "llama-kv-pages.h"
+#include "llama-prefetch.h"
+
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <random>
+
+struct faulty : llama_kv_spill::system {
+    std::atomic<int> write_errno{ 0 };
+    std::atomic<int> read_errno{ 0 };
+
+    int64_t read(int fd, void * data, size_t size, int64_t offset) override {
+        if (read_errno != 0) {
+            errno = read_errno;
+            return -1;
+        }
+        return system::read(fd, data, size, offset);
+    }
+    int64_t write(int fd, const void * data, size_t size, int64_t offset) override {
+        if (write_errno != 0) {
+            errno = write_errno;
+            return -1;
+        }
+        return system::write(fd, data, size, offset);
+    }
+};
+
+struct cache {
+    llama_kv_geometry g;
+    std::vector<std::pair<uint8_t *, size_t>> memory;
+    faulty sys;
+    std::unique_ptr<llama_prefetcher> pool;
+    std::unique_ptr<llama_kv_pages> pages;
+    std::vector<llama_kv_pages::usage> use;
+    int64_t tick = 0;
+
+    cache(size_t row_bytes, uint32_t page_cells, double budget_pages, bool ahead) {
+        g.n_streams = 3;
+        g.n_cells = 100; // the last page of a stream is a part
+        g.page_cells = page_cells;
+        for (int il = 0; il < 4; ++il) {
+            std::vector<llama_kv_rows> rows;
+            for (int i = 0; i < (il == 2 ? 1 : 2); ++i) {
+                const size_t size = (g.n_streams * g.n_cells * row_bytes / 4096 + 1) * 4096;
+                memory.push_back({ llama_kv_reserve(size), size });
+                CHECK(memory.back().first != nullptr);
+                rows.push_back({ memory.back().first, row_bytes });
+            }
+            g.layers.push_back(rows);
+        }
+        pool = ahead ? std::make_unique<llama_prefetcher>(2) : nullptr;
+        const auto make = [&](uint64_t budget) {
+            return std::make_unique<llama_kv_pages>(
+                g, budget, std::make_unique<llama_kv_spill>("", llama_kv_pages::record_bytes(g), &sys), pool.get(),
+                [this](llama_kv_pages::page_id p) { return use[p]; });
+        };
+        pages = make(0);
+        pages = make((uint64_t) (budget_pages * (double) pages->page_charge()));
+        use.resize(pages->n_pages(), { true, 0 });
+    }
+    ~cache() {
+        pages.reset();
+        for (const auto & m : memory) {
+            llama_kv_unreserve(m.first, m.second);
+        }
+    }
+
+    void used(llama_kv_pages::page_id p) {
+        use[p].live = true;
+        use[p].last_used = ++tick;
+    }
+};
+
+static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsigned seed) {
+    cache c(row_bytes, page_cells, 5, ahead);
+    llama_kv_pages & pages = *c.pages;
+    std::mt19937 rng(seed);
+    std::string error;
+    // what every byte should be
+    const size_t tensor_bytes = c.g.n_streams * c.g.n_cells * row_bytes;
+    std::map<const uint8_t *, std::vector<uint8_t>> want;
+    for (const auto & layer : c.g.layers) {
+        for (const auto & rows : layer) {
+            want[rows.base].resize(tensor_bytes);
+        }
+    }
+    const auto check_page = [&](llama_kv_pages::page_id p) { // through memory, as a kernel reads
+        const size_t begin = ((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * row_bytes;
+        const size_t size = pages.n_cells_of(p) * row_bytes;
+        for (const auto & entry : want) {
+            CHECK(memcmp(entry.first + begin, entry.second.data() + begin, size) == 0);
+        }
+    };
+    for (int step = 0; step < 1500; ++step) {
+        const llama_kv_pages::page_id p = rng() % pages.n_pages(), q = rng() % pages.n_pages();
+        pages.unpin_all();
+        switch (rng() % 10) {
+            case 0:
+            case 1:
+            case 2: { // a ubatch
+                pages.pin(p);
+                c.used(p);
+                CHECK(pages.restore({ p }, &error));
+                check_page(p);
+                CHECK(pages.write(p, &error));
+                const size_t cell =
+                    (size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p) + rng() % pages.n_cells_of(p);
+                for (auto & entry : want) {
+                    const int value = (int) (rng() % 255);
+                    memset(entry.second.data() + cell * row_bytes, value, row_bytes);
+                    memset(const_cast<uint8_t *>(entry.first) + cell * row_bytes, value, row_bytes);
+                }
+                break;
+            }
+            case 3: // several pages at once
+                pages.pin(p);
+                pages.pin(q);
+                c.used(p);
+                c.used(q);
+                if (p != q) {
+                    CHECK(pages.restore({ p, q }, &error));
+                    check_page(p);
+                    check_page(q);
+                }
+                break;
+            case 4:
+                CHECK(pages.prefetch({ p, q }, -1, true) >= 0);
+                break;
+            case 5:
+                CHECK(pages.evict(p, &error));
+                break;
+            case 6: { // state save and load
+                const auto & rows = c.g.layers[rng() % 4][0];
+                const size_t begin = rng() % tensor_bytes,
+                             size = 1 + rng() % std::min<size_t>(tensor_bytes - begin, 5000);
+                std::vector<uint8_t> out(size);
+                CHECK(pages.read_bytes(rows.base + begin, size, out.data(), &error));
+                CHECK(memcmp(out.data(), want[rows.base].data() + begin, size) == 0);
+                for (auto & byte : out) {
+                    byte = (uint8_t) rng();
+                }
+                CHECK(pages.write_bytes(rows.base + begin, size, out.data(), 0, &error));
+                memcpy(want[rows.base].data() + begin, out.data(), size);
+                break;
+            }
+            case 7:
+                if (pages.n_cells_of(p) == pages.n_cells_of(q) && p != q) {
+                    CHECK(pages.copy(p, q, &error));
+                    const size_t from = ((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * row_bytes;
+                    const size_t to = ((size_t) pages.stream_of(q) * c.g.n_cells + pages.first_cell(q)) * row_bytes;
+                    for (auto & entry : want) {
+                        memcpy(entry.second.data() + to, entry.second.data() + from, pages.n_cells_of(p) * row_bytes);
+                    }
+                }
+                break;
+            case 8: // layer by layer, more pages than fit
+                for (uint32_t il = 0; il < pages.n_layers(); ++il) {
+                    std::vector<llama_kv_pages::page_id> all;
+                    for (llama_kv_pages::page_id i = 0; i < 8 && i < pages.n_pages(); ++i) {
+                        all.push_back(i);
+                        if (il == 0) {
+                            CHECK(pages.evict(i, &error));
+                        }
+                        pages.pin(i);
+                    }
+                    CHECK(pages.restore_layer(all, il, &error));
+                    pages.prefetch(all, (int) ((il + 1) % pages.n_layers()), false);
+                    for (llama_kv_pages::page_id i : all) {
+                        const size_t begin =
+                            ((size_t) pages.stream_of(i) * c.g.n_cells + pages.first_cell(i)) * row_bytes;
+                        for (const auto & rows : c.g.layers[il]) {
+                            CHECK(memcmp(rows.base + begin, want[rows.base].data() + begin,
+                                         pages.n_cells_of(i) * row_bytes) == 0);
+                        }
+                    }
+                    CHECK(pages.evict_layer(all, il, &error));
+                }
+                break;
+            default:
+                if (rng() % 8 == 0) { // nobody uses it any more
+                    c.use[p].live = false;
+                    CHECK(pages.evict(p, &error));
+                    c.use[p].live = true;
+                    if (pages.is_empty(p)) {
+                        const size_t begin =
+                            ((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * row_bytes;
+                        for (auto & entry : want) {
+                            memset(entry.second.data() + begin, 0, pages.n_cells_of(p) * row_bytes);
+                        }
+                    }
+                }
+                break;
+        }
+        const llama_kv_counters & count = pages.count();
+        CHECK((uint64_t) count.resident_peak_bytes <= pages.budget_bytes());
+    }
+    CHECK(pages.count().evicted_dirty > 0 && pages.count().restored > 0);
+}
+
+static void test_order() {
+    cache c(64, 64, 3, false);
+    std::string error;
+    for (llama_kv_pages::page_id p = 0; p < 3; ++p) {
+        c.used(p);
+        CHECK(c.pages->write(p, &error));
+    }
+    c.used(0); // now 1 was used longest ago
+    CHECK(c.pages->write(3, &error));
+    CHECK(c.pages->in_memory(0) && !c.pages->in_memory(1) && c.pages->in_memory(2));
+    c.use[0].live = false; // a page without use goes first, and without a write
+    const int64_t written = c.pages->count().bytes_written;
+    CHECK(c.pages->write(4, &error));
+    CHECK(c.pages->is_empty(0) && c.pages->count().bytes_written == written && c.pages->count().dropped == 1);
+    // clean pages are not written again
+    CHECK(c.pages->restore({ 1 }, &error));
+    const int64_t before = c.pages->count().bytes_written;
+    CHECK(c.pages->evict(1, &error));
+    CHECK(c.pages->count().bytes_written == before && c.pages->count().evicted_clean == 1);
+    // more than the budget at once: refused with the numbers, nothing lost
+    for (llama_kv_pages::page_id p = 0; p < c.pages->n_pages(); ++p) {
+        c.pages->pin(p);
+    }
+    CHECK(c.pages->write(5, &error)); // two were in memory
+    CHECK(!c.pages->write(0, &error));
+    CHECK(error.find("--kv-budget") != std::string::npos);
+}
+
+static void test_faults(bool ahead) {
+    cache c(64, 64, 2, ahead);
+    std::string error;
+    for (llama_kv_pages::page_id p = 0; p < 2; ++p) {
+        c.used(p);
+        CHECK(c.pages->write(p, &error));
+        memset(c.g.layers[0][0].base + p * 64 * 64, 7 + (int) p, 64);
+    }
+    c.sys.write_errno = ENOSPC; // nothing can leave: the new page is refused, the old ones stay as they are
+    CHECK(!c.pages->write(2, &error));
+    CHECK(error.find(strerror(ENOSPC)) != std::string::npos);
+    CHECK(c.pages->in_memory(0) && c.pages->in_memory(1) && c.g.layers[0][0].base[0] == 7);
+    c.sys.write_errno = 0;
+    CHECK(c.pages->write(2, &error));
+    CHECK(c.pages->on_disk(0));
+
+    c.sys.read_errno = EIO; // page 0 cannot come; it can once the disk is well
+    CHECK(!c.pages->restore({ 0 }, &error));
+    CHECK(error.find(strerror(EIO)) != std::string::npos);
+    CHECK(c.pages->on_disk(0));
+    c.pages->prefetch({ 0 }, -1, true);
+    char byte = 0;
+    CHECK(!c.pages->read_bytes(c.g.layers[0][0].base, 1, &byte, &error));
+    c.sys.read_errno = 0;
+    CHECK(c.pages->restore({ 0 }, &error));
+    CHECK(c.g.layers[0][0].base[0] == 7);
+}
+
+int main() {
+    test_order();
+    for (bool ahead : { false, true }) {
+        test_faults(ahead);
+        test_random(4096, 16, ahead, 1); // slices of whole pages of the system
+        test_random(204, 16, ahead, 2);  // slices smaller than one
+        test_random(100, 48, ahead, 3);
+    }
+    printf("ok\n");
+}
