@@ -28,6 +28,7 @@ void superllama_plan_rows(const char * path, struct llama_model_params mparams, 
 
     // what a context takes: from a dry run of upstream's
     mparams.no_alloc = true;
+    mparams.load_mode = LLAMA_LOAD_MODE_NONE; // a dry run must not map the file
     mparams.superllama.dynamic_layers = false;
     {
         const llama_model_ptr model = load(path, mparams);

@@ -47,8 +47,8 @@ def check_kv_fits(model: Model, params: ContextParams, n_ctx: int) -> None:
     """Raises: ContextError, with the numbers, if a cache of `n_ctx` cells is larger than the memory there is."""
     per_token = kv_bytes_per_token(model, params)
     available = memory().host_available
-    if not per_token or not available:
-        return
+    if not per_token or not available or params.paged_kv:
+        return  # pages take memory as they are used
     if params.offload_kqv:
         available += sum(d.memory_free for d in devices() if d.kind == "gpu")
     n_cells = -(-n_ctx // N_CELLS_PAD) * N_CELLS_PAD

@@ -27,6 +27,7 @@ KvOverride = bool | int | float | str
 # our name -> the C name
 RENAMED = {
     "attention": "attention_type",
+    "kv_budget": "kv_budget_bytes",
     "flash_attn": "flash_attn_type",
     "mem_budget": "mem_budget_bytes",
     "override_kv": "kv_overrides",
@@ -236,10 +237,40 @@ class ContextParams(_Params):
     metrics_interval_ms: int = Field(_default(_CONTEXT.superllama, "metrics_interval_ms"), ge=0, le=2**31 - 1)
     metrics_pretty: bool = _default(_CONTEXT.superllama, "metrics_pretty")
 
-    _by_hand: ClassVar[frozenset[str]] = frozenset({"n_ctx", "n_threads", "n_threads_batch", "metrics_file"})
-    _superllama: ClassVar[frozenset[str]] = frozenset(
-        {"metrics", "metrics_file", "metrics_interval_ms", "metrics_pretty"}
+    paged_kv: bool = Field(
+        _default(_CONTEXT.superllama, "paged_kv"),
+        description="KV cache in pages: memory for what is used, spilled to disk over the budget",
     )
+    kv_page_size: int = Field(
+        _default(_CONTEXT.superllama, "kv_page_size"), ge=16, le=8192, description="cells of a KV page"
+    )
+    kv_budget: int | str = Field(
+        "auto",
+        description="memory that KV pages may hold: bytes, '512MiB', '10%' of what this process may use, or 'auto' for "
+        "half of what is available",
+    )
+    spill_dir: Path | None = Field(None, description="where KV pages spill; None = the system's temporary folder")
+    async_prefetch: bool = Field(
+        _default(_CONTEXT.superllama, "async_prefetch"), description="restore KV pages ahead, in threads"
+    )
+    prefetch_threads: int = Field(
+        _default(_CONTEXT.superllama, "prefetch_threads"), ge=0, le=1024, description="threads that read; 0 = default"
+    )
+
+    _by_hand: ClassVar[frozenset[str]] = frozenset(
+        {"n_ctx", "n_threads", "n_threads_batch", "metrics_file", "kv_budget", "spill_dir"}
+    )
+    _superllama: ClassVar[frozenset[str]] = frozenset(
+        {"metrics", "metrics_interval_ms", "metrics_pretty", "paged_kv", "kv_page_size", "async_prefetch"}
+        | {"prefetch_threads"}
+    )
+
+    @field_validator("kv_budget", mode="before")
+    @classmethod
+    def _is_size(cls, value: object) -> object:
+        if isinstance(value, int | str):
+            size_bytes(value)
+        return value
 
     def to_c(self, owned: list[Any], *, n_ctx: int, n_threads: int) -> Any:
         """A llama_context_params by value; `owned` must live until the context is made."""
@@ -251,6 +282,10 @@ class ContextParams(_Params):
         if self.metrics_file is not None:
             owned.append(ffi.new("char[]", os.fsencode(self.metrics_file)))
             c.superllama.metrics_file = owned[-1]
+        c.superllama.kv_budget_bytes = size_bytes(self.kv_budget)
+        if self.spill_dir is not None:
+            owned.append(ffi.new("char[]", os.fsencode(self.spill_dir)))
+            c.superllama.spill_dir = owned[-1]
         return c
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ._decoding import Decoding
 from ._errors import ContextError, StateError
-from ._native import collected_errors, ffi, lib, reason, upstream_commit
+from ._native import collected_errors, ffi, last_error, lib, reason, upstream_commit
+from ._pages import KvPages, pages_of
 
 # a saved state: MAGIC, length of the JSON header (u32), the header, the library's data
 MAGIC = b"superllama-state-1\n"
@@ -34,6 +35,22 @@ class Sequences(Decoding):
         self._check_seq(seq)
         with self._use():
             return self._next_pos(seq) - 1
+
+    def kv_pages(self) -> KvPages:
+        """What the paged KV cache holds, by tier and by sequence; `paged` is False for the standard cache."""
+        with self._use() as c:
+            return pages_of(c, self.n_seq_max)
+
+    def prefetch(self, seq: int) -> int:
+        """Restore the pages of a sequence that is about to run, as many as the budget takes; with
+        async_prefetch in worker threads. Returns how many pages were asked for.
+        """
+        self._check_seq(seq)
+        with self._use() as c:
+            n = int(lib.superllama_kv_prefetch(c, seq))
+        if n < 0:
+            raise ContextError(f"pages of sequence {seq} cannot be restored: {last_error()}")
+        return n
 
     def seq_remove(self, seq: int = 0, begin: int = 0, end: int | None = None) -> None:
         """Remove tokens of a sequence.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from native_build import native_programs
 
-UNITS = ["size", "telemetry", "prefetch", "metrics"]
+UNITS = ["size", "telemetry", "prefetch", "metrics", "kv-spill", "kv-pages"]
 
 
 @pytest.mark.parametrize("variant", ["", "-asan", "-tsan"])

@@ -1,0 +1,62 @@
+"""What the paged KV cache of a context holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ._errors import ContextError
+from ._native import ffi, last_error, lib
+
+
+@dataclasses.dataclass(frozen=True)
+class SequencePages:
+    """One sequence: its tokens, and the pages that hold them, in memory and on disk."""
+
+    tokens: int
+    pages_cpu: int
+    pages_disk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KvPages:
+    """The pages of a context. Counters only grow; sizes are in bytes.
+
+    `paged` is False where the standard cache is used; `reason` says why, or what part of the cache is not paged.
+    """
+
+    paged: bool
+    reason: str
+    page_size: int  # cells
+    page_bytes: int
+    budget_bytes: int
+    resident_bytes: int
+    resident_peak_bytes: int
+    pages_cpu: int
+    pages_disk: int
+    evicted_clean: int
+    evicted_dirty: int
+    dropped: int
+    restored: int
+    prefetched: int
+    prefetched_used: int
+    prefetched_wasted: int
+    bytes_read: int
+    bytes_written: int
+    stall_ms: float
+    sequences: list[SequencePages]
+
+
+def pages_of(context: Any, n_seq_max: int) -> KvPages:
+    """The pages of a native context. Raises: ContextError if the library fails."""
+    c = ffi.new("struct superllama_kv_pages *")
+    if lib.superllama_kv_pages(context, c) < 0:
+        raise ContextError(f"the library cannot tell about KV pages: {last_error()}")
+    sequences = []
+    s = ffi.new("struct superllama_kv_seq_pages *")
+    for seq in range(n_seq_max if c.paged else 0):
+        if lib.superllama_kv_seq_pages(context, seq, s) < 0:
+            raise ContextError(f"the library cannot tell about sequence {seq}: {last_error()}")
+        sequences.append(SequencePages(s.tokens, s.pages_cpu, s.pages_disk))
+    plain = {f.name: getattr(c, f.name) for f in dataclasses.fields(KvPages) if f.name not in ("reason", "sequences")}
+    return KvPages(**plain, reason=ffi.string(c.reason).decode(), sequences=sequences)
