@@ -26,7 +26,7 @@ def native_programs() -> Path:
         if not (cmake and ninja):
             raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
         run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
-    run(cmake, "--build", str(BUILD), "--target", "superllama-tests")
+    run(cmake, "--build", str(BUILD), "--target", "superllama-tests", "superllama-bench")
     return BUILD / "tests" / "native"
 
 

@@ -14,15 +14,9 @@ from bench.trace import mapping, table, tensors
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def needs_program(name: str):
-    from bench import programs
-
-    try:
-        programs.find(name)
-        found = True
-    except FileNotFoundError:
-        found = False
-    return pytest.mark.skipif(not found, reason=f"{name} is not built: cmake --build build --target superllama-bench")
+def needs_program(_name: str):
+    """The native programs are built first (the fixture `native` of conftest.py)."""
+    return pytest.mark.usefixtures("native")
 
 
 def needs_root():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from native_build import native_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -49,3 +50,9 @@ def build() -> Path:
     from bench import programs
 
     return programs.build_dir()
+
+
+@pytest.fixture(scope="session")
+def native():
+    """The folder of the native test programs; those of the bench are built with them."""
+    return native_programs()

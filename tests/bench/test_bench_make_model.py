@@ -64,18 +64,11 @@ def test_attention_looks_back_a_few_tokens():
 
 
 @needs_program("routing")
-def test_routing_depends_on_the_token(tmp_path):
-    import os
-
+def test_routing_depends_on_the_token(tmp_path, demo_model):
     from bench import moe_routing
 
-    vocab = os.environ.get("SUPERLLAMA_TEST_MODEL")
-    if not vocab:
-        pytest.skip("SUPERLLAMA_TEST_MODEL names no GGUF with a vocabulary")
-    from pathlib import Path
-
     spec = Spec("moe", parse_size("120MB"), n_embd=512, n_layer=8, n_expert=32, n_expert_used=4)
-    make_model(tmp_path / "m.gguf", Path(vocab), spec)
+    make_model(tmp_path / "m.gguf", demo_model, spec)
     assert programs.find("routing")
     ids = moe_routing.measure(tmp_path / "m.gguf", 128, 1, "Once upon a time")
     found = moe_routing.describe(ids, 32)
