@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_model as tiny
+from running import Runner
 
 import superllama
 
@@ -55,9 +56,6 @@ def ctx(model: superllama.Model) -> Iterator[superllama.Context]:
 def demo(demo_model: Path) -> Iterator[superllama.Model]:
     with superllama.Model(demo_model) as m:
         yield m
-
-
-Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

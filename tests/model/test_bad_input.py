@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Runner
 from pydantic import ValidationError
+from running import Runner
 
 import superllama
 from superllama import Context, Model

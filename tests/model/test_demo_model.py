@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Runner
+from running import Runner
 
 import superllama
 from superllama import Context, Model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runner
+from running import Runner
 
 import superllama
 from superllama import Context, Model

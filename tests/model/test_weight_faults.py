@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Runner
+from running import Runner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Runner
+from running import Runner
 
 from superllama._programs import MODEL_VARIABLES, find_program, names_model
 
