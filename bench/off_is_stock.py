@@ -21,8 +21,9 @@ from bench import programs  # noqa: E402
 
 
 def run(program: Path, args: argparse.Namespace) -> dict[str, float | str]:
-    command = [program, "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens, "-c", args.prompt + args.tokens + 8]
-    done = subprocess.run(list(map(str, [*command, "-t", args.threads])), check=True, capture_output=True, text=True)
+    command = [program, "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens, "-t", args.threads]
+    command += ["-c", args.prompt + args.tokens + 8]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
     out = json.loads(done.stdout)
     return {
         "prompt": out["n_prompt"] / out["prompt_s"],
