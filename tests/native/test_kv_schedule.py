@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from native_build import native_programs
 
-BUDGET_PAGES = {16: 80, 256: 5, 1024: 2}
+BUDGET_PAGES = {16: 30, 256: 5, 1024: 2}
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
