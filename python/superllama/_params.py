@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from ._c_params import ENUMS, buffer_type_overrides, device_list, float_list, kv_override_list
 from ._native import ffi, lib
@@ -22,6 +22,15 @@ _CONTEXT = lib.llama_context_default_params()
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+
+
+def _checked_size(value: object) -> object:
+    if isinstance(value, int | str):
+        size_bytes(value)
+    return value
+
+
+Size = Annotated[int | str, BeforeValidator(_checked_size)]
 KvOverride = bool | int | float | str
 
 # our name -> the C name
@@ -129,7 +138,7 @@ class ModelParams(_Params):
     layer_policy: Literal["pin", "lru"] = Field(
         _default(_MODEL.superllama, "layer_policy"), description="which layers are held: a fixed set, or the latest"
     )
-    mem_budget: int | str = Field(
+    mem_budget: Size = Field(
         "auto",
         description="host memory for weights, KV and compute buffers: bytes, '8GiB', '60%' of what this process may "
         "use, or 'auto', which follows the memory that is there",
@@ -157,13 +166,6 @@ class ModelParams(_Params):
     def _fits_devices(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and len(value) > lib.llama_max_devices():
             raise ValueError(f"{len(value)} parts for at most {lib.llama_max_devices()} devices")
-        return value
-
-    @field_validator("mem_budget", mode="before")
-    @classmethod
-    def _is_size(cls, value: object) -> object:
-        if isinstance(value, int | str):
-            size_bytes(value)
         return value
 
     @field_validator("mem_pressure_low")
@@ -244,7 +246,7 @@ class ContextParams(_Params):
     kv_page_size: int = Field(
         _default(_CONTEXT.superllama, "kv_page_size"), ge=16, le=8192, description="cells of a KV page"
     )
-    kv_budget: int | str = Field(
+    kv_budget: Size = Field(
         "auto",
         description="memory that KV pages may hold: bytes, '512MiB', '10%' of what this process may use, or 'auto' for "
         "half of what is available",
@@ -264,13 +266,6 @@ class ContextParams(_Params):
         {"metrics", "metrics_interval_ms", "metrics_pretty", "paged_kv", "kv_page_size", "async_prefetch"}
         | {"prefetch_threads"}
     )
-
-    @field_validator("kv_budget", mode="before")
-    @classmethod
-    def _is_size(cls, value: object) -> object:
-        if isinstance(value, int | str):
-            size_bytes(value)
-        return value
 
     def to_c(self, owned: list[Any], *, n_ctx: int, n_threads: int) -> Any:
         """A llama_context_params by value; `owned` must live until the context is made."""
