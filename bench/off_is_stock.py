@@ -1,63 +1,88 @@
-"""Off costs nothing: our library without a flag against unpatched llama.cpp, alternating, prompt and decode.
+"""Off costs nothing: our library without a flag against unpatched llama.cpp, prompt and decode.
 
-    python bench/off_is_stock.py --model MODEL.gguf [--runs 9] [--prompt 512] [--tokens 128]
+    python bench/off_is_stock.py --model MODEL.gguf [--turns 90] [--prompt 256] [--tokens 64]
 
-Prints a Markdown row: medians of both and the median of the ratios of neighbouring runs.
+Both programs stay loaded and take short turns, so that a machine whose speed wanders shows the same face to both; who
+begins changes from pair to pair. Prints a Markdown row for each: medians of both, and the median of the pairwise
+ratios with its 95 % confidence interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import median
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import programs  # noqa: E402
 
+REST_S = 0.05  # until the threads of the program whose turn is over sleep
 
-def run(program: Path, args: argparse.Namespace) -> dict[str, float | str]:
-    command = [program, "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens, "-t", args.threads]
-    command += ["-c", args.prompt + args.tokens + 8]
-    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-    out = json.loads(done.stdout)
-    return {
-        "prompt": out["n_prompt"] / out["prompt_s"],
-        "decode": len(out["tokens"]) / out["decode_s"],
-        "hash": out["hash"],
-    }
+
+class Program:
+    """A probe that decodes the same prompt at every turn."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        command = [programs.find(name), "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens]
+        command += ["-t", args.threads, "-c", args.prompt + args.tokens + 8, "--turns", 1]
+        self.child = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seen: list[dict[str, float]] = []
+        self.hashes: list[str] = []
+
+    def turn(self) -> None:
+        assert self.child.stdin and self.child.stdout
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
+        out = json.loads(self.child.stdout.readline())
+        self.seen.append({"prompt": out["n_prompt"] / out["prompt_s"], "decode": len(out["tokens"]) / out["decode_s"]})
+        self.hashes.append(out["hash"])
+        time.sleep(REST_S)
+
+    def close(self) -> None:
+        self.child.communicate()
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """95 % confidence interval of the median, by resampling."""
+    samples = np.random.default_rng(0).choice(ratios, size=(4000, len(ratios)))
+    low, high = np.quantile(np.median(samples, axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=90)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
-    found: dict[str, list[dict[str, float | str]]] = {"stock": [], "ours": []}
-    for i in range(args.runs + 1):
-        order = ["stock", "ours"] if i % 2 == 0 else ["ours", "stock"]
-        for engine in order:
-            result = run(programs.find("probe-stock" if engine == "stock" else "probe"), args)
-            if i > 0:  # the first pair warms up
-                found[engine].append(result)
-    same = len({str(r["hash"]) for rs in found.values() for r in rs}) == 1
-    print("| model | runs | what | stock | ours, no flag | ratio | logits |")
+    stock, ours = Program("probe-stock", args), Program("probe", args)
+    for i in range(args.turns + 1):
+        for program in (stock, ours) if i % 2 == 0 else (ours, stock):
+            program.turn()
+    stock.close()
+    ours.close()
+    same = len(set(stock.hashes + ours.hashes)) == 1
+    print("| model | turns | what | stock | ours, no flag | ratio (95 %) | logits |")
     print("|---|---|---|---|---|---|---|")
     for what in ("prompt", "decode"):
-        stock = [float(r[what]) for r in found["stock"]]
-        ours = [float(r[what]) for r in found["ours"]]
-        ratio = statistics.median(b / a for a, b in zip(stock, ours, strict=True))
+        pairs = [(a[what], b[what]) for a, b in zip(stock.seen[1:], ours.seen[1:], strict=True)]  # the first warms up
+        ratios = [b / a for a, b in pairs]
+        low, high = interval(ratios)
         print(
-            f"| {args.model.name} | {args.runs} | {what} | {statistics.median(stock):.1f} tok/s "
-            f"| {statistics.median(ours):.1f} tok/s | {ratio:.3f} | {'identical' if same else 'DIFFERENT'} |"
+            f"| {args.model.name} | {args.turns} | {what} | {median(a for a, _ in pairs):.1f} tok/s "
+            f"| {median(b for _, b in pairs):.1f} tok/s | {median(ratios):.4f} ({low:.4f}-{high:.4f}) "
+            f"| {'identical' if same else 'DIFFERENT'} |"
         )
     return 0 if same else 1
 

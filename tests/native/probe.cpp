@@ -1,6 +1,7 @@
 // One program over two libraries: built against ours (with our flags) and against unpatched llama.cpp.
 // Decodes a prompt, then greedily; prints one JSON object with the tokens, a hash over all logits, and times.
-// Tests compare the hashes, benchmarks the times.
+// Tests compare the hashes, benchmarks the times. With `--turns 1` it does so once for every line on its standard
+// input, so that two programs can take turns.
 
 #include "llama.h"
 
@@ -29,6 +30,7 @@ struct options {
     int fa = -1;
     const char * type_k = "f16";
     std::string load = "auto";
+    int turns = 0;
 };
 
 static double now_s() {
@@ -76,12 +78,73 @@ static options parse(int argc, char ** argv) {
             o.type_k = value;
         } else if (name == "-lm") {
             o.load = value;
+        } else if (name == "--turns") {
+            o.turns = atoi(value);
         } else {
             fprintf(stderr, "probe: unknown option %s\n", name.c_str());
             exit(2);
         }
     }
     return o;
+}
+
+static void run(const options & o, llama_context * ctx, double load_s) {
+    const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ctx));
+    const int n_vocab = llama_vocab_n_tokens(vocab);
+
+    std::vector<llama_token> tokens;
+    if (o.n_prompt == 0) {
+        tokens.resize(o.prompt.size() + 8);
+        tokens.resize((size_t) std::max(0, llama_tokenize(vocab, o.prompt.c_str(), (int) o.prompt.size(), tokens.data(),
+                                                          (int) tokens.size(), true, true)));
+    }
+    if (o.n_prompt > 0) {
+        tokens.resize((size_t) o.n_prompt);
+        for (int i = 0; i < o.n_prompt; ++i) {
+            tokens[(size_t) i] = (llama_token) ((i * 7919ll + 13) % n_vocab);
+        }
+    }
+
+    uint64_t hash = 0xcbf29ce484222325ull;
+    std::vector<llama_token> generated;
+    const auto decode = [&](std::vector<llama_token> & batch) {
+        if (llama_decode(ctx, llama_batch_get_one(batch.data(), (int) batch.size())) != 0) {
+            fprintf(stderr, "probe: decode failed\n");
+            exit(1);
+        }
+        const float * logits = llama_get_logits_ith(ctx, -1);
+        hash = fnv1a(hash, logits, sizeof(float) * (size_t) n_vocab);
+        llama_token best = 0;
+        for (llama_token t = 1; t < n_vocab; ++t) {
+            best = logits[t] > logits[best] ? t : best;
+        }
+        return best;
+    };
+
+    const double t_start = now_s();
+    llama_token next = decode(tokens);
+    const double t_prompt = now_s();
+    for (int i = 0; i < o.n_gen; ++i) {
+        generated.push_back(next);
+        std::vector<llama_token> one = { next };
+        next = decode(one);
+    }
+    const double t_end = now_s();
+
+    printf("{\"hash\":\"%016llx\",\"tokens\":[", (unsigned long long) hash);
+    for (size_t i = 0; i < generated.size(); ++i) {
+        printf("%s%d", i ? "," : "", generated[i]);
+    }
+    printf("],\"n_prompt\":%zu,\"load_s\":%.4f,\"prompt_s\":%.4f,\"decode_s\":%.4f", tokens.size(), load_s,
+           t_prompt - t_start, t_end - t_prompt);
+#ifdef SUPERLLAMA
+    char stats[4096];
+    if (superllama_metrics_json(ctx, stats, sizeof(stats)) < (int) sizeof(stats)) {
+        printf(",\"metrics\":%s", stats);
+    }
+#endif
+    printf("}\n");
+    fflush(stdout);
 }
 
 int main(int argc, char ** argv) {
@@ -135,60 +198,13 @@ int main(int argc, char ** argv) {
     }
     const double t_loaded = now_s();
 
-    const llama_vocab * vocab = llama_model_get_vocab(model);
-    const int n_vocab = llama_vocab_n_tokens(vocab);
-
-    std::vector<llama_token> tokens;
-    if (o.n_prompt == 0) {
-        tokens.resize(o.prompt.size() + 8);
-        tokens.resize((size_t) std::max(0, llama_tokenize(vocab, o.prompt.c_str(), (int) o.prompt.size(), tokens.data(),
-                                                          (int) tokens.size(), true, true)));
+    if (o.turns == 0) {
+        run(o, ctx, t_loaded - t_start);
     }
-    if (o.n_prompt > 0) {
-        tokens.resize((size_t) o.n_prompt);
-        for (int i = 0; i < o.n_prompt; ++i) {
-            tokens[(size_t) i] = (llama_token) ((i * 7919ll + 13) % n_vocab);
-        }
+    while (o.turns != 0 && getchar() != EOF) {
+        llama_memory_clear(llama_get_memory(ctx), true);
+        run(o, ctx, t_loaded - t_start);
     }
-
-    uint64_t hash = 0xcbf29ce484222325ull;
-    std::vector<llama_token> generated;
-    const auto decode = [&](std::vector<llama_token> & batch) {
-        if (llama_decode(ctx, llama_batch_get_one(batch.data(), (int) batch.size())) != 0) {
-            fprintf(stderr, "probe: decode failed\n");
-            exit(1);
-        }
-        const float * logits = llama_get_logits_ith(ctx, -1);
-        hash = fnv1a(hash, logits, sizeof(float) * (size_t) n_vocab);
-        llama_token best = 0;
-        for (llama_token t = 1; t < n_vocab; ++t) {
-            best = logits[t] > logits[best] ? t : best;
-        }
-        return best;
-    };
-
-    llama_token next = decode(tokens);
-    const double t_prompt = now_s();
-    for (int i = 0; i < o.n_gen; ++i) {
-        generated.push_back(next);
-        std::vector<llama_token> one = { next };
-        next = decode(one);
-    }
-    const double t_end = now_s();
-
-    printf("{\"hash\":\"%016llx\",\"tokens\":[", (unsigned long long) hash);
-    for (size_t i = 0; i < generated.size(); ++i) {
-        printf("%s%d", i ? "," : "", generated[i]);
-    }
-    printf("],\"n_prompt\":%zu,\"load_s\":%.4f,\"prompt_s\":%.4f,\"decode_s\":%.4f", tokens.size(), t_loaded - t_start,
-           t_prompt - t_loaded, t_end - t_prompt);
-#ifdef SUPERLLAMA
-    char stats[4096];
-    if (superllama_metrics_json(ctx, stats, sizeof(stats)) < (int) sizeof(stats)) {
-        printf(",\"metrics\":%s", stats);
-    }
-#endif
-    printf("}\n");
 
     llama_free(ctx);
     llama_model_free(model);
