@@ -3,8 +3,8 @@
 
 bench/adaptive.py MODEL.gguf [--limit 110] [--take 40] [--from 10 --for 10] [--tokens 200] [--out FOLDER]
 
-A program in the run's own cgroup locks --take percent of the model's size for some seconds. Writes FOLDER/adaptive.json
-and adaptive.png, speed over time.
+A program in the run's own cgroup locks --take percent of the model's size for some seconds. A second run has from its
+start the budget that the first one had meanwhile. Writes FOLDER/adaptive.json and adaptive.png, speed over time.
 """
 
 from __future__ import annotations
@@ -63,18 +63,32 @@ def run(a: argparse.Namespace, metrics: Path) -> dict:
                 "result": engine.parse_output(printed), "error": errors.strip()[-500:]}  # fmt: skip
 
 
-def samples(metrics: Path) -> list[tuple[float, int, int]]:
-    """(Unix time, tokens generated, resident bytes of weights)"""
+def run_steadily(a: argparse.Namespace, budget: int, limit: int) -> float | None:
+    """tokens/s with this budget from the start; None if the run died."""
+    command = engine.get("superllama").command(a.model, 40, 16, budget, a.threads, (), a.build)
+    page_cache.evict(a.model)
+    with Journal() as journal, pressure(journal, limit, "cgroup") as p:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=p.enter
+        )
+        with journal.process(child):
+            wait(child, a.timeout)
+        printed = engine.parse_output(child.communicate()[0])
+        return len(printed["tokens"]) / printed["decode_s"] if printed else None
+
+
+def samples(metrics: Path) -> list[tuple[float, int, int, int]]:
+    """(Unix time, tokens generated, resident bytes of weights, budget)"""
     out = []
     for line in metrics.read_text().splitlines():
         with contextlib.suppress(ValueError, KeyError):
             m = json.loads(line)
             t = datetime.fromisoformat(m["timestamp"].replace("Z", "+00:00")).timestamp()
-            out.append((t, m["generated_tokens"], m["weight_bytes_resident"]))
+            out.append((t, m["generated_tokens"], m["weight_bytes_resident"], m["mem_budget_bytes"]))
     return out
 
 
-def speeds(points: list[tuple[float, int, int]]) -> list[tuple[float, float]]:
+def speeds(points: list[tuple[float, int, int, int]]) -> list[tuple[float, float]]:
     """(time, tokens/s) between samples that are at least half a second apart."""
     out = []
     last = points[0]
@@ -85,21 +99,23 @@ def speeds(points: list[tuple[float, int, int]]) -> list[tuple[float, float]]:
     return out
 
 
-def judge(result: dict, points: list[tuple[float, int, int]]) -> dict:
+def judge(result: dict, points: list[tuple[float, int, int, int]]) -> dict:
     """Speed before, meanwhile, and after the first AFTER_TOKENS tokens with the memory back; medians."""
     taken, back = result["marks"]["taken"], result["marks"]["given_back"]
-    at_back = max((n for t, n, _ in points if t <= back), default=0)
-    settled = min((t for t, n, _ in points if n >= at_back + AFTER_TOKENS), default=float("inf"))
+    at_back = max((n for t, n, *_ in points if t <= back), default=0)
+    settled = min((t for t, n, *_ in points if n >= at_back + AFTER_TOKENS), default=float("inf"))
     series = [x for x in speeds(points) if x[1] > 0]
 
     def of(low: float, high: float) -> float | None:
         found = [v for t, v in series if low <= t < high]
         return median(found) if found else None
 
-    return {"before": of(0, taken), "meanwhile": of(taken + 1, back), "after": of(settled, float("inf"))}
+    budget = median(b for t, _, _, b in points if taken + 1 <= t < back)
+    return {"before": of(0, taken), "meanwhile": of(taken + 1, back), "after": of(settled, float("inf")),
+            "budget_meanwhile": int(budget)}  # fmt: skip
 
 
-def draw(result: dict, points: list[tuple[float, int, int]], path: Path) -> None:
+def draw(result: dict, points: list[tuple[float, int, int, int]], path: Path) -> None:
     t0 = points[0][0]
     figure, axes = plt.subplots(figsize=(8, 4.2))
     axes.axvspan(result["marks"]["taken"] - t0, result["marks"]["given_back"] - t0, color="#d9a441", alpha=0.25, lw=0,
@@ -111,7 +127,7 @@ def draw(result: dict, points: list[tuple[float, int, int]], path: Path) -> None
     axes.set_ylim(bottom=0)
     axes.set_title(f"Memory taken away and given back: {result['model']}")
     right = axes.twinx()
-    right.plot([t - t0 for t, _, _ in points], [b / 1e6 for _, _, b in points], color="#777777", lw=1, ls="--")
+    right.plot([t - t0 for t, *_ in points], [b / 1e6 for _, _, b, _ in points], color="#777777", lw=1, ls="--")
     right.plot([], [], color="#777777", lw=1, ls="--")
     right.set_ylabel("resident weights, MB (dashed)")
     right.set_ylim(bottom=0)
@@ -150,10 +166,15 @@ def main() -> int:
         print(f"adaptive: {error}", file=sys.stderr)
         return 1
     result |= judge(result, points)
+    result["from_the_start"] = run_steadily(a, result["budget_meanwhile"], result["limit_bytes"])
     (a.out / "adaptive.json").write_text(json.dumps(result | {"samples": points}, indent=1) + "\n")
     draw(result, points, a.out / "adaptive.png")
-    for name in ("before", "meanwhile", "after"):
-        print(f"{name}: {result[name]:.2f} tokens/s" if result[name] is not None else f"{name}: not measured")
+    for name in ("before", "meanwhile", "from_the_start", "after"):
+        print(
+            f"{name.replace('_', ' ')}: {result[name]:.2f} tokens/s"
+            if result[name] is not None
+            else f"{name}: not measured"
+        )
     print(f"killed: {result['oom_kills']}, exit code {result['exit_code']}, peak {format_size(result['peak_bytes'])}")
     return 0
 

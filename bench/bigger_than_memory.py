@@ -3,7 +3,7 @@
 
 bench/bigger_than_memory.py MODEL.gguf [--budgets 25 50 75 90 110] [--read-ahead as-found 128] [--out FOLDER]
 
-Writes FOLDER/result.json, table.md and plot.png. The disk's speed is measured again before every round, by the read
+Writes FOLDER/result.json, table.md and plot.png. The disk's speed is measured again before every budget, by the read
 path that superllama uses. An engine that is killed for memory is a result. What finished is not run again.
 """
 
@@ -100,8 +100,10 @@ def measure(rounds: list[list[Job]], a: argparse.Namespace, console: Console) ->
             todo = [job for job in jobs if not (a.out / "runs" / job.key / "run.json").is_file()]
             progress.advance(task, len(jobs) - len(todo))
             if todo:
-                disk_speed.note(a.out / "disk_speed.jsonl", a.model)
-            for job in todo:
+                disk_speed.measure(a.model)  # once for caches below this system, which warm up
+            for i, job in enumerate(todo):
+                if i == 0 or job.scenario != todo[i - 1].scenario:
+                    disk_speed.note(a.out / "disk_speed.jsonl", a.model)
                 progress.update(task, description=job.key.rpartition("-")[0])
                 outcome = run(job, model, journal, a.out / "runs" / job.key, a.build, None, a.timeout, light=True)
                 console.print(show(outcome.result), highlight=False)

@@ -36,7 +36,10 @@ class Engine:
             else:
                 flags.append(flag.format(budget=budget))
         found = str(programs.find(self.program, build))
+        # no larger context and compute buffers than the run needs: what remains is memory for weights
+        n_ctx = -(-(n_gen + n_prompt + 1) // 128) * 128
         sizes = ["-n", str(n_gen), "--n-prompt", str(n_prompt), "-t", str(threads)]
+        sizes += ["-c", str(n_ctx), "-ub", str(max(32, min(512, n_prompt)))]
         return [found, "-m", str(model), *sizes, *flags, *extra]
 
 

@@ -1,6 +1,9 @@
 """Off costs nothing: our library without a flag against unpatched llama.cpp, prompt and decode.
 
     python bench/off_is_stock.py --model MODEL.gguf [--turns 90] [--prompt 256] [--tokens 64]
+    python bench/off_is_stock.py --model MODEL.gguf --flags="--dynamic-layers --async-prefetch"
+
+With --flags: what a feature costs where it has nothing to do.
 
 Both programs stay loaded and take short turns, so that a machine whose speed wanders shows the same face to both; who
 begins changes from pair to pair. Prints a Markdown row for each: medians of both, and the median of the pairwise
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -30,9 +34,10 @@ REST_S = 0.05  # until the threads of the program whose turn is over sleep
 class Program:
     """A probe that decodes the same prompt at every turn."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, flags: str = "") -> None:
         command = [programs.find(name), "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens]
-        command += ["-t", args.threads, "-c", args.prompt + args.tokens + 8, "--turns", 1]
+        command += ["-t", args.threads, "-c", args.prompt + args.tokens + 8, "--turns", 1, "--repack", args.repack]
+        command += shlex.split(flags)
         self.child = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seen: list[dict[str, float]] = []
         self.hashes: list[str] = []
@@ -64,16 +69,18 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repack", type=int, default=1, help="of both: 1 is llama.cpp's default")
+    parser.add_argument("--flags", default="", help="of ours")
     args = parser.parse_args()
 
-    stock, ours = Program("probe-stock", args), Program("probe", args)
+    stock, ours = Program("probe-stock", args), Program("probe", args, args.flags)
     for i in range(args.turns + 1):
         for program in (stock, ours) if i % 2 == 0 else (ours, stock):
             program.turn()
     stock.close()
     ours.close()
     same = len(set(stock.hashes + ours.hashes)) == 1
-    print("| model | turns | what | stock | ours, no flag | ratio (95 %) | logits |")
+    print(f"| model | turns | what | stock | ours, {args.flags or 'no flag'} | ratio (95 %) | logits |")
     print("|---|---|---|---|---|---|---|")
     for what in ("prompt", "decode"):
         pairs = [(a[what], b[what]) for a, b in zip(stock.seen[1:], ours.seen[1:], strict=True)]  # the first warms up

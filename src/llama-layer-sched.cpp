@@ -1,12 +1,13 @@
 #include "llama-layer-sched.h"
 
-#include "ggml-impl.h"
 #include "ggml.h"
 
 #include <algorithm>
 #include <chrono>
 #include <map>
 #include <set>
+
+static const size_t queue_bytes = 16u << 20; // of reads that keep a drive busy
 
 static double now_ms() {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -21,6 +22,7 @@ llama_layer_sched::llama_layer_sched(llama_weight_store & store, const config & 
     // evenly, so that reading and computing overlap all the way
     std::vector<uint32_t> dense;
     for (uint32_t id = 0; id < blocks.size(); ++id) {
+        n_block_bytes += bytes_of(id);
         if (!is_expert(id)) {
             dense.push_back(id);
         }
@@ -69,7 +71,7 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         b.expert_pool_min = std::max(b.expert_pool_min, n_asked * entry.second);
     }
 
-    // two of the largest are in use or on their way; more read-ahead is worth it only where memory is plenty
+    // the ring: one block in use and one on its way, or as much as fills the readers' queue where memory is plenty
     const size_t ring_min = std::min(b.dense_bytes, 2 * largest);
     b.min_bytes = ring_min + b.expert_pool_min;
     if (bytes < b.min_bytes) {
@@ -79,8 +81,8 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         b.pinned_bytes = b.dense_bytes;
     } else {
         const size_t left = bytes - b.expert_pool_min;
-        b.ring_bytes =
-            cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU ? left : std::max(ring_min, std::min(2 * ring_min, left / 16));
+        const size_t wanted = std::max(ring_min, std::min(largest + queue_bytes, left / 16));
+        b.ring_bytes = cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU ? left : wanted;
         b.pinned_bytes = left - b.ring_bytes;
         b.streamed_bytes = b.dense_bytes - std::min(b.dense_bytes, b.pinned_bytes);
     }
@@ -90,15 +92,19 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
 
 void llama_layer_sched::set_budget(size_t bytes, int n_ubatch_new) {
     {
-        const std::lock_guard<std::mutex> lock(mutex);
+        std::unique_lock<std::mutex> lock(mutex);
+        const bool less = bytes < bytes_max;
         bytes_max = bytes;
         n_ubatch = n_ubatch_new;
         budget_new = true;
+        if (less) {
+            shrink(lock);
+        }
     }
     apply_budget_if_idle();
 }
 
-// A budget that comes while a graph runs waits for its end.
+// A larger budget that comes while a graph runs waits for its end.
 void llama_layer_sched::apply_budget_if_idle() {
     while (budget_new && turn.try_lock()) {
         {
@@ -119,30 +125,54 @@ void llama_layer_sched::apply_budget(std::unique_lock<std::mutex> & lock) {
     }
 }
 
+// At any time, without waiting: reads that nobody waits for are called off, and what is not in use goes.
+void llama_layer_sched::shrink(std::unique_lock<std::mutex> & lock) {
+    choose_pins();
+    std::vector<llama_prefetcher::job_id> jobs;
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        const block & b = blocks[id];
+        if (b.state == LOADING && !b.in_use && !b.pinned) {
+            jobs.insert(jobs.end(), b.jobs.begin(), b.jobs.end());
+        }
+    }
+    lock.unlock();
+    for (llama_prefetcher::job_id job : jobs) {
+        pool->cancel(job);
+    }
+    lock.lock();
+    for (bool experts : { false, true }) {
+        for (int64_t victim = 0; victim >= 0 && !fits(0, experts);) {
+            victim = find_victim(experts);
+            if (victim >= 0) {
+                evict((uint32_t) victim);
+            }
+        }
+    }
+}
+
 // Pins the longest prefix of pin_order that fits; what lost its pin goes at once.
 void llama_layer_sched::choose_pins() {
     budget = plan(bytes_max, n_ubatch);
     size_t left = budget.pinned_bytes;
-    size_t bytes = 0;
+    budget.pinned_bytes = 0;
+    streamed_used = 0;
     for (uint32_t id : pin_order) {
         block & b = blocks[id];
         const bool pin = bytes_of(id) <= left;
-        left -= pin ? bytes_of(id) : 0;
-        bytes += pin ? bytes_of(id) : 0;
-        if (b.pinned && !pin && b.state == RESIDENT && b.n_users == 0) {
+        if (pin) {
+            left -= bytes_of(id);
+            budget.pinned_bytes += bytes_of(id);
+        }
+        if (b.pinned && !pin && idle(id)) {
             evict(id);
         }
         b.pinned = pin;
+        streamed_used += !pin && b.state != ABSENT ? bytes_of(id) : 0;
     }
-    budget.pinned_bytes = bytes;
-    budget.streamed_bytes = budget.dense_bytes - bytes;
+    budget.streamed_bytes = budget.dense_bytes - budget.pinned_bytes;
     if (budget.streamed_bytes > 0) {
         budget.ring_bytes += left; // what was too small for another block
     }
-}
-
-size_t llama_layer_sched::used_bytes(bool experts) const {
-    return experts ? expert_used : dense_used;
 }
 
 // ------------------------------------------------------------------------------------------------- moving
@@ -158,16 +188,53 @@ void llama_layer_sched::touch(uint32_t id) {
     }
 }
 
-void llama_layer_sched::evict(uint32_t id) {
+void llama_layer_sched::evict(uint32_t id, bool keep_memory) {
     block & b = blocks[id];
-    store.drop(id, [this](uint32_t other) { return blocks[other].state != ABSENT; });
     b.state = ABSENT;
     b.n_evictions++;
     totals.blocks_evicted++;
     (is_expert(id) ? expert_used : dense_used) -= bytes_of(id);
+    streamed_used -= !is_expert(id) && !b.pinned ? bytes_of(id) : 0;
     if (b.listed) {
         lru.erase(b.lru);
         b.listed = false;
+    }
+    if (keep_memory) {
+        spare_memory & s = spare[is_expert(id)];
+        s.blocks.push_back(id);
+        s.bytes += bytes_of(id);
+        trim_spare(is_expert(id));
+    } else {
+        store.drop(id, [this](uint32_t other) { return blocks[other].state != ABSENT; });
+    }
+}
+
+// Memory for a block that is about to be read: that of one which is gone, as like in size as there is.
+void llama_layer_sched::give_memory(uint32_t id) {
+    spare_memory & s = spare[is_expert(id)];
+    if (s.blocks.empty()) {
+        return;
+    }
+    const auto differ = [&](uint32_t other) {
+        return other == id ? -1 : std::abs((int64_t) bytes_of(other) - (int64_t) bytes_of(id));
+    };
+    const auto best = std::min_element(s.blocks.begin(), s.blocks.end(),
+                                       [&](uint32_t x, uint32_t y) { return differ(x) < differ(y); });
+    if (*best != id) {
+        store.take_over(id, *best, [this](uint32_t other) { return blocks[other].state != ABSENT; });
+    }
+    s.bytes -= bytes_of(*best);
+    s.blocks.erase(best);
+}
+
+// Spare memory counts towards the budget.
+void llama_layer_sched::trim_spare(bool experts) {
+    spare_memory & s = spare[experts];
+    while (!s.blocks.empty() && !fits(s.bytes, experts)) {
+        const uint32_t id = s.blocks.front();
+        store.drop(id, [this](uint32_t other) { return blocks[other].state != ABSENT; });
+        s.bytes -= bytes_of(id);
+        s.blocks.erase(s.blocks.begin());
     }
 }
 
@@ -178,8 +245,11 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.error.clear();
     b.jobs.clear();
     (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
+    streamed_used += !is_expert(id) && !b.pinned ? bytes_of(id) : 0;
     totals.bytes_resident_peak = std::max(totals.bytes_resident_peak, (int64_t) (dense_used + expert_used));
 
+    give_memory(id);
+    trim_spare(is_expert(id));
     const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
     b.n_parts = (int32_t) parts.size();
     if (pool == nullptr) {
@@ -199,9 +269,9 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
                 done.state = RESIDENT;
                 done.n_loads++;
                 totals.blocks_loaded++;
-                if (!done.error.empty()) {
+                if (!done.error.empty() || (idle(id) && !done.pinned && !fits(0, is_expert(id)))) {
                     const std::string why = done.error;
-                    evict(id);
+                    evict(id); // also what a smaller budget has no room for any more
                     done.error = why;
                 }
                 changed.notify_all();
@@ -230,50 +300,48 @@ void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lo
     }
 }
 
+// Pinned blocks have their memory reserved, whether they are there yet or not.
+bool llama_layer_sched::fits(size_t bytes, bool experts) const {
+    return experts ? expert_used + bytes <= budget.pool_bytes : streamed_used + bytes <= budget.ring_bytes;
+}
+
+// The idle block that is missed least; -1: all are in use, on their way, or pinned.
+int64_t llama_layer_sched::find_victim(bool experts) const {
+    if (experts || cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU) {
+        for (uint32_t id : lru) {
+            if (is_expert(id) == experts && idle(id)) {
+                return id;
+            }
+        }
+        return -1;
+    }
+    // the streamed block that is needed last
+    for (size_t k = current.order.size(); k-- > 0;) {
+        const uint32_t id = current.order[(head + 1 + k) % current.order.size()];
+        if (!blocks[id].pinned && idle(id)) {
+            return id;
+        }
+    }
+    for (uint32_t id : pin_order) { // of no graph yet, or of another one
+        if (!blocks[id].pinned && idle(id)) {
+            return id;
+        }
+    }
+    return -1;
+}
+
 // Frees memory until `bytes` more fit, at the cost of blocks that no node uses now.
 bool llama_layer_sched::make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock) {
-    const auto limit = [&] { return experts ? budget.pool_bytes : budget.pinned_bytes + budget.ring_bytes; };
-    // pinned blocks that are not there yet have their memory reserved
-    const auto used = [&] {
-        size_t sum = used_bytes(experts);
-        if (!experts) {
-            for (uint32_t id : pin_order) {
-                sum += blocks[id].pinned && blocks[id].state == ABSENT ? bytes_of(id) : 0;
-            }
-        }
-        return sum;
-    };
-    while (used() + bytes > limit()) {
-        int64_t victim = -1;
-        if (experts || cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU) {
-            for (uint32_t id : lru) {
-                if (is_expert(id) == experts && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
-                    victim = id;
-                    break;
-                }
-            }
-        } else {
-            // the streamed block that is needed last
-            for (size_t k = current.order.size(); k-- > 0 && victim < 0;) {
-                const uint32_t id = current.order[(head + 1 + k) % current.order.size()];
-                if (!blocks[id].pinned && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
-                    victim = id;
-                }
-            }
-            for (uint32_t id = 0; id < blocks.size() && victim < 0; ++id) {
-                if (!is_expert(id) && !blocks[id].pinned && blocks[id].state == RESIDENT && blocks[id].n_users == 0) {
-                    victim = id;
-                }
-            }
-        }
+    while (!fits(bytes, experts)) {
+        const int64_t victim = find_victim(experts);
         if (victim >= 0) {
-            evict((uint32_t) victim);
+            evict((uint32_t) victim, true);
             continue;
         }
         // everything unused is still on its way in: wait for one, it can go then
         bool loading = false;
         for (uint32_t id = 0; id < blocks.size() && !loading; ++id) {
-            loading = is_expert(id) == experts && blocks[id].state == LOADING && blocks[id].n_users == 0;
+            loading = is_expert(id) == experts && blocks[id].state == LOADING && !blocks[id].in_use;
         }
         if (!loading) {
             return false;
@@ -289,10 +357,6 @@ void llama_layer_sched::pump() {
         return;
     }
     const size_t n = current.order.size();
-    size_t reserved = 0; // of streamed blocks
-    for (uint32_t id : pin_order) {
-        reserved += !blocks[id].pinned && blocks[id].state != ABSENT ? bytes_of(id) : 0;
-    }
     bool full = cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU; // there, what is read ahead would evict what is needed
     size_t ahead = 0;
     for (size_t k = 0; k < n; ++k) {
@@ -303,11 +367,10 @@ void llama_layer_sched::pump() {
             continue;
         }
         if (!b.pinned) {
-            if (full || reserved + bytes_of(id) > budget.ring_bytes) {
-                full = true;
+            full = full || !fits(bytes_of(id), false);
+            if (full) {
                 continue;
             }
-            reserved += bytes_of(id);
         }
         ahead += bytes_of(id);
         if (ahead > ((size_t) 256 << 20)) {
@@ -319,67 +382,6 @@ void llama_layer_sched::pump() {
 
 // --------------------------------------------------------------------------------------------------- graph
 
-void llama_layer_sched::build(ggml_cgraph * gf, uint64_t id) {
-    current = graph();
-    current.id = id;
-
-    const int n_nodes = ggml_graph_n_nodes(gf);
-    std::vector<int> last_use(blocks.size(), -1);
-    std::vector<int> first_use(blocks.size(), -1);
-    const ggml_tensor * previous_moe = nullptr;
-    int32_t moe_layer = -1;
-    const auto before = [&](int i) -> stop & { return current.stops[i > 0 ? ggml_graph_node(gf, i - 1) : nullptr]; };
-
-    for (int i = 0; i < n_nodes; ++i) {
-        const ggml_tensor * node = ggml_graph_node(gf, i);
-        if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
-            continue;
-        }
-        for (int s = 0; s < GGML_MAX_SRC; ++s) {
-            const ggml_tensor * src = node->src[s];
-            while (src != nullptr && src->view_src != nullptr) {
-                src = src->view_src;
-            }
-            if (src == nullptr) {
-                continue;
-            }
-            if (store.n_experts(src) > 0) {
-                if (node->op == GGML_OP_MUL_MAT_ID) {
-                    const int32_t layer = store.blocks()[(size_t) store.block_of(src)].layer;
-                    if (layer != moe_layer) {
-                        before(i).experts = node;
-                        moe_layer = layer;
-                        if (previous_moe != nullptr) {
-                            current.stops[previous_moe].experts_done = previous_moe;
-                        }
-                    }
-                    previous_moe = node;
-                }
-                continue;
-            }
-            if (node->op == GGML_OP_GET_ROWS && store.is_by_row(src)) {
-                current.rows.push_back(node);
-                continue;
-            }
-            const int32_t b = store.block_of(src);
-            if (b >= 0) {
-                if (first_use[(size_t) b] < 0) {
-                    first_use[(size_t) b] = i;
-                    current.order.push_back((uint32_t) b);
-                    before(i).acquire.push_back((uint32_t) b);
-                }
-                last_use[(size_t) b] = i;
-            }
-        }
-    }
-    if (previous_moe != nullptr) {
-        current.stops[previous_moe].experts_done = previous_moe;
-    }
-    for (uint32_t b : current.order) {
-        current.stops[ggml_graph_node(gf, last_use[b])].release.push_back(b);
-    }
-}
-
 bool llama_layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error) {
     turn.lock();
     if (!store.unchanged(error)) {
@@ -390,7 +392,7 @@ bool llama_layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::st
         n_graphs++;
         apply_budget(lock);
         if (current.id != graph_id || graph_id == 0) {
-            build(gf, graph_id);
+            current = llama_layer_graph_build(store, gf, graph_id);
         }
         head = current.order.size() - 1; // the first block comes next
         pump();
@@ -405,19 +407,26 @@ bool llama_layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::st
     return first == current.stops.end() || run_stop(first->second, error);
 }
 
-bool llama_layer_sched::stops_after(const ggml_tensor * node) const {
+bool llama_layer_sched::stops_after(const ggml_tensor * node) {
     const auto found = current.stops.find(node);
     if (found == current.stops.end()) {
         return false;
     }
-    const stop & s = found->second;
-    if (s.experts != nullptr || s.experts_done != nullptr) {
-        return true;
-    }
+    const llama_layer_stop & s = found->second;
     const std::lock_guard<std::mutex> lock(mutex);
     const auto settled = [this](uint32_t id) { return blocks[id].pinned && blocks[id].state == RESIDENT; };
-    return !std::all_of(s.acquire.begin(), s.acquire.end(), settled) ||
-           !std::all_of(s.release.begin(), s.release.end(), settled);
+    if (s.always || s.experts != nullptr || s.experts_done != nullptr ||
+        !std::all_of(s.acquire.begin(), s.acquire.end(), settled) ||
+        !std::all_of(s.release.begin(), s.release.end(), settled)) {
+        return true;
+    }
+    // the graph runs on: what it uses must stay until the next stop tells that it got past
+    for (uint32_t id : s.acquire) {
+        blocks[id].in_use = true;
+        blocks[id].last_use = n_graphs;
+    }
+    passed.insert(passed.end(), s.release.begin(), s.release.end());
+    return false;
 }
 
 bool llama_layer_sched::after_node(const ggml_tensor * node, std::string * error) {
@@ -425,8 +434,12 @@ bool llama_layer_sched::after_node(const ggml_tensor * node, std::string * error
     return found == current.stops.end() || run_stop(found->second, error);
 }
 
-bool llama_layer_sched::run_stop(const stop & s, std::string * error) {
+bool llama_layer_sched::run_stop(const llama_layer_stop & s, std::string * error) {
     std::unique_lock<std::mutex> lock(mutex);
+    for (uint32_t id : passed) {
+        release(id);
+    }
+    passed.clear();
     for (uint32_t id : s.release) {
         release(id);
     }
@@ -443,12 +456,12 @@ bool llama_layer_sched::run_stop(const stop & s, std::string * error) {
 
 void llama_layer_sched::release(uint32_t id) {
     block & b = blocks[id];
-    if (b.n_users == 0) {
-        return; // it was settled when it was needed
+    if (!b.in_use) {
+        return;
     }
-    b.n_users = 0;
+    b.in_use = false;
     if (cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN && !b.pinned && b.state == RESIDENT) {
-        evict(id);
+        evict(id, true);
         pump();
     }
 }
@@ -458,7 +471,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
     do {
         head = (head + 1) % current.order.size(); // blocks are acquired in this order
     } while (current.order[head] != id);
-    b.n_users = 1;
+    b.in_use = true;
     b.last_use = n_graphs;
     if (cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU) {
         touch(id);
@@ -468,22 +481,22 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
     }
 
     const double t_begin = now_ms();
-    for (int attempt = 0; b.state != RESIDENT && attempt < 2; ++attempt) {
-        if (b.state == ABSENT) {
+    // a read ahead that fails, or is called off, is tried again here
+    for (int attempt = 0; b.state != RESIDENT && attempt < 3; ++attempt) {
+        const bool mine = b.state == ABSENT;
+        if (mine) {
             if (!b.pinned && !make_room(bytes_of(id), false, lock)) {
                 *error = "no memory left for a block of " + std::to_string(bytes_of(id)) +
                          " bytes of weights; raise --mem-budget";
                 return false;
             }
-            if (b.state == ABSENT) {
-                submit(id, -1);
-                if (pool == nullptr) {
-                    read_here(id, lock);
-                }
+            submit(id, -1);
+            if (pool == nullptr) {
+                read_here(id, lock);
             }
         }
         changed.wait(lock, [&] { return b.state != LOADING; });
-        if (!b.error.empty() && b.error != "cancelled") {
+        if (mine && b.state != RESIDENT) {
             break;
         }
     }
@@ -512,7 +525,7 @@ bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lo
     }
     size_t missing = 0;
     for (uint32_t id : wanted) {
-        blocks[id].n_users = 1;
+        blocks[id].in_use = true;
         touch(id);
         if (blocks[id].state == ABSENT) {
             missing += bytes_of(id);
@@ -556,7 +569,7 @@ bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lo
 
 void llama_layer_sched::release_experts() {
     for (uint32_t id : experts_in_use) {
-        blocks[id].n_users = 0;
+        blocks[id].in_use = false;
     }
     experts_in_use.clear();
 }
@@ -564,10 +577,11 @@ void llama_layer_sched::release_experts() {
 void llama_layer_sched::end_graph() {
     {
         std::unique_lock<std::mutex> lock(mutex);
-        // after an error, what was in use is so no longer
+        // after an error, or past the last stop
         for (uint32_t id : current.order) {
             release(id);
         }
+        passed.clear();
         release_experts();
         apply_budget(lock);
         head = current.order.size() - 1; // the first block comes next
@@ -583,7 +597,7 @@ llama_layer_sched::counters llama_layer_sched::count() const {
     const std::lock_guard<std::mutex> lock(mutex);
     counters c = totals;
     c.bytes_read = (int64_t) store.bytes_read();
-    c.bytes_resident = (int64_t) (dense_used + expert_used + store.resident_bytes());
+    c.bytes_resident = (int64_t) (dense_used + expert_used + spare[0].bytes + spare[1].bytes + store.resident_bytes());
     if (pool != nullptr) {
         c.prefetch = pool->count();
     }

@@ -3,6 +3,7 @@
 // One scheduler per model. Contexts take turns: begin_graph() .. end_graph() belong to one of them at a time.
 #pragma once
 
+#include "llama-layer-graph.h"
 #include "llama-prefetch.h"
 #include "llama-weight-store.h"
 #include "superllama-params.h"
@@ -12,11 +13,7 @@
 #include <list>
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
-
-struct ggml_cgraph;
-struct ggml_tensor;
 
 // What a budget means for a set of blocks; the same arithmetic decides at load, while running and in a plan.
 struct llama_layer_budget {
@@ -42,13 +39,15 @@ class llama_layer_sched {
     llama_layer_sched(llama_weight_store & store, const config & cfg);
     ~llama_layer_sched();
 
-    // Memory for blocks. Takes effect at the next begin_graph(). n_ubatch bounds the experts in use at once.
+    // Memory for blocks. Less takes effect at once, but for what the graph that runs is using; more at the next
+    // begin_graph(). n_ubatch bounds the experts in use at once. Any thread may call.
     llama_layer_budget plan(size_t bytes, int n_ubatch) const;
     void set_budget(size_t bytes, int n_ubatch);
+    size_t block_bytes() const { return n_block_bytes; } // of all blocks
 
     // The way of a ubatch. False means that a block could not be read; `error` says why.
     bool begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error);
-    bool stops_after(const ggml_tensor * node) const;
+    bool stops_after(const ggml_tensor * node); // asked for every node, in order, before it is computed
     bool after_node(const ggml_tensor * node, std::string * error);
     void end_graph();
 
@@ -83,7 +82,7 @@ class llama_layer_sched {
     struct block {
         block_state state = ABSENT;
         bool pinned = false;
-        int32_t n_users = 0; // in use by the graph that runs
+        bool in_use = false; // by the graph that runs
         int32_t n_parts = 0; // still to be read
         int64_t last_use = 0;
         int64_t n_loads = 0;
@@ -94,38 +93,26 @@ class llama_layer_sched {
         std::list<uint32_t>::iterator lru;
     };
 
-    // What happens between two nodes of a graph.
-    struct stop {
-        std::vector<uint32_t> release;              // blocks whose last use was before
-        std::vector<uint32_t> acquire;              // blocks whose first use comes next
-        const ggml_tensor * experts = nullptr;      // the MUL_MAT_ID node that comes next
-        const ggml_tensor * experts_done = nullptr; // the last one of a layer
-    };
-
-    struct graph {
-        uint64_t id = 0;
-        std::vector<uint32_t> order;                         // blocks by first use
-        std::unordered_map<const ggml_tensor *, stop> stops; // after this node; nullptr: before the first
-        std::vector<const ggml_tensor *> rows;               // GET_ROWS nodes over by-row tensors
-        size_t in_use_bytes = 0;                             // most at any time
-    };
-
-    void build(ggml_cgraph * gf, uint64_t id);
     bool acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error);
     bool acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock, std::string * error);
     void release_experts();
     void release(uint32_t id);
-    bool run_stop(const stop & s, std::string * error);
+    bool run_stop(const llama_layer_stop & s, std::string * error);
     void pump();
     void submit(uint32_t id, int64_t priority);
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
-    void evict(uint32_t id);
+    void evict(uint32_t id, bool keep_memory = false);
+    void give_memory(uint32_t id);
+    void trim_spare(bool experts);
     bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);
+    void shrink(std::unique_lock<std::mutex> & lock);
     void apply_budget(std::unique_lock<std::mutex> & lock);
     void apply_budget_if_idle();
     void choose_pins();
     void touch(uint32_t id);
-    size_t used_bytes(bool experts) const;
+    int64_t find_victim(bool experts) const;
+    bool fits(size_t bytes, bool experts) const;
+    bool idle(uint32_t id) const { return blocks[id].state == RESIDENT && !blocks[id].in_use; }
     bool is_expert(uint32_t id) const { return store.blocks()[id].expert >= 0; }
     size_t bytes_of(uint32_t id) const { return store.blocks()[id].bytes; }
 
@@ -145,13 +132,24 @@ class llama_layer_sched {
     int n_ubatch = 512;
     std::atomic<bool> budget_new{ false };
 
-    graph current;
-    size_t head = 0; // position in current.order of the block that was acquired last
+    llama_layer_graph current;
+    size_t head = 0;              // position in current.order of the block that was acquired last
+    std::vector<uint32_t> passed; // resident blocks that were used last where the graph did not stop
     std::vector<uint32_t> experts_in_use;
     int64_t n_graphs = 0;
 
-    size_t dense_used = 0; // bytes of dense blocks resident or loading
+    // bytes of blocks that are resident or loading
+    size_t dense_used = 0;
+    size_t streamed_used = 0; // of them, not pinned
     size_t expert_used = 0;
+    size_t n_block_bytes = 0;
+
+    // Blocks that are gone but for their memory, which the next one takes over; of dense blocks and of experts.
+    struct spare_memory {
+        std::vector<uint32_t> blocks;
+        size_t bytes = 0;
+    };
+    spare_memory spare[2];
     counters totals = {};
 
     std::unique_ptr<llama_prefetcher> pool; // last: its jobs refer to all above

@@ -3,10 +3,12 @@
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
+#include "llama-weight-file.h"
 #include "llama-weight-sidecar.h"
 #include "superllama-error.h"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 
 static const double MiB = 1024.0 * 1024.0;
@@ -14,8 +16,11 @@ static const double MiB = 1024.0 * 1024.0;
 // reading four ranges of 4 MiB at once fills the drives that were measured; more threads hurt small ones
 static const int read_threads_default = 4;
 static const size_t read_part_bytes = 4u << 20;
-static const int sample_interval_us = 50000;
-static const double grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
+// how often to look at the memory that is left: half of it could be gone by the next time
+static const double take_bytes_per_s = 4e9; // by another process
+static const double sample_s_min = 0.01;
+static const double sample_s_max = 0.25;
+static const double grow_margin = 0.01; // below the high mark, so that growing never triggers shrinking
 
 superllama_model_params llama_superllama_model::default_params() {
     superllama_model_params params = {};
@@ -29,7 +34,7 @@ void llama_superllama_model::prepare(llama_model_params & params) {
     if (!p.dynamic_layers || params.no_alloc || params.vocab_only) {
         return;
     }
-    if (!llama_weight_store::supported()) {
+    if (!llama_weight_file::supported()) {
         throw std::runtime_error("--dynamic-layers is not supported on this system yet; it needs Linux");
     }
     if (!(p.mem_pressure > 0.0f && p.mem_pressure <= 1.0f && p.mem_pressure_low >= 0.0f &&
@@ -51,8 +56,8 @@ llama_superllama_model::llama_superllama_model(const llama_model & model, const 
     params(params.superllama),
     progress(params.progress_callback),
     progress_data(params.progress_callback_user_data) {
-    for (size_t i = 0; i < ml.files.size(); ++i) {
-        store.add_file(ml.files[i]->file_id(), format("model file %zu of %zu", i + 1, ml.files.size()));
+    for (const auto & file : ml.files) {
+        store.add_file(file->file_id());
     }
     const auto memory = telemetry.sample();
     budget_max = this->params.mem_budget_bytes > 0 ? this->params.mem_budget_bytes : memory.host_total;
@@ -68,6 +73,17 @@ std::unique_ptr<llama_superllama_model> llama_superllama_model::create(const lla
         return nullptr;
     }
     return std::unique_ptr<llama_superllama_model>(new llama_superllama_model(model, params, ml));
+}
+
+llama_superllama_model::~llama_superllama_model() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        stopping = true;
+    }
+    stopped.notify_all();
+    if (watcher.joinable()) {
+        watcher.join();
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ loading
@@ -156,6 +172,7 @@ bool llama_superllama_model::load() {
     }
     loader = nullptr;
     apply();
+    watcher = std::thread([this] { watch(); });
     LLAMA_LOG_INFO(
         "%s: dynamic layers: budget %.0f MiB, %.0f MiB always resident, %.0f MiB in %zu blocks, %d readers\n", __func__,
         budget_now / MiB, fixed_bytes() / MiB, (least.dense_bytes + least.expert_bytes) / MiB, store.blocks().size(),
@@ -225,13 +242,16 @@ bool llama_superllama_model::set_budget(uint64_t bytes, std::string * error) {
     return true;
 }
 
-bool llama_superllama_model::sample_pressure() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    const int64_t now = ggml_time_us();
-    if (now - t_sample_us < sample_interval_us) {
-        return false;
+void llama_superllama_model::watch() {
+    std::unique_lock<std::mutex> lock(mutex);
+    double wait_s = 0;
+    while (!stopped.wait_for(lock, std::chrono::duration<double>(wait_s), [this] { return stopping; })) {
+        const double available = (double) follow_pressure();
+        wait_s = std::min(std::max(sample_s_min, 0.5 * available / take_bytes_per_s), sample_s_max);
     }
-    t_sample_us = now;
+}
+
+size_t llama_superllama_model::follow_pressure() {
     const auto memory = telemetry.sample();
 
     // an automatic budget follows all that this process may use; one that was asked for gives way only where the
@@ -241,14 +261,13 @@ bool llama_superllama_model::sample_pressure() {
     const double available = (double) (automatic ? memory.host_available : memory.machine_available);
     const uint64_t budget = budget_now;
     if (total <= 0) {
-        return false;
+        return SIZE_MAX;
     }
     // memory that the budget grants and that is not filled yet counts as used
     const auto counters = scheduler->count();
     const size_t filled = (size_t) counters.bytes_resident + context_bytes();
     const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
-    const double wanted =
-        std::min(unfilled, (double) scheduler->plan(0, 1).dense_bytes + (double) scheduler->plan(0, 1).expert_bytes);
+    const double wanted = std::min(unfilled, (double) scheduler->block_bytes());
     const double pressure = 1.0 - (available - wanted) / total;
     double change = 0;
     if (pressure > params.mem_pressure) {
@@ -258,10 +277,9 @@ bool llama_superllama_model::sample_pressure() {
     }
     const uint64_t target = (uint64_t) std::min(std::max(0.0, (double) budget + change), (double) budget_max);
     const uint64_t differ = target > budget ? target - budget : budget - target;
-    if (differ < (8u << 20)) {
-        return false;
+    if (differ >= (8u << 20)) {
+        budget_now = target;
+        apply();
     }
-    budget_now = target;
-    apply();
-    return true;
+    return (size_t) available;
 }

@@ -7,16 +7,20 @@
 #include "llama.h"
 
 #include <atomic>
+#include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 
 struct llama_model;
 struct llama_model_loader;
 
 class llama_superllama_model {
   public:
+    ~llama_superllama_model();
+
     static superllama_model_params default_params();
 
     // Before the model's files are opened: what dynamic layers need of the other parameters. Throws on bad values.
@@ -39,9 +43,6 @@ class llama_superllama_model {
     // While running. 0 = automatic. False with an error text where it cannot work.
     bool set_budget(uint64_t bytes, std::string * error);
 
-    // At most every 50 ms: follows the memory that is there. True if the budget changed.
-    bool sample_pressure();
-
     // For a plan before a load.
     size_t fixed_bytes() const;     // resident whatever the budget
     size_t converted_bytes() const; // of blocks that need a repacked copy on disk to stream
@@ -56,6 +57,8 @@ class llama_superllama_model {
 
     size_t context_bytes() const; // of all contexts
     void apply();                 // hands what is left to the scheduler
+    size_t follow_pressure();     // sets the budget after the memory that is there now; returns what is available
+    void watch();                 // does so again and again, until the end
 
     const llama_model & model;
     const llama_model_loader * loader; // while loading only
@@ -76,7 +79,11 @@ class llama_superllama_model {
     std::map<const void *, context_use> contexts;
     uint64_t budget_max = 0; // as asked for; automatic: all there is
     std::atomic<uint64_t> budget_now{ 0 };
-    int64_t t_sample_us = 0;
+
+    // other processes take memory at any time, in the middle of a graph too
+    std::thread watcher;
+    std::condition_variable stopped;
+    bool stopping = false;
 };
 
 using llama_superllama_model_ptr = std::unique_ptr<llama_superllama_model>;

@@ -286,7 +286,6 @@ bool llama_superllama::before_graph(ggml_cgraph * gf) {
         return true;
     }
     self.turn = true;
-    self.weights->sample_pressure();
     ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
     self.weights->sched().begin_graph(gf, gf->uid, &self.error);
     return self.error.empty();

@@ -211,7 +211,7 @@ bool llama_weight_sidecar_attach(llama_weight_store & store, const std::string &
         *why = info->path + ": " + strerror(errno);
         return false;
     }
-    const int file = store.add_file(fd, info->path);
+    const int file = store.add_file(fd);
     close(fd);
     uint64_t offset = llama_weight_store::page_size();
     for (uint32_t id : ids) {

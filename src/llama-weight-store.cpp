@@ -3,28 +3,28 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
+#include "llama-weight-file.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <cstring>
 #include <map>
 #include <stdexcept>
 #include <unordered_set>
 
 #ifdef __linux__
-#    include <fcntl.h>
 #    include <sys/mman.h>
-#    include <sys/stat.h>
 #    include <unistd.h>
 #endif
 
 static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
 static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
 static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always resident
-static const size_t row_bytes_cap = 16u << 20;     // pages of row tensors that may stay between two ubatches
+static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t huge_page = 2u << 20;
+static const size_t move_bytes_min = 256u << 10; // smaller ranges are not worth a mapping of their own
+static const size_t moved_ranges_max = 16384;    // the kernel limits the mappings of a process to some 65,000
 
 static size_t round_up(size_t x, size_t to) {
     return (x + to - 1) / to * to;
@@ -37,10 +37,6 @@ static size_t round_down(size_t x, size_t to) {
 #ifdef __linux__
 
 // ------------------------------------------------------------------------------------------------- system
-
-bool llama_weight_store::supported() {
-    return true;
-}
 
 size_t llama_weight_store::page_size() {
     static const size_t size = (size_t) sysconf(_SC_PAGESIZE);
@@ -61,6 +57,18 @@ static void discard(uint8_t * addr, size_t bytes) {
     madvise(addr, bytes, MADV_DONTNEED);
 }
 
+// Moves pages; the source stays mapped and reads as zero. Both ranges lie in one mapping each.
+static bool move_pages(uint8_t * to, uint8_t * from, size_t bytes) {
+#    ifdef MREMAP_DONTUNMAP
+    if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) != MAP_FAILED) {
+        return true;
+    }
+    // the kernel may have unmapped the target before it failed
+    mmap(to, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+#    endif
+    return false;
+}
+
 // Huge pages only where they lie wholly inside: one that reached beyond could not be given back alone.
 static void advise(uint8_t * addr, size_t bytes) {
     uint8_t * first = (uint8_t *) round_up((size_t) addr, huge_page);
@@ -70,90 +78,7 @@ static void advise(uint8_t * addr, size_t bytes) {
     }
 }
 
-struct weight_file {
-    std::string name;
-    int fd_direct = -1; // -1: the filesystem refuses O_DIRECT
-    int fd = -1;
-    uint64_t size = 0;
-    int64_t mtime_ns = 0;
-
-    ~weight_file() {
-        for (int f : { fd_direct, fd }) {
-            if (f >= 0) {
-                close(f);
-            }
-        }
-    }
-};
-
-static int64_t mtime_of(const struct stat & st) {
-    return (int64_t) st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
-}
-
-static std::unique_ptr<weight_file> open_again(int fd, const std::string & name) {
-    auto file = std::make_unique<weight_file>();
-    const std::string path = "/proc/self/fd/" + std::to_string(fd);
-    struct stat st = {};
-    file->name = name;
-    file->fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    file->fd_direct = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (file->fd < 0 || fstat(file->fd, &st) != 0) {
-        throw std::runtime_error("cannot open " + name + " again for reading: " + strerror(errno));
-    }
-    file->size = (uint64_t) st.st_size;
-    file->mtime_ns = mtime_of(st);
-    posix_fadvise(file->fd, 0, 0, POSIX_FADV_RANDOM);
-    return file;
-}
-
-// Reads [offset, offset + bytes), of which the part beyond the end of the file may be missing.
-static bool read_pages(const weight_file & file, uint8_t * addr, size_t bytes, uint64_t offset, std::string * error) {
-    const size_t wanted = (size_t) std::min<uint64_t>(bytes, file.size - std::min(file.size, offset));
-    int fd = file.fd_direct >= 0 ? file.fd_direct : file.fd;
-    for (size_t done = 0; done < wanted;) {
-        const ssize_t n = pread(fd, addr + done, bytes - done, (off_t) (offset + done));
-        if (n > 0) {
-            // a direct read that stops between two sectors cannot be continued directly
-            done += (size_t) n;
-            fd = fd == file.fd_direct && done % 512 != 0 ? file.fd : fd;
-        } else if (n < 0 && errno == EINTR) {
-            continue;
-        } else if (n < 0 && errno == EINVAL && fd == file.fd_direct) {
-            fd = file.fd;
-        } else {
-            *error =
-                "reading " + std::to_string(wanted) + " bytes at offset " + std::to_string(offset) + " of " +
-                file.name + ": " +
-                (n < 0 ? strerror(errno) : "the file ends at " + std::to_string(offset + done) + ", it was cut short");
-            return false;
-        }
-    }
-    if (fd == file.fd) {
-        posix_fadvise(file.fd, (off_t) offset, (off_t) bytes, POSIX_FADV_DONTNEED); // not in memory twice
-    }
-    return true;
-}
-
-static bool read_bytes(const weight_file & file, void * data, size_t bytes, uint64_t offset, std::string * error) {
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = pread(file.fd, (uint8_t *) data + done, bytes - done, (off_t) (offset + done));
-        if (n > 0) {
-            done += (size_t) n;
-        } else if (!(n < 0 && errno == EINTR)) {
-            *error = "reading " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " +
-                     file.name + ": " + (n < 0 ? strerror(errno) : "the file ends, it was cut short");
-            return false;
-        }
-    }
-    posix_fadvise(file.fd, (off_t) offset, (off_t) bytes, POSIX_FADV_DONTNEED);
-    return true;
-}
-
 #else
-
-bool llama_weight_store::supported() {
-    return false;
-}
 
 size_t llama_weight_store::page_size() {
     return 4096;
@@ -167,27 +92,11 @@ static void release(uint8_t *, size_t) {}
 
 static void discard(uint8_t *, size_t) {}
 
+static bool move_pages(uint8_t *, uint8_t *, size_t) {
+    return false;
+}
+
 static void advise(uint8_t *, size_t) {}
-
-struct weight_file {
-    std::string name;
-    uint64_t size = 0;
-    int64_t mtime_ns = 0;
-};
-
-static std::unique_ptr<weight_file> open_again(int, const std::string &) {
-    throw std::runtime_error("--dynamic-layers is not supported on this system yet");
-}
-
-static bool read_pages(const weight_file &, uint8_t *, size_t, uint64_t, std::string * error) {
-    *error = "not supported on this system";
-    return false;
-}
-
-static bool read_bytes(const weight_file &, void *, size_t, uint64_t, std::string * error) {
-    *error = "not supported on this system";
-    return false;
-}
 
 #endif
 
@@ -221,7 +130,7 @@ struct arena {
 } // namespace
 
 struct llama_weight_store::impl {
-    std::vector<std::unique_ptr<weight_file>> files;
+    std::vector<std::unique_ptr<llama_weight_file>> files;
     std::vector<arena> arenas;
     std::unordered_set<const ggml_context *> contexts;
 
@@ -230,6 +139,8 @@ struct llama_weight_store::impl {
     std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks;        // (layer, expert)
     std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
     size_t n_row_pages = 0;
+
+    size_t n_moved = 0; // ranges that are mappings of their own
 
     mutable std::atomic<uint64_t> n_read{ 0 };
 
@@ -247,8 +158,8 @@ llama_weight_store::~llama_weight_store() {
     }
 }
 
-int llama_weight_store::add_file(int fd, const std::string & name) {
-    pimpl->files.push_back(open_again(fd, name));
+int llama_weight_store::add_file(int fd) {
+    pimpl->files.push_back(std::make_unique<llama_weight_file>(fd));
     return (int) pimpl->files.size() - 1;
 }
 
@@ -381,7 +292,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
             n_resident += pages;
             advise(base + h.addr_off, ggml_nbytes(h.tensor));
         } else if (h.role == ROLE_BY_ROW) {
-            n_row_max += std::min(pages, row_bytes_cap);
+            n_row_max += std::min(pages, 2 * row_bytes_cap); // what stays, and what one ubatch adds
             pimpl->row_pages[h.tensor].resize(pages / page);
         }
     }
@@ -488,10 +399,10 @@ std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t 
 }
 
 // Reads rows in the file's layout and lets the buffer put them in place in its own.
-static bool convert_rows(const weight_file & file, const llama_weight_slice & slice, size_t first, size_t bytes,
+static bool convert_rows(const llama_weight_file & file, const llama_weight_slice & slice, size_t first, size_t bytes,
                          std::string * error) {
     std::vector<uint8_t> staging(bytes);
-    if (!read_bytes(file, staging.data(), bytes, slice.source.offset + first, error)) {
+    if (!file.read_bytes(staging.data(), bytes, slice.source.offset + first, error)) {
         return false;
     }
     ggml_tensor rows = *slice.tensor;
@@ -511,8 +422,8 @@ bool llama_weight_store::read_part(const llama_weight_part & part, std::string *
         ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, part.first, part.bytes, error);
     } else {
         const llama_weight_range & range = b.ranges[part.index];
-        ok = read_pages(*pimpl->files[(size_t) range.file], range.addr + part.first, part.bytes,
-                        range.offset + part.first, error);
+        const llama_weight_file & file = *pimpl->files[(size_t) range.file];
+        ok = file.read_pages(range.addr + part.first, part.bytes, range.offset + part.first, error);
     }
     pimpl->n_read += ok ? part.bytes : 0;
     return ok;
@@ -523,7 +434,7 @@ bool llama_weight_store::load_resident(std::string * error) {
         if (h.role != ROLE_RESIDENT) {
             continue;
         }
-        const weight_file & file = *pimpl->files[(size_t) h.source.file];
+        const llama_weight_file & file = *pimpl->files[(size_t) h.source.file];
         const size_t bytes = ggml_nbytes(h.tensor);
         bool ok = true;
         if (h.converts) {
@@ -534,8 +445,8 @@ bool llama_weight_store::load_resident(std::string * error) {
             }
         } else {
             const size_t head = h.source.offset % page_size();
-            ok = read_pages(file, (uint8_t *) h.tensor->data - head, round_up(head + bytes, page_size()),
-                            h.source.offset - head, error);
+            ok = file.read_pages((uint8_t *) h.tensor->data - head, round_up(head + bytes, page_size()),
+                                 h.source.offset - head, error);
         }
         if (!ok) {
             return false;
@@ -546,18 +457,8 @@ bool llama_weight_store::load_resident(std::string * error) {
 }
 
 bool llama_weight_store::unchanged(std::string * error) const {
-#ifdef __linux__
-    for (const auto & file : pimpl->files) {
-        struct stat st = {};
-        if (fstat(file->fd, &st) != 0 || (uint64_t) st.st_size != file->size || mtime_of(st) != file->mtime_ns) {
-            *error = file->name + " changed while the model was in use (it had " + std::to_string(file->size) +
-                     " bytes, now " + std::to_string((uint64_t) st.st_size) + "); load the model again";
-            return false;
-        }
-    }
-#endif
-    (void) error;
-    return true;
+    return std::all_of(pimpl->files.begin(), pimpl->files.end(),
+                       [error](const auto & file) { return file->unchanged(error); });
 }
 
 bool llama_weight_store::is_by_row(const ggml_tensor * t) const {
@@ -567,7 +468,7 @@ bool llama_weight_store::is_by_row(const ggml_tensor * t) const {
 
 bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error) {
     const held_tensor & h = *pimpl->find(t);
-    const weight_file & file = *pimpl->files[(size_t) h.source.file];
+    const llama_weight_file & file = *pimpl->files[(size_t) h.source.file];
     const size_t page = page_size();
     std::vector<bool> & there = pimpl->row_pages.at(t);
     const size_t head = h.source.offset % page;
@@ -590,8 +491,8 @@ bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, s
                         [](bool b) { return b; })) {
             continue;
         }
-        if (!read_pages(file, base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,
-                        error)) {
+        if (!file.read_pages(base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,
+                             error)) {
             return false;
         }
         pimpl->n_read += (last - first + 1) * page;
@@ -628,6 +529,32 @@ void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)
     }
 }
 
+void llama_weight_store::take_over(uint32_t block, uint32_t from, const std::function<bool(uint32_t)> & resident) {
+    const size_t page = page_size();
+    llama_weight_block & a = all_blocks[from];
+    llama_weight_block & b = all_blocks[block];
+    // the first and last page of an expert may belong to its neighbours
+    const size_t skip_a = a.expert >= 0 ? page : 0;
+    const size_t skip_b = b.expert >= 0 ? page : 0;
+    for (size_t i = 0; i < std::min(a.ranges.size(), b.ranges.size()); ++i) {
+        llama_weight_range & source = a.ranges[i];
+        llama_weight_range & target = b.ranges[i];
+        const size_t there = source.own > 0 ? source.own : source.bytes - 2 * skip_a;
+        const size_t bytes = std::min(there, target.bytes - 2 * skip_b);
+        if (bytes < move_bytes_min || bytes > source.bytes || bytes > target.bytes ||
+            (target.own == 0 && pimpl->n_moved >= moved_ranges_max)) {
+            continue;
+        }
+        if (move_pages(target.addr + skip_b, source.addr + skip_a, bytes)) {
+            pimpl->n_moved += target.own == 0 ? 1 : 0;
+            target.own = bytes;
+        } else {
+            pimpl->n_moved = moved_ranges_max; // not on this kernel, or not any more
+        }
+    }
+    drop(from, resident);
+}
+
 uint64_t llama_weight_store::bytes_read() const {
     return pimpl->n_read;
 }
@@ -635,7 +562,7 @@ uint64_t llama_weight_store::bytes_read() const {
 std::string llama_weight_store::content_key() const {
     std::string key;
     for (const auto & file : pimpl->files) {
-        key += std::to_string(file->size) + "@" + std::to_string(file->mtime_ns) + ";";
+        key += file->content_key() + ";";
     }
     return key;
 }

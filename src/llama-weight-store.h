@@ -33,6 +33,7 @@ struct llama_weight_range {
     size_t bytes;
     int file; // -1: content is made from the slices by the buffer's own conversion (repacking)
     uint64_t offset;
+    size_t own = 0; // bytes at the front that are a mapping of their own, since they were taken over
 };
 
 // The unit of residency: neighbouring matrices of one layer, or one expert of one layer.
@@ -60,7 +61,7 @@ class llama_weight_store {
     ~llama_weight_store();
 
     // Opens the file behind fd once more, with O_DIRECT where the filesystem allows it. Throws.
-    int add_file(int fd, const std::string & name);
+    int add_file(int fd);
 
     // Takes over the tensors of ctx, if their buffer type is the CPU's plain or repacking one; else returns null.
     // `source` finds a tensor's bytes, `by_row` says whether it is only ever read by rows.
@@ -94,6 +95,10 @@ class llama_weight_store {
     // Gives the block's memory back. A first or last page that a resident neighbour shares is kept.
     void drop(uint32_t block, const std::function<bool(uint32_t)> & resident);
 
+    // Moves the memory of `from`, whose content is not needed any more, to `block`, which is about to be read: nothing
+    // is freed, zeroed and allocated again. What is left over of `from` is given back.
+    void take_over(uint32_t block, uint32_t from, const std::function<bool(uint32_t)> & resident);
+
     // For the sidecar: where the content of converted blocks lies from now on.
     bool converts(uint32_t block) const;
     void set_source(uint32_t block, int file, uint64_t offset);
@@ -101,7 +106,6 @@ class llama_weight_store {
     uint64_t bytes_read() const;
     std::string content_key() const; // changes with the files' times of modification
 
-    static bool supported(); // on this system
     static size_t page_size();
 
   private:

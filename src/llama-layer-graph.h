@@ -1,0 +1,30 @@
+// What a compute graph needs of the blocks of weights, and when: the order of their first use, and the nodes between
+// which something has to happen.
+#pragma once
+
+#include "llama-weight-store.h"
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+struct ggml_cgraph;
+struct ggml_tensor;
+
+// What happens between two nodes of a graph.
+struct llama_layer_stop {
+    std::vector<uint32_t> release;              // blocks whose last use was before
+    std::vector<uint32_t> acquire;              // blocks whose first use comes next
+    const ggml_tensor * experts = nullptr;      // the MUL_MAT_ID node that comes next
+    const ggml_tensor * experts_done = nullptr; // the last one of a layer
+    bool always = false;                        // stop here even where nothing is to be done
+};
+
+struct llama_layer_graph {
+    uint64_t id = 0;
+    std::vector<uint32_t> order;                                     // blocks by first use
+    std::unordered_map<const ggml_tensor *, llama_layer_stop> stops; // after this node; nullptr: before the first
+    std::vector<const ggml_tensor *> rows;                           // GET_ROWS nodes over by-row tensors
+};
+
+llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml_cgraph * gf, uint64_t id);
