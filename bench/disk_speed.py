@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import page_cache
 from bench.sizes import format_size, parse_size
 
-
 HUGE_PAGE = 2 << 20
 
 

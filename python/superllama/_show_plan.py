@@ -38,30 +38,33 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
         soft_wrap=True,
     )
 
+    row = plan.asked
+    console.print(
+        f"in memory at any budget: {size(row.fixed_bytes)} of weights, {size(row.kv_bytes)} KV, "
+        f"{size(row.compute_bytes)} compute buffers",
+        soft_wrap=True,
+    )
+
+    experts_too = plan.n_experts > 0
     table = Table(box=None, header_style="dim")
     for name in (
         "",
         "budget",
-        "fixed",
         "pinned",
         "ring",
-        "experts",
-        "KV",
-        "compute",
+        *(["experts"] if experts_too else []),
         "reads/token",
         "tokens/s",
         "limit",
     ):
         table.add_column(name, justify="left" if name in ("", "limit") else "right", no_wrap=True)
     for row in (plan.asked, *plan.table):
-        memory = (row.pinned_bytes, row.ring_bytes, row.expert_pool_bytes) if row.works else ()
-        cells = [size(row.fixed_bytes), *(size(n) for n in memory), *["-"] * (3 - len(memory))]
-        cells += [size(row.kv_bytes), size(row.compute_bytes)]
+        memory = [row.pinned_bytes, row.ring_bytes, *([row.expert_pool_bytes] if experts_too else [])]
         speed = [size(row.read_bytes_per_token), f"{row.tokens_per_s:.2f}", row.limit or ""] if row.tokens_per_s else []
         table.add_row(
             row.label,
             size(row.mem_budget_bytes),
-            *cells,
+            *((size(n) if row.works else "-") for n in memory),
             *(speed or ["-", "-", "too little"]),
             style="bold" if row is plan.asked else None,
         )
