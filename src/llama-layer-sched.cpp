@@ -246,8 +246,6 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.jobs.clear();
     (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
     streamed_used += !is_expert(id) && !b.pinned ? bytes_of(id) : 0;
-    totals.bytes_resident_peak = std::max(totals.bytes_resident_peak, (int64_t) (dense_used + expert_used));
-
     give_memory(id);
     trim_spare(is_expert(id));
     const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
@@ -260,12 +258,18 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
             std::string error;
             const bool ok = run && store.read_part(part, &error);
 
-            const std::lock_guard<std::mutex> lock(mutex);
+            std::unique_lock<std::mutex> lock(mutex);
             block & done = blocks[id];
             if (!ok && done.error.empty()) {
                 done.error = run ? error : "cancelled";
             }
             if (--done.n_parts == 0) {
+                if (done.error.empty()) {
+                    lock.unlock();
+                    store.verify(id, &error);
+                    lock.lock();
+                    done.error = error;
+                }
                 done.state = RESIDENT;
                 done.n_loads++;
                 totals.blocks_loaded++;
@@ -288,6 +292,9 @@ void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lo
         if (!store.read_part(part, &error)) {
             break;
         }
+    }
+    if (error.empty()) {
+        store.verify(id, &error);
     }
     lock.lock();
     blocks[id].n_parts = 0;

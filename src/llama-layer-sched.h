@@ -56,7 +56,6 @@ class llama_layer_sched {
         int64_t blocks_evicted;
         int64_t bytes_read;
         int64_t bytes_resident;
-        int64_t bytes_resident_peak;
         int64_t expert_hits;
         int64_t expert_misses;
         double stall_ms;

@@ -1,6 +1,7 @@
 #include "llama-weight-sidecar.h"
 
 #include "ggml.h"
+#include "llama-checksum.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -18,8 +19,9 @@
 
 namespace fs = std::filesystem;
 
-static const uint64_t magic = 0x3152414345444953ull; // "SIDECAR1"
+static const uint64_t magic = 0x3252414345444953ull; // "SIDECAR2"
 
+// The file: this header, a checksum for each block, then the blocks, each part on whole pages.
 struct header {
     uint64_t magic;
     uint64_t key;
@@ -27,20 +29,6 @@ struct header {
     uint64_t bytes; // of the whole file
     uint64_t complete;
 };
-
-static uint64_t hash_bytes(const void * data, size_t size, uint64_t hash = 0xcbf29ce484222325ull) {
-    const uint8_t * p = (const uint8_t *) data;
-    for (; size >= 8; size -= 8, p += 8) {
-        uint64_t word;
-        memcpy(&word, p, 8);
-        hash = (hash ^ word) * 0x100000001b3ull;
-        hash ^= hash >> 29;
-    }
-    for (; size > 0; --size, ++p) {
-        hash = (hash ^ *p) * 0x100000001b3ull;
-    }
-    return hash;
-}
 
 std::string llama_weight_sidecar_folder() {
     const auto env = [](const char * name) {
@@ -80,7 +68,7 @@ static bool fingerprint(llama_weight_store & store, uint64_t * hash, std::string
             return false;
         }
         const uint8_t * data = (const uint8_t *) t->data + block.slices[part.index].first;
-        *hash = hash_bytes(data, part.bytes, *hash);
+        *hash = llama_checksum(data, part.bytes, *hash);
         store.drop(id, [](uint32_t) { return false; });
     }
     return true;
@@ -99,7 +87,60 @@ static bool write_all(int fd, const uint8_t * data, size_t bytes, uint64_t offse
     return true;
 }
 
-// Converts block by block, so that no more than one is in memory.
+static size_t data_offset(size_t n_blocks) {
+    const size_t page = llama_weight_store::page_size();
+    return (sizeof(header) + n_blocks * sizeof(uint64_t) + page - 1) / page * page;
+}
+
+// Blocks in their converted layout, no more of them at a time than needed: experts share pages with their neighbours,
+// and a record holds whole pages, so that theirs have to be right too.
+class converted_blocks {
+  public:
+    explicit converted_blocks(llama_weight_store & store) : store(store) {}
+
+    ~converted_blocks() {
+        for (uint32_t id : there) {
+            store.drop(id, [](uint32_t) { return false; });
+        }
+    }
+
+    bool bring(uint32_t id, std::string * why) {
+        for (uint32_t other = id > 0 ? id - 1 : id; other <= id + 1 && other < store.blocks().size(); ++other) {
+            if (!(other == id || neighbours(other, id)) || there.count(other) > 0) {
+                continue;
+            }
+            there.insert(other);
+            for (const llama_weight_part & part : store.parts(other, 1 << 20)) {
+                if (!store.read_part(part, why)) {
+                    return false;
+                }
+            }
+        }
+        return true;
+    }
+
+    void leave(uint32_t id) { // what the next one does not need
+        while (!there.empty() && (*there.begin() < id || !neighbours(*there.begin(), id + 1))) {
+            const uint32_t gone = *there.begin();
+            there.erase(there.begin());
+            store.drop(gone, [this](uint32_t other) { return there.count(other) > 0; });
+        }
+    }
+
+  private:
+    bool neighbours(uint32_t a, uint32_t b) const {
+        if (a >= store.blocks().size() || b >= store.blocks().size()) {
+            return false;
+        }
+        const llama_weight_block & x = store.blocks()[a];
+        const llama_weight_block & y = store.blocks()[b];
+        return x.expert >= 0 && y.expert >= 0 && x.layer == y.layer;
+    }
+
+    llama_weight_store & store;
+    std::set<uint32_t> there;
+};
+
 static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t> & ids, const header & head,
                           const std::string & path, const std::function<bool(float)> & progress, std::string * why) {
     const std::string tmp = path + "." + std::to_string(getpid());
@@ -115,18 +156,18 @@ static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t
     if (!ok) {
         *why = "no room for " + std::to_string(head.bytes >> 20) + " MiB in " + fs::path(path).parent_path().string();
     }
-    const size_t page = llama_weight_store::page_size();
-    uint64_t offset = page;
+    std::vector<uint64_t> sums;
+    converted_blocks converted(store);
+    uint64_t offset = data_offset(ids.size());
     for (size_t i = 0; ok && i < ids.size(); ++i) {
         const uint32_t id = ids[i];
-        for (const llama_weight_part & part : store.parts(id, 1 << 20)) {
-            ok = ok && store.read_part(part, why);
-        }
+        ok = converted.bring(id, why);
+        sums.push_back(store.checksum(id));
         for (const llama_weight_range & range : store.blocks()[id].ranges) {
             ok = ok && write_all(fd, range.addr, range.bytes, offset, why);
             offset += range.bytes;
         }
-        store.drop(id, [](uint32_t) { return false; });
+        converted.leave(id);
         if (ok && !progress((float) (i + 1) / (float) ids.size())) {
             *why = "cancelled";
             ok = false;
@@ -134,12 +175,14 @@ static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t
     }
     if (ok) {
         // the header comes last: an interrupted file is never taken for a good one
+        const size_t bytes = data_offset(ids.size());
         void * first = nullptr;
-        ok = fdatasync(fd) == 0 && posix_memalign(&first, page, page) == 0;
+        ok = fdatasync(fd) == 0 && posix_memalign(&first, llama_weight_store::page_size(), bytes) == 0;
         if (ok) {
-            memset(first, 0, page);
+            memset(first, 0, bytes);
             memcpy(first, &head, sizeof(head));
-            ok = write_all(fd, (const uint8_t *) first, page, 0, why) && fdatasync(fd) == 0;
+            memcpy((uint8_t *) first + sizeof(head), sums.data(), sums.size() * sizeof(uint64_t));
+            ok = write_all(fd, (const uint8_t *) first, bytes, 0, why) && fdatasync(fd) == 0;
         }
         free(first);
     }
@@ -152,13 +195,17 @@ static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t
     return true;
 }
 
-static bool good(const std::string & path, const header & wanted) {
+// The file's checksums, if it is whole and what is wanted.
+static bool read_header(const std::string & path, const header & wanted, std::vector<uint64_t> * sums) {
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     header head = {};
     struct stat st = {};
+    sums->resize(wanted.n_blocks);
+    const auto bytes = (ssize_t) (wanted.n_blocks * sizeof(uint64_t));
     const bool ok = fd >= 0 && pread(fd, &head, sizeof(head), 0) == (ssize_t) sizeof(head) &&
                     memcmp(&head, &wanted, sizeof(head)) == 0 && fstat(fd, &st) == 0 &&
-                    (uint64_t) st.st_size == wanted.bytes;
+                    (uint64_t) st.st_size == wanted.bytes &&
+                    pread(fd, sums->data(), (size_t) bytes, sizeof(head)) == bytes;
     if (fd >= 0) {
         close(fd);
     }
@@ -169,16 +216,16 @@ bool llama_weight_sidecar_attach(llama_weight_store & store, const std::string &
                                  const std::function<bool(float)> & progress, llama_weight_sidecar_info * info,
                                  std::string * why) {
     std::vector<uint32_t> ids;
-    header head = { magic, hash_bytes(model_key.data(), model_key.size()), 0, 0, 1 };
-    head.bytes = llama_weight_store::page_size();
+    header head = { magic, llama_checksum(model_key.data(), model_key.size()), 0, 0, 1 };
     for (uint32_t id = 0; id < store.blocks().size(); ++id) {
         if (store.converts(id)) {
             ids.push_back(id);
             head.bytes += store.blocks()[id].bytes;
-            head.key = hash_bytes(&store.blocks()[id].bytes, sizeof(size_t), head.key);
+            head.key = llama_checksum(&store.blocks()[id].bytes, sizeof(size_t), head.key);
         }
     }
     head.n_blocks = ids.size();
+    head.bytes += data_offset(ids.size());
     if (!fingerprint(store, &head.key, why)) {
         return false;
     }
@@ -189,7 +236,8 @@ bool llama_weight_sidecar_attach(llama_weight_store & store, const std::string &
     const fs::path folder = llama_weight_sidecar_folder();
     info->path = (folder / name).string();
     info->bytes = head.bytes;
-    if (!good(info->path, head)) {
+    std::vector<uint64_t> sums;
+    if (!read_header(info->path, head, &sums)) {
         if (!write) {
             *why = "there is none yet";
             return false;
@@ -207,16 +255,16 @@ bool llama_weight_sidecar_attach(llama_weight_store & store, const std::string &
     }
 
     const int fd = open(info->path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        *why = info->path + ": " + strerror(errno);
+    if (fd < 0 || !read_header(info->path, head, &sums)) {
+        *why = info->path + ": " + (fd < 0 ? strerror(errno) : "not what was written");
         return false;
     }
     const int file = store.add_file(fd);
     close(fd);
-    uint64_t offset = llama_weight_store::page_size();
-    for (uint32_t id : ids) {
-        store.set_source(id, file, offset);
-        offset += store.blocks()[id].bytes;
+    uint64_t offset = data_offset(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+        store.set_source(ids[i], file, offset, sums[i]);
+        offset += store.blocks()[ids[i]].bytes;
     }
     return true;
 }

@@ -3,6 +3,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
+#include "llama-checksum.h"
 #include "llama-weight-file.h"
 
 #include <algorithm>
@@ -369,7 +370,28 @@ bool llama_weight_store::converts(uint32_t block) const {
     return false;
 }
 
-void llama_weight_store::set_source(uint32_t block, int file, uint64_t offset) {
+uint64_t llama_weight_store::checksum(uint32_t block) const {
+    uint64_t sum = 0;
+    for (const llama_weight_range & r : all_blocks[block].ranges) {
+        sum = llama_checksum(r.addr, r.bytes, sum);
+    }
+    return sum;
+}
+
+bool llama_weight_store::verify(uint32_t block, std::string * error) {
+    llama_weight_block & b = all_blocks[block];
+    if (b.checksum != 0 && b.checksum != checksum(block)) {
+        *error = pimpl->files[(size_t) b.ranges.front().file]->path() + " is damaged: block " + std::to_string(block) +
+                 " of layer " + std::to_string(b.layer) +
+                 " is not what was written; remove the file (`superllama cache prune`) and load the model again";
+        return false;
+    }
+    b.checksum = 0;
+    return true;
+}
+
+void llama_weight_store::set_source(uint32_t block, int file, uint64_t offset, uint64_t checksum) {
+    all_blocks[block].checksum = checksum;
     for (llama_weight_range & r : all_blocks[block].ranges) {
         r.file = file;
         r.offset = offset;

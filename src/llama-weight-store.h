@@ -45,6 +45,8 @@ struct llama_weight_block {
     std::vector<llama_weight_range> ranges;
 
     size_t bytes = 0; // of the ranges
+
+    uint64_t checksum = 0; // of the ranges together; 0 = not known, or found to be right
 };
 
 // A piece of a block for one read job.
@@ -99,9 +101,13 @@ class llama_weight_store {
     // is freed, zeroed and allocated again. What is left over of `from` is given back.
     void take_over(uint32_t block, uint32_t from, const std::function<bool(uint32_t)> & resident);
 
-    // For the sidecar: where the content of converted blocks lies from now on.
+    // For the sidecar: where the content of converted blocks lies from now on, and its checksum.
     bool converts(uint32_t block) const;
-    void set_source(uint32_t block, int file, uint64_t offset);
+    uint64_t checksum(uint32_t block) const; // of what is in memory
+    void set_source(uint32_t block, int file, uint64_t offset, uint64_t checksum);
+
+    // After all parts of a block were read for the first time: are they what was written? Any thread.
+    bool verify(uint32_t block, std::string * error);
 
     uint64_t bytes_read() const;
     std::string content_key() const; // changes with the files' times of modification

@@ -1,15 +1,12 @@
-"""What the tests of bench/ share: the repository on the path, a small vocabulary, a state folder of their own."""
+"""What the tests of bench/ share: a small vocabulary, a state folder of their own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from native_build import native_programs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 pytest.importorskip("gguf", reason="the bench extra is not installed: pip install superllama[bench]")
 pytest.importorskip("pyarrow", reason="the bench extra is not installed: pip install superllama[bench]")
 

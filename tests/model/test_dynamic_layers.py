@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench import make_model
 
 import superllama
 from superllama import _plan
@@ -127,6 +128,45 @@ def test_the_demo_model(demo_model: Path, policy: str) -> None:
         ctx = superllama.Context(model, **CONTEXT)
         assert same(greedy(ctx), reference)
         assert ctx.metrics().layers_evicted > N_TOKENS
+
+
+def test_experts_that_share_pages(demo_model: Path, tmp_path: Path) -> None:
+    """Whole pages are read: those at the border of two experts must be right for both, repacked or not."""
+    path = tmp_path / "moe.gguf"
+    spec = make_model.Spec(kind="moe", n_layer=4, n_embd=512, n_expert=16, n_expert_used=4, n_ff=224)
+    make_model.make_model(path, demo_model, spec)
+    assert 512 * 224 // 32 * 18 % 4096 != 0  # bytes of one matrix of an expert
+    for repack in (True, False):
+        reference = stock(path, use_extra_bufts=repack)
+        least, _ = budgets(path, use_extra_bufts=repack)
+        with superllama.Model(path, dynamic_layers=True, use_extra_bufts=repack, mem_budget=least + MIB) as model:
+            ctx = superllama.Context(model, **CONTEXT)
+            assert same(greedy(ctx), reference)
+            metrics = ctx.metrics()
+        assert metrics.layers_evicted > N_TOKENS
+        assert metrics.expert_misses > N_TOKENS
+
+
+def test_a_damaged_file_of_repacked_blocks(q4_0: Path, cache: Path) -> None:
+    least, full = budgets(q4_0)
+    if not layout(q4_0).repacked_bytes:
+        pytest.skip("this CPU has no repacked kernels")
+
+    def run() -> Result:
+        with superllama.Model(q4_0, dynamic_layers=True, mem_budget=(least + full) // 2) as model:
+            return greedy(superllama.Context(model, **CONTEXT), 3)
+
+    for old in (cache / "repacked").glob("*.blocks"):
+        old.unlink()
+    reference = run()
+    (file,) = (cache / "repacked").glob("*.blocks")
+    good = file.read_bytes()
+    middle = len(good) // 2
+    file.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    with pytest.raises(superllama.DecodeError, match=r"damaged: block \d+ of layer \d+.*superllama cache prune"):
+        run()
+    file.unlink()
+    assert same(run(), reference)
 
 
 def test_without_dynamic_layers(demo: superllama.Model) -> None:
