@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         measure(rounds, a, console)
         text = bigger_report.write(a.out, Model.open(a.model).where, a)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         console.print(f"bigger_than_memory: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:

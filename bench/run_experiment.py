@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         (a.out / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
         execute(jobs, a, console)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         console.print(f"run_experiment: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:

@@ -8,23 +8,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from bench import make_model
+from dynamic import CONTEXT, MIB, budgets, layout
 
 import superllama
-from superllama import _plan
 from superllama._native import ffi, lib
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 
-CONTEXT: dict[str, Any] = {"n_ctx": 256, "n_ubatch": 64, "n_threads": 1}
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 N_TOKENS = 10
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,18 +67,6 @@ def stock(path: Path, **kwargs: Any) -> Result:
 
 def same(a: Result, b: Result) -> bool:
     return a[0] == b[0] and bool(np.array_equal(a[1], b[1]))
-
-
-def layout(path: Path, **kwargs: Any) -> SimpleNamespace:
-    """What the library plans for the context of these tests."""
-    params, context = superllama.ModelParams(**kwargs), superllama.ContextParams(**CONTEXT)
-    return _plan.library_plan(path, params, context, [1])[0]
-
-
-def budgets(path: Path, **kwargs: Any) -> tuple[int, int]:
-    """The least that works, and what holds everything."""
-    plan = layout(path, **kwargs)
-    return plan.mem_least_bytes, plan.mem_full_bytes
 
 
 # ---------------------------------------------------------------- exact
