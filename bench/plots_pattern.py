@@ -95,7 +95,7 @@ def residency(rows: Rows, model: str) -> Figure | None:
                 grid[layers.index(r["layer"]), np.searchsorted(times, r["t_s"])] = 100 * r["cached_share"]
         edges = np.append(times, times[-1] + (times[-1] - times[0]) / max(1, len(times) - 1) + 0.01)
         image = axes.pcolormesh(edges, np.arange(len(layers) + 1) - 1.5, grid, vmin=0, vmax=100, cmap="viridis")
-        if not np.nanmax(grid) > 1:
+        if not np.nanmean(grid) > 1:
             axes.text(0.5, 0.5, "nothing: the engine\nreads past it", color="white", ha="center", va="center",
                       transform=axes.transAxes)  # fmt: skip
         axes.set_title(label.replace("\n", ", "), fontsize=9)
