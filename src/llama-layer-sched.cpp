@@ -120,8 +120,10 @@ void llama_layer_sched::apply_budget(std::unique_lock<std::mutex> & lock) {
     if (budget_new) {
         budget_new = false;
         choose_pins();
-        make_room(0, false, lock);
-        make_room(0, true, lock);
+        for (bool experts : { false, true }) {
+            make_room(0, experts, lock);
+            trim_spare(experts);
+        }
     }
 }
 
@@ -147,6 +149,7 @@ void llama_layer_sched::shrink(std::unique_lock<std::mutex> & lock) {
                 evict((uint32_t) victim);
             }
         }
+        trim_spare(experts);
     }
 }
 
@@ -199,43 +202,20 @@ void llama_layer_sched::evict(uint32_t id, bool keep_memory) {
         lru.erase(b.lru);
         b.listed = false;
     }
+    const auto there = [this](uint32_t other) { return blocks[other].state != ABSENT; };
     if (keep_memory) {
-        spare_memory & s = spare[is_expert(id)];
-        s.blocks.push_back(id);
-        s.bytes += bytes_of(id);
+        store.keep(id, there);
         trim_spare(is_expert(id));
     } else {
-        store.drop(id, [this](uint32_t other) { return blocks[other].state != ABSENT; });
+        store.drop(id, there);
     }
-}
-
-// Memory for a block that is about to be read: that of one which is gone, as like in size as there is.
-void llama_layer_sched::give_memory(uint32_t id) {
-    spare_memory & s = spare[is_expert(id)];
-    if (s.blocks.empty()) {
-        return;
-    }
-    const auto differ = [&](uint32_t other) {
-        return other == id ? -1 : std::abs((int64_t) bytes_of(other) - (int64_t) bytes_of(id));
-    };
-    const auto best = std::min_element(s.blocks.begin(), s.blocks.end(),
-                                       [&](uint32_t x, uint32_t y) { return differ(x) < differ(y); });
-    if (*best != id) {
-        store.take_over(id, *best, [this](uint32_t other) { return blocks[other].state != ABSENT; });
-    }
-    s.bytes -= bytes_of(*best);
-    s.blocks.erase(best);
 }
 
 // Spare memory counts towards the budget.
 void llama_layer_sched::trim_spare(bool experts) {
-    spare_memory & s = spare[experts];
-    while (!s.blocks.empty() && !fits(s.bytes, experts)) {
-        const uint32_t id = s.blocks.front();
-        store.drop(id, [this](uint32_t other) { return blocks[other].state != ABSENT; });
-        s.bytes -= bytes_of(id);
-        s.blocks.erase(s.blocks.begin());
-    }
+    const size_t used = experts ? expert_used : streamed_used;
+    const size_t limit = experts ? budget.pool_bytes : budget.ring_bytes;
+    store.trim_spare(experts, limit - std::min(limit, used));
 }
 
 // Charges the block and starts to read it; with a pool in its threads, else read_here() does the work.
@@ -246,7 +226,7 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.jobs.clear();
     (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
     streamed_used += !is_expert(id) && !b.pinned ? bytes_of(id) : 0;
-    give_memory(id);
+    store.use_spare(id);
     trim_spare(is_expert(id));
     const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
     b.n_parts = (int32_t) parts.size();
@@ -604,7 +584,8 @@ llama_layer_sched::counters llama_layer_sched::count() const {
     const std::lock_guard<std::mutex> lock(mutex);
     counters c = totals;
     c.bytes_read = (int64_t) store.bytes_read();
-    c.bytes_resident = (int64_t) (dense_used + expert_used + spare[0].bytes + spare[1].bytes + store.resident_bytes());
+    c.bytes_resident = (int64_t) (dense_used + expert_used + store.spare_bytes(false) + store.spare_bytes(true) +
+                                  store.resident_bytes());
     if (pool != nullptr) {
         c.prefetch = pool->count();
     }

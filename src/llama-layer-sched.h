@@ -101,7 +101,6 @@ class llama_layer_sched {
     void submit(uint32_t id, int64_t priority);
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
     void evict(uint32_t id, bool keep_memory = false);
-    void give_memory(uint32_t id);
     void trim_spare(bool experts);
     bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);
     void shrink(std::unique_lock<std::mutex> & lock);
@@ -142,13 +141,6 @@ class llama_layer_sched {
     size_t streamed_used = 0; // of them, not pinned
     size_t expert_used = 0;
     size_t n_block_bytes = 0;
-
-    // Blocks that are gone but for their memory, which the next one takes over; of dense blocks and of experts.
-    struct spare_memory {
-        std::vector<uint32_t> blocks;
-        size_t bytes = 0;
-    };
-    spare_memory spare[2];
     counters totals = {};
 
     std::unique_ptr<llama_prefetcher> pool; // last: its jobs refer to all above

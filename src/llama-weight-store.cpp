@@ -24,8 +24,8 @@ static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always re
 static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t huge_page = 2u << 20;
-static const size_t move_bytes_min = 256u << 10; // smaller ranges are not worth a mapping of their own
-static const size_t moved_ranges_max = 16384;    // the kernel limits the mappings of a process to some 65,000
+static const size_t move_bytes_min = 256u << 10; // less is not worth a mapping of its own
+static const size_t mappings_max = 32768;        // the kernel limits those of a process to some 65,000
 
 static size_t round_up(size_t x, size_t to) {
     return (x + to - 1) / to * to;
@@ -141,7 +141,14 @@ struct llama_weight_store::impl {
     std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
     size_t n_row_pages = 0;
 
-    size_t n_moved = 0; // ranges that are mappings of their own
+    // Memory that no block holds, in pieces that can be moved: by size, where it lies now.
+    struct spare_memory {
+        std::map<size_t, std::vector<uint8_t *>> pieces;
+        size_t bytes = 0;
+    };
+    spare_memory spare[2];                      // of experts: the second
+    std::unordered_set<const uint8_t *> mapped; // pieces that are mappings of their own, since they were moved to
+    bool can_move = true;
 
     mutable std::atomic<uint64_t> n_read{ 0 };
 
@@ -526,55 +533,110 @@ bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, s
     return true;
 }
 
+// The pages of a range that belong to its block alone.
+static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b, size_t i, bool before, bool after) {
+    uint8_t * first = b.ranges[i].addr;
+    uint8_t * last = first + b.ranges[i].bytes;
+    if (b.expert >= 0) {
+        // experts of one tensor are neighbours: a page at the border belongs to two of them
+        const llama_weight_slice & s = b.slices[i];
+        const uint8_t * data = (const uint8_t *) s.tensor->data + s.first;
+        first += data != first && before ? llama_weight_store::page_size() : 0;
+        last -= data + s.bytes != last && after ? llama_weight_store::page_size() : 0;
+    }
+    return { first, last };
+}
+
+// The part of a range that can be moved, whoever its neighbours are, and the size of the pieces: huge pages where there
+// is room for them. Always the same for a range, so that a piece is one mapping or part of one.
+struct movable {
+    uint8_t * first;
+    uint8_t * last;
+    size_t piece;
+};
+
+static movable movable_of(const llama_weight_block & b, size_t i) {
+    const auto pages = pages_of(b, i, true, true);
+    uint8_t * first = (uint8_t *) round_up((size_t) pages.first, huge_page);
+    uint8_t * last = (uint8_t *) round_down((size_t) pages.second, huge_page);
+    if (first < last) {
+        return { first, last, huge_page };
+    }
+    const size_t bytes = pages.first < pages.second ? (size_t) (pages.second - pages.first) : 0;
+    return { pages.first, pages.first + (bytes >= move_bytes_min ? bytes : 0), bytes };
+}
+
 void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)> & resident) {
+    give_back(block, resident, false);
+}
+
+void llama_weight_store::keep(uint32_t block, const std::function<bool(uint32_t)> & resident) {
+    give_back(block, resident, pimpl->can_move);
+}
+
+void llama_weight_store::give_back(uint32_t block, const std::function<bool(uint32_t)> & resident, bool keep) {
     const llama_weight_block & b = all_blocks[block];
-    const size_t page = page_size();
+    const auto there = [&](int32_t expert) {
+        const auto found = pimpl->expert_blocks.find({ b.layer, expert });
+        return b.expert >= 0 && found != pimpl->expert_blocks.end() && resident(found->second);
+    };
+    impl::spare_memory & spare = pimpl->spare[b.expert >= 0];
     for (size_t i = 0; i < b.ranges.size(); ++i) {
-        uint8_t * first = b.ranges[i].addr;
-        uint8_t * last = first + b.ranges[i].bytes;
-        if (b.expert >= 0) {
-            // experts of one tensor are neighbours: a page at the border belongs to two of them
-            const llama_weight_slice & s = b.slices[i];
-            const uint8_t * data = (const uint8_t *) s.tensor->data + s.first;
-            const auto before = pimpl->expert_blocks.find({ b.layer, b.expert - 1 });
-            const auto after = pimpl->expert_blocks.find({ b.layer, b.expert + 1 });
-            if (data != first && before != pimpl->expert_blocks.end() && resident(before->second)) {
-                first += page;
-            }
-            if (data + s.bytes != last && after != pimpl->expert_blocks.end() && resident(after->second)) {
-                last -= page;
-            }
+        const auto pages = pages_of(b, i, there(b.expert - 1), there(b.expert + 1));
+        const movable m = keep ? movable_of(b, i) : movable{ pages.second, pages.second, 1 };
+        if (pages.first < m.first) {
+            discard(pages.first, (size_t) (m.first - pages.first));
         }
-        if (first < last) {
-            discard(first, (size_t) (last - first));
+        if (m.last < pages.second) {
+            discard(m.last, (size_t) (pages.second - m.last));
+        }
+        for (uint8_t * at = m.first; at < m.last; at += m.piece) {
+            spare.pieces[m.piece].push_back(at);
+            spare.bytes += m.piece;
         }
     }
 }
 
-void llama_weight_store::take_over(uint32_t block, uint32_t from, const std::function<bool(uint32_t)> & resident) {
-    const size_t page = page_size();
-    llama_weight_block & a = all_blocks[from];
-    llama_weight_block & b = all_blocks[block];
-    // the first and last page of an expert may belong to its neighbours
-    const size_t skip_a = a.expert >= 0 ? page : 0;
-    const size_t skip_b = b.expert >= 0 ? page : 0;
-    for (size_t i = 0; i < std::min(a.ranges.size(), b.ranges.size()); ++i) {
-        llama_weight_range & source = a.ranges[i];
-        llama_weight_range & target = b.ranges[i];
-        const size_t there = source.own > 0 ? source.own : source.bytes - 2 * skip_a;
-        const size_t bytes = std::min(there, target.bytes - 2 * skip_b);
-        if (bytes < move_bytes_min || bytes > source.bytes || bytes > target.bytes ||
-            (target.own == 0 && pimpl->n_moved >= moved_ranges_max)) {
-            continue;
-        }
-        if (move_pages(target.addr + skip_b, source.addr + skip_a, bytes)) {
-            pimpl->n_moved += target.own == 0 ? 1 : 0;
-            target.own = bytes;
-        } else {
-            pimpl->n_moved = moved_ranges_max; // not on this kernel, or not any more
+void llama_weight_store::use_spare(uint32_t block) {
+    const llama_weight_block & b = all_blocks[block];
+    impl::spare_memory & spare = pimpl->spare[b.expert >= 0];
+    for (size_t i = 0; i < b.ranges.size(); ++i) {
+        const movable m = movable_of(b, i);
+        std::vector<uint8_t *> & pieces = spare.pieces[m.piece];
+        for (uint8_t * at = m.first; at < m.last && !pieces.empty(); at += m.piece) {
+            // its own memory may be spare still
+            const auto mine = std::find(pieces.begin(), pieces.end(), at);
+            if (mine == pieces.end()) {
+                if (pimpl->mapped.count(at) == 0 && pimpl->mapped.size() >= mappings_max) {
+                    continue;
+                }
+                if (!move_pages(at, pieces.back(), m.piece)) {
+                    pimpl->can_move = false; // not on this kernel
+                    return;
+                }
+                pimpl->mapped.insert(at);
+                pieces.pop_back();
+            } else {
+                pieces.erase(mine);
+            }
+            spare.bytes -= m.piece;
         }
     }
-    drop(from, resident);
+}
+
+void llama_weight_store::trim_spare(bool experts, size_t bytes) {
+    impl::spare_memory & spare = pimpl->spare[experts];
+    for (auto & entry : spare.pieces) {
+        while (spare.bytes > bytes && !entry.second.empty()) {
+            discard(entry.second.back(), entry.first);
+            entry.second.pop_back();
+            spare.bytes -= entry.first;
+        }
+    }
+}
+
+size_t llama_weight_store::spare_bytes(bool experts) const {
+    return pimpl->spare[experts].bytes;
 }
 
 uint64_t llama_weight_store::bytes_read() const {

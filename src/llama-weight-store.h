@@ -33,7 +33,6 @@ struct llama_weight_range {
     size_t bytes;
     int file; // -1: content is made from the slices by the buffer's own conversion (repacking)
     uint64_t offset;
-    size_t own = 0; // bytes at the front that are a mapping of their own, since they were taken over
 };
 
 // The unit of residency: neighbouring matrices of one layer, or one expert of one layer.
@@ -97,9 +96,12 @@ class llama_weight_store {
     // Gives the block's memory back. A first or last page that a resident neighbour shares is kept.
     void drop(uint32_t block, const std::function<bool(uint32_t)> & resident);
 
-    // Moves the memory of `from`, whose content is not needed any more, to `block`, which is about to be read: nothing
-    // is freed, zeroed and allocated again. What is left over of `from` is given back.
-    void take_over(uint32_t block, uint32_t from, const std::function<bool(uint32_t)> & resident);
+    // The same, but most of the memory stays, spare, for blocks that come: freeing pages, zeroing and allocating them
+    // again costs more than moving them. Experts and other blocks have spare memory of their own.
+    void keep(uint32_t block, const std::function<bool(uint32_t)> & resident);
+    void use_spare(uint32_t block); // before it is read
+    void trim_spare(bool experts, size_t bytes);
+    size_t spare_bytes(bool experts) const;
 
     // For the sidecar: where the content of converted blocks lies from now on, and its checksum.
     bool converts(uint32_t block) const;
@@ -115,6 +117,8 @@ class llama_weight_store {
     static size_t page_size();
 
   private:
+    void give_back(uint32_t block, const std::function<bool(uint32_t)> & resident, bool keep);
+
     struct impl;
     std::unique_ptr<impl> pimpl;
 
