@@ -62,6 +62,17 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def take_turns(first: Program, second: Program, turns: int) -> bool:
+    """Fills `seen` of both; the first turn of each only warms up. Returns whether all logits were the same."""
+    for i in range(turns + 1):
+        for program in (first, second) if i % 2 == 0 else (second, first):
+            program.turn()
+    for program in (first, second):
+        program.close()
+        del program.seen[0]
+    return len(set(first.hashes + second.hashes)) == 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -74,16 +85,11 @@ def main() -> int:
     args = parser.parse_args()
 
     stock, ours = Program("probe-stock", args), Program("probe", args, args.flags)
-    for i in range(args.turns + 1):
-        for program in (stock, ours) if i % 2 == 0 else (ours, stock):
-            program.turn()
-    stock.close()
-    ours.close()
-    same = len(set(stock.hashes + ours.hashes)) == 1
+    same = take_turns(stock, ours, args.turns)
     print(f"| model | turns | what | stock | ours, {args.flags or 'no flag'} | ratio (95 %) | logits |")
     print("|---|---|---|---|---|---|---|")
     for what in ("prompt", "decode"):
-        pairs = [(a[what], b[what]) for a, b in zip(stock.seen[1:], ours.seen[1:], strict=True)]  # the first warms up
+        pairs = [(a[what], b[what]) for a, b in zip(stock.seen, ours.seen, strict=True)]
         ratios = [b / a for a, b in pairs]
         low, high = interval(ratios)
         print(

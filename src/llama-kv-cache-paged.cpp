@@ -13,10 +13,6 @@
 
 using page_id = llama_kv_pages::page_id;
 
-static std::string mib(uint64_t bytes) {
-    return format("%.1f MiB", (double) bytes / (1024.0 * 1024.0));
-}
-
 llama_kv_paging *& llama_kv_paging::current() {
     static thread_local llama_kv_paging * offer = nullptr;
     return offer;
@@ -123,11 +119,12 @@ void llama_kv_pager::attach() {
         budget = budget == 0 ? (uint64_t) 4 << 30 : budget;
     }
     // buffers for reading and writing are part of what the cache may hold
-    const uint64_t bounce = llama_kv_pages::bounce_bytes(g) * (pool != nullptr ? 1 + (uint64_t) pool->n_threads() : 1);
+    const llama_kv_layout layout(g);
+    const uint64_t bounce = layout.bounce_bytes() * (pool != nullptr ? 1 + (uint64_t) pool->n_threads() : 1);
     const auto spill_dir = std::string(params.spill_dir != nullptr ? params.spill_dir : "");
-    auto spill = std::make_unique<llama_kv_spill>(spill_dir, llama_kv_pages::record_bytes(g));
-    pages = std::make_unique<llama_kv_pages>(g, budget > bounce ? budget - bounce : 0, std::move(spill), pool.get(),
-                                             [this](page_id p) { return inspect(p); });
+    auto spill = std::make_unique<llama_kv_spill>(spill_dir, layout.record_bytes());
+    pages = std::make_unique<llama_kv_pages>(layout, budget > bounce ? budget - bounce : 0, std::move(spill),
+                                             pool.get(), [this](page_id p) { return inspect(p); });
 
     // one full sequence must fit, if only layer by layer; moves within the cache need two pages
     uint64_t least = 2 * pages->page_charge();
@@ -138,8 +135,8 @@ void llama_kv_pager::attach() {
         throw std::runtime_error(
             format("--kv-budget %s is too small: a context of %u cells per sequence with pages of %u cells (%s each) "
                    "needs at least %s; raise it, or make the context or the pages smaller",
-                   mib(budget).c_str(), g.n_cells, g.page_cells, mib(pages->page_charge()).c_str(),
-                   mib(least + bounce).c_str()));
+                   llama_kv_mib(budget).c_str(), g.n_cells, g.page_cells, llama_kv_mib(pages->page_charge()).c_str(),
+                   llama_kv_mib(least + bounce).c_str()));
     }
     seq_used.resize(LLAMA_MAX_SEQ);
     page_used.resize(pages->n_pages());
@@ -147,7 +144,7 @@ void llama_kv_pager::attach() {
     broken.resize(kv.n_stream);
 
     LLAMA_LOG_INFO("%s: KV cache in pages of %u cells, %s each, budget %s, spill file %s\n", __func__, g.page_cells,
-                   mib(pages->page_charge()).c_str(), mib(budget).c_str(),
+                   llama_kv_mib(pages->page_charge()).c_str(), llama_kv_mib(budget).c_str(),
                    pages->spill_file().is_direct() ? "with direct I/O" : "through the page cache");
 }
 
@@ -161,8 +158,8 @@ ggml_backend_buffer_t llama_kv_pager::alloc_buffer(ggml_backend_buffer_type_t bu
     self.base = llama_kv_reserve(size);
     self.reserved = size;
     if (self.base == nullptr) {
-        superllama_set_error("cannot reserve " + mib(size) +
-                             " of address space for the KV cache; make the context smaller");
+        self.fail("cannot reserve " + llama_kv_mib(size) +
+                  " of address space for the KV cache; is it limited (ulimit -v)? Make the context smaller");
         return nullptr;
     }
     return ggml_backend_buffer_init(buft, buffer_iface(), &self, size);
@@ -176,6 +173,7 @@ const ggml_backend_buffer_i & llama_kv_pager::buffer_iface() {
         ggml_backend_buffer_i i = {};
         i.free_buffer = [](ggml_backend_buffer_t buffer) {
             llama_kv_pager & self = self_of(buffer);
+            self.end_streaming();
             self.pages.reset(); // waits for reads into the memory that goes now
             llama_kv_unreserve(self.base, self.reserved);
             self.base = nullptr;
@@ -225,6 +223,11 @@ const ggml_backend_buffer_i & llama_kv_pager::buffer_iface() {
         return i;
     }();
     return iface;
+}
+
+bool llama_kv_pager::is_paged(const ggml_tensor * tensor) {
+    const ggml_backend_buffer_t buffer = tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
+    return buffer->iface.get_tensor == buffer_iface().get_tensor;
 }
 
 bool llama_kv_pager::fail(const std::string & text) {
@@ -389,7 +392,15 @@ bool llama_kv_pager::prepare(const llama_kv_cache::slot_info & sinfo, const llam
             }
         }
         if (all.size() * pages->page_charge() > pages->budget_bytes()) {
-            return begin_streaming(all, writes, &error) || fail(error);
+            if (!host_only) {
+                return fail("this batch needs " + llama_kv_mib(all.size() * pages->page_charge()) +
+                            " of KV pages at once, --kv-budget leaves " + llama_kv_mib(pages->budget_bytes()) +
+                            " for pages, and layer by layer is not possible with a device; raise it, or decode fewer "
+                            "or shorter sequences in one batch");
+            }
+            streaming = llama_kv_layer_run::create(*pages, all, writes, pool != nullptr, &error);
+            n_streamed += streaming != nullptr;
+            return streaming != nullptr || fail(error);
         }
     }
     if (restoring && !pages->restore(needed, &error)) {
@@ -403,321 +414,15 @@ bool llama_kv_pager::prepare(const llama_kv_cache::slot_info & sinfo, const llam
     return true;
 }
 
-// ----------------------------------------------------------------------------------------- layer by layer
-
-struct llama_kv_pager::stream_run {
-    struct step {
-        uint32_t layer;
-        const ggml_tensor * cut; // the last node that touches the layer's cache
-    };
-
-    std::vector<page_id> cold;   // pages that are in memory for one layer at a time
-    std::vector<page_id> writes; // those of them that the ubatch writes
-    std::vector<page_id> touched;
-    std::vector<step> steps;
-    size_t i = 0;
-    bool ahead = false; // the memory of two layers: one computes, the next is read
-    std::string error;
-};
-
-bool llama_kv_pager::begin_streaming(const std::vector<page_id> & needed, const std::vector<page_id> & writes,
-                                     std::string * error) {
-    const uint64_t budget = pages->budget_bytes(), page = pages->page_charge(), layer = pages->layer_charge_max();
-    const uint64_t n = needed.size();
-    uint64_t ring = pool != nullptr && 2 * n * layer <= budget ? 2 : 1;
-    if (!host_only || ring * n * layer > budget) {
-        *error = format("this batch needs %s of KV pages at once%s, --kv-budget leaves %s for pages; raise it, or "
-                        "decode fewer or shorter sequences in one batch",
-                        mib(n * page).c_str(), host_only ? (" (" + mib(n * layer) + " layer by layer)").c_str() : "",
-                        mib(budget).c_str());
-        return false;
-    }
-    // what fits beside the layers stays in memory as a whole: first what is written, then always the same pages,
-    // for the scan is cyclic
-    const uint64_t n_hot = page > ring * layer ? std::min(n, (budget - ring * n * layer) / (page - ring * layer)) : 0;
-
-    auto run = std::make_unique<stream_run>();
-    run->ahead = ring == 2;
-    std::vector<page_id> order = writes, hot;
-    for (page_id p : needed) {
-        if (!std::binary_search(writes.begin(), writes.end(), p)) {
-            order.push_back(p);
-        }
-    }
-    for (page_id p : order) {
-        pages->pin(p);
-        const bool write = std::binary_search(writes.begin(), writes.end(), p);
-        if (hot.size() < n_hot) {
-            hot.push_back(p);
-            continue;
-        }
-        run->cold.push_back(p);
-        if (write) {
-            run->writes.push_back(p);
-        }
-        if (!pages->evict(p, error)) {
-            return false;
-        }
-    }
-    // what else is in memory belongs to idle sequences; the layers of the cold pages need its place
-    if (!pages->restore(hot, error)) {
-        return false;
-    }
-    for (page_id p : hot) {
-        if (std::binary_search(writes.begin(), writes.end(), p) && !pages->write(p, error)) {
-            return false;
-        }
-    }
-    n_streamed++;
-    streaming = std::move(run);
-    return true;
-}
-
+// A streamed graph begins: how it is cut into layers.
 bool llama_kv_pager::plan(ggml_cgraph * gf) {
-    stream_run & run = *streaming;
-    const auto touch = [&](const ggml_tensor * node, const ggml_tensor * t) {
-        const auto found = t == nullptr ? layer_of.end() : layer_of.find(t->view_src != nullptr ? t->view_src : t);
-        if (found == layer_of.end()) {
-            return;
-        }
-        if (run.steps.empty() || run.steps.back().layer != found->second) {
-            run.steps.push_back({ found->second, node });
-        }
-        run.steps.back().cut = node;
-    };
-    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
-        const ggml_tensor * node = ggml_graph_node(gf, i);
-        switch (node->op) {
-            case GGML_OP_NONE:
-            case GGML_OP_VIEW:
-            case GGML_OP_RESHAPE:
-            case GGML_OP_PERMUTE:
-            case GGML_OP_TRANSPOSE:
-                continue; // no data is touched
-            default:
-                break;
-        }
-        touch(node, node);
-        for (const ggml_tensor * src : node->src) {
-            touch(node, src);
-        }
-    }
-    return prepare_layer();
-}
-
-// Brings the current step's layer, and starts the next one.
-bool llama_kv_pager::prepare_layer() {
-    stream_run & run = *streaming;
-    if (run.i >= run.steps.size()) {
-        return true;
-    }
-    const uint32_t layer = run.steps[run.i].layer;
-    bool ok = pages->restore_layer(run.cold, layer, &run.error);
-    for (size_t i = 0; ok && i < run.writes.size(); ++i) {
-        ok = pages->write_layer(run.writes[i], layer, &run.error);
-    }
-    if (ok && run.ahead && run.i + 1 < run.steps.size()) {
-        pages->prefetch(run.cold, (int) run.steps[run.i + 1].layer, false);
-    }
-    return ok;
-}
-
-bool llama_kv_pager::is_cut(const ggml_tensor * node) const {
-    const stream_run & run = *streaming;
-    return !run.error.empty() || (run.i < run.steps.size() && run.steps[run.i].cut == node);
-}
-
-bool llama_kv_pager::advance() {
-    stream_run & run = *streaming;
-    if (!run.error.empty() || !pages->evict_layer(run.cold, run.steps[run.i].layer, &run.error)) {
-        return false;
-    }
-    run.i++;
-    return prepare_layer();
+    return streaming->plan(gf, layer_of);
 }
 
 bool llama_kv_pager::finish() {
-    const std::string error = streaming->error;
+    const std::string error = streaming->error();
     end_streaming();
     return error.empty() || fail(error);
-}
-
-// Also after a graph that was aborted: then some layers are here and some are not, which the next ubatch sorts out.
-void llama_kv_pager::end_streaming() {
-    if (!streaming) {
-        return;
-    }
-    const bool whole = streaming->i >= streaming->steps.size();
-    for (size_t i = 0; !whole && i < streaming->cold.size(); ++i) {
-        pages->scrub(streaming->cold[i]); // nodes may have run without their pages
-    }
-    streaming.reset();
-}
-
-// ----------------------------------------------------------------------- copies and shifts between decodes
-
-size_t llama_kv_pager::copy_streams(const llama_kv_cache::stream_copy_info & info) {
-    end_streaming();
-    pages->unpin_all();
-    copy_source = info.ssrc; // they are read here, whatever their cells say by now
-    const uint32_t n = pages->pages_per_stream();
-    for (size_t c = 0; c < info.ssrc.size(); ++c) {
-        const uint32_t src = info.ssrc[c], dst = info.sdst[c];
-        std::string error = broken[src];
-        bool ok = error.empty();
-        for (uint32_t i = 0; i < n; ++i) {
-            const page_id from = src * n + i, to = dst * n + i;
-            if (!pages->is_empty(to)) {
-                pages->drop(to);
-            }
-            if (ok && !pages->is_empty(from)) {
-                page_used[to] = tick;
-                ok = pages->copy(from, to, &error);
-            }
-        }
-        n_used[dst] = kv.v_cells[dst].get_used();
-        broken[dst] = error;
-        if (!ok) {
-            fail(error);
-        }
-    }
-    copy_source.clear();
-    return 0;
-}
-
-// The shift of one page's cells; as llama_kv_cache::build_graph_shift, which spans the whole cache.
-class llm_graph_input_page_shift : public llm_graph_input_i {
-  public:
-    llm_graph_input_page_shift(const llama_kv_cache * kv, std::vector<int32_t> shifts) :
-        kv(kv),
-        shifts(std::move(shifts)) {}
-
-    void set_input(const llama_ubatch *) override {
-        if (k_shift->buffer != nullptr) {
-            ggml_backend_tensor_set(k_shift, shifts.data(), 0, ggml_nbytes(k_shift));
-        }
-        if (k_rot != nullptr && k_rot->buffer != nullptr) {
-            kv->set_input_k_rot(k_rot);
-        }
-    }
-
-    const llama_kv_cache * kv;
-    std::vector<int32_t> shifts;
-    ggml_tensor * k_shift = nullptr; // I32 [cells]
-    ggml_tensor * k_rot = nullptr;
-};
-
-bool llama_kv_pager::shift(llama_context * lctx) {
-    if (kv.hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
-        return false;
-    }
-    end_streaming();
-    const llama_cparams & cparams = lctx->get_cparams();
-    // a rotation by nothing leaves f16 and f32 as they are; others are rounded again, as without pages
-    const bool exact =
-        !ggml_is_quantized(kv.type_k()) && cparams.yarn_ext_factor == 0.0f && cparams.yarn_attn_factor == 1.0f;
-    bool updated = false;
-
-    for (page_id p = 0; p < pages->n_pages(); ++p) {
-        const uint32_t stream = pages->stream_of(p), first = pages->first_cell(p), n = pages->n_cells_of(p);
-        const llama_kv_cells & cells = kv.v_cells[stream];
-        if (pages->is_empty(p) || !broken[stream].empty()) {
-            continue;
-        }
-        std::vector<int32_t> shifts(n);
-        bool moved = false, live = false;
-        for (uint32_t i = 0; i < n; ++i) {
-            live = live || !cells.is_empty(first + i);
-            shifts[i] = cells.is_empty(first + i) ? 0 : cells.get_shift(first + i);
-            moved = moved || shifts[i] != 0;
-        }
-        if (!live || (!moved && exact)) {
-            continue;
-        }
-
-        pages->unpin_all();
-        pages->pin(p);
-        page_used[p] = std::max(page_used[p], moved ? tick : page_used[p]);
-        std::string error;
-        if (!pages->write(p, &error)) {
-            broken[stream] = error;
-            fail(error);
-            continue;
-        }
-
-        ggml_backend_sched_reset(lctx->get_sched());
-        llm_graph_result * res = lctx->get_gf_res_reserve();
-        res->reset();
-        ggml_context * ctx = res->get_ctx();
-        ggml_cgraph * gf = res->get_gf();
-        auto inp = std::make_unique<llm_graph_input_page_shift>(&kv, std::move(shifts));
-        inp->k_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n);
-        ggml_set_input(inp->k_shift);
-        inp->k_rot = kv.build_input_k_rot(ctx);
-        for (const auto & layer : kv.layers) {
-            const uint32_t il = layer.il;
-            if (!kv.hparams.has_rope(il)) {
-                continue;
-            }
-            const auto n_rot = kv.hparams.n_rot(il), n_embd_head_k = kv.hparams.n_embd_head_k(il);
-            const auto n_embd_nope = kv.hparams.n_lora_kv > 0 ? n_embd_head_k - n_rot : 0;
-            const size_t row = ggml_row_size(layer.k->type, kv.hparams.n_embd_k_gqa(il));
-            ggml_tensor * k = ggml_view_3d(
-                ctx, layer.k, n_rot, kv.hparams.n_head_kv(il), n, ggml_row_size(layer.k->type, n_embd_head_k), row,
-                ((size_t) stream * kv.get_size() + first) * row + ggml_row_size(layer.k->type, n_embd_nope));
-            ggml_build_forward_expand(gf, kv.build_rope_shift(cparams, ctx, k, inp->k_shift, inp->k_rot,
-                                                              kv.model.get_rope_factors(cparams, (int) il),
-                                                              kv.model.get_rope_freq_base(cparams, (int) il),
-                                                              kv.model.get_rope_freq_scale(cparams, (int) il), il));
-        }
-        res->add_input(std::move(inp));
-        bool ok = ggml_backend_sched_alloc_graph(lctx->get_sched(), gf);
-        if (ok) {
-            res->set_inputs(nullptr);
-            ok = lctx->graph_compute(gf, false) == GGML_STATUS_SUCCESS;
-            ggml_backend_sched_synchronize(lctx->get_sched());
-        }
-        if (!ok) {
-            broken[stream] = "the context shift could not be computed";
-            fail(broken[stream]);
-        }
-        updated = true;
-    }
-    return updated;
-}
-
-// A copy on the device's side reads our memory without asking: bring what it reads.
-void llama_kv_pager::before_state_write(llama_seq_id seq, llama_state_seq_flags flags) {
-    end_streaming();
-    for (uint32_t s = 0; s < kv.n_stream; ++s) {
-        if (!broken[s].empty() && (seq < 0 || kv.seq_to_stream[(size_t) seq] == s) && kv.v_cells[s].get_used() > 0) {
-            throw std::runtime_error("the KV data of this state is lost: " + broken[s]);
-        }
-    }
-    if (!(flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE)) {
-        return;
-    }
-    std::vector<page_id> list;
-    pages->unpin_all();
-    for (page_id p = 0; p < pages->n_pages(); ++p) {
-        const uint32_t stream = pages->stream_of(p);
-        if (!pages->is_empty(p) && (seq < 0 || kv.seq_to_stream[(size_t) seq] == stream) && has_cells(p, nullptr)) {
-            pages->pin(p);
-            list.push_back(p);
-        }
-    }
-    std::string error;
-    if (!pages->restore(list, &error)) {
-        throw std::runtime_error(error);
-    }
-}
-
-void llama_kv_pager::before_state_read(llama_seq_id seq) {
-    end_streaming();
-    pages->unpin_all();
-    if (seq >= 0 && kv.n_stream > 1) {
-        broken[kv.seq_to_stream[(size_t) seq]].clear(); // all of it is replaced
-    }
 }
 
 // ---------------------------------------------------------------------------------- prefetch and statistics

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "llama-kv-cache.h"
+#include "llama-kv-layer-run.h"
 #include "llama-kv-pages.h"
 
 #include <unordered_map>
@@ -38,35 +39,32 @@ class llama_kv_pager {
     bool prepare(const llama_kv_cache::slot_info & sinfo, const llama_ubatch & ubatch, uint32_t n_kv);
     size_t copy_streams(const llama_kv_cache::stream_copy_info & info); // returns what is left to copy: 0
     bool shift(llama_context * lctx);
-    void before_state_write(llama_seq_id seq, llama_state_seq_flags flags); // throws
+    void before_state_write(llama_seq_id seq); // throws
     void before_state_read(llama_seq_id seq);
     bool take_failure(); // of reads and writes of tensors since the last call
 
     // Layer by layer: a ubatch whose pages are larger than the budget.
     bool is_streaming() const { return streaming != nullptr; }
-    bool plan(ggml_cgraph * gf);                 // false: finish() says why
-    bool is_cut(const ggml_tensor * node) const; // after this node the callback must run
-    bool advance();                              // past a cut; false = stop the graph
-    bool finish();                               // after the graph; false = its results are worthless
+    bool plan(ggml_cgraph * gf); // false: finish() says why
+    bool is_cut(const ggml_tensor * node) const { return streaming->is_cut(node); }
+    bool advance() { return streaming->advance(); }
+    bool finish(); // after the graph; false = its results are worthless
 
     int prefetch(llama_seq_id seq);
     void count_seq(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;
     void count(struct superllama_kv_pages & out) const;
     llama_kv_pages * get_pages() { return pages.get(); }
 
-  private:
-    struct stream_run;
+    static bool is_paged(const ggml_tensor * tensor); // its data may be on disk
 
+  private:
     static ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);
     static const struct ggml_backend_buffer_i & buffer_iface();
 
     llama_kv_pages::usage inspect(llama_kv_pages::page_id p) const;
     bool has_cells(llama_kv_pages::page_id p, const llama_ubatch * of) const; // of these sequences, or any
     void sweep(uint32_t stream);
-    bool begin_streaming(const std::vector<llama_kv_pages::page_id> & needed,
-                         const std::vector<llama_kv_pages::page_id> & writes, std::string * error);
-    bool prepare_layer();
-    void end_streaming();
+    void end_streaming() { streaming.reset(); }
     bool fail(const std::string & text);
 
     llama_kv_cache & kv;
@@ -90,5 +88,5 @@ class llama_kv_pager {
     bool failed = false;
     std::atomic<int64_t> n_streamed{ 0 };
 
-    std::unique_ptr<stream_run> streaming;
+    std::unique_ptr<llama_kv_layer_run> streaming;
 };

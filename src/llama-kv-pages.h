@@ -1,11 +1,12 @@
 // The pages of a KV cache: which are in memory and which in the spill file, within a byte budget.
-// A page is `page_cells` neighbouring cells of one stream, over all layers' K and V; a slice is one layer of it.
 // Knows addresses, not models. One thread at a time, except where noted.
 #pragma once
 
+#include "llama-kv-layout.h"
 #include "llama-kv-spill.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -14,20 +15,6 @@
 #include <vector>
 
 class llama_prefetcher;
-
-// The cells of K or of V of one layer, all streams in order.
-struct llama_kv_rows {
-    uint8_t * base;
-    size_t row_bytes; // of one cell
-};
-
-struct llama_kv_geometry {
-    std::vector<std::vector<llama_kv_rows>> layers; // [layer][K, V]
-
-    uint32_t n_streams;
-    uint32_t n_cells; // of one stream
-    uint32_t page_cells;
-};
 
 struct llama_kv_counters {
     std::atomic<int64_t> pages_cpu{ 0 };
@@ -46,10 +33,8 @@ struct llama_kv_counters {
     std::atomic<int64_t> stall_us{ 0 };
 };
 
-class llama_kv_pages {
+class llama_kv_pages : public llama_kv_layout {
   public:
-    using page_id = uint32_t; // stream * pages_per_stream + page of the stream
-
     struct usage {
         bool live;         // a sequence has a cell in it
         int64_t last_used; // the smaller, the earlier it is evicted
@@ -57,25 +42,10 @@ class llama_kv_pages {
     using inspect_fn = std::function<usage(page_id)>;
 
     // `pool` may be null: then nothing is read ahead. `inspect` is asked when a page may be evicted.
-    llama_kv_pages(llama_kv_geometry geometry, uint64_t budget_bytes, std::unique_ptr<llama_kv_spill> spill,
+    llama_kv_pages(llama_kv_layout layout, uint64_t budget_bytes, std::unique_ptr<llama_kv_spill> spill,
                    llama_prefetcher * pool, inspect_fn inspect);
     ~llama_kv_pages(); // waits for reads under way
 
-    static size_t record_bytes(const llama_kv_geometry & geometry);
-    static size_t bounce_bytes(const llama_kv_geometry & geometry); // of one thread that reads or writes
-
-    uint32_t n_layers() const { return (uint32_t) geometry.layers.size(); }
-    uint32_t n_pages() const { return (uint32_t) pages.size(); }
-    uint32_t pages_per_stream() const { return n_per_stream; }
-    page_id page_of(uint32_t stream, uint32_t cell) const { return stream * n_per_stream + cell / geometry.page_cells; }
-    uint32_t stream_of(page_id p) const { return p / n_per_stream; }
-    uint32_t first_cell(page_id p) const { return p % n_per_stream * geometry.page_cells; } // in its stream
-    uint32_t n_cells_of(page_id p) const;
-
-    // memory that a page or a slice may hold: whole pages of the system where slices share them
-    uint64_t page_charge() const { return sum_charge; }
-    uint64_t layer_charge(uint32_t layer) const { return charges[layer]; }
-    uint64_t layer_charge_max() const;
     uint64_t budget_bytes() const { return budget; }
 
     bool is_empty(page_id p) const { return pages[p].n_resident == 0 && pages[p].n_disk == 0; }
@@ -137,11 +107,21 @@ class llama_kv_pages {
     struct read_job;
     struct pin_guard;
 
+    // Counts the time that the context's thread spends here.
+    struct stall_timer {
+        std::atomic<int64_t> & us;
+        std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+
+        explicit stall_timer(std::atomic<int64_t> & us) : us(us) {}
+        ~stall_timer() {
+            const auto spent = std::chrono::steady_clock::now() - begin;
+            us += std::chrono::duration_cast<std::chrono::microseconds>(spent).count();
+        }
+    };
+
     const uint8_t & flags(page_id p, uint32_t layer) const { return states[(size_t) p * n_layers() + layer]; }
     void set_flags(page_id p, uint32_t layer, uint8_t value);
-    void span_of(page_id p, uint32_t layer, size_t span, uint8_t ** at, size_t * size) const;
     void release(page_id p, uint32_t layer);
-    void copy_record(page_id p, size_t begin, size_t end, uint8_t * buffer, bool to_memory) const;
     bool read_slice(const slice & s, std::string * error) const;
     bool write_slices(page_id p, uint32_t first, uint32_t last, std::string * error);
     bool save(page_id p, uint32_t first, uint32_t last, std::string * error);
@@ -152,20 +132,13 @@ class llama_kv_pages {
     bool finish(const std::shared_ptr<read_job> & job, std::string * error);
     bool wait_for(page_id p, std::string * error);
     bool load(const std::vector<slice> & slices, std::string * error);
-    bool find(const uint8_t * at, uint32_t * layer, size_t * span, size_t * row) const;
+    bool read_record(int64_t record, size_t offset, size_t size, uint8_t * out, std::string * error);
 
-    llama_kv_geometry geometry;
     uint64_t budget;
     std::unique_ptr<llama_kv_spill> spill;
     llama_prefetcher * pool;
     inspect_fn inspect;
 
-    size_t os_page;
-    uint32_t n_per_stream;
-    std::vector<uint64_t> charges;   // [layer]
-    std::vector<size_t> layer_begin; // in a record, n_layers() + 1 of them
-    std::vector<std::pair<const uint8_t *, std::pair<uint32_t, size_t>>> by_address;
-    uint64_t sum_charge = 0;
     uint64_t resident = 0;
     uint64_t pin_epoch = 1;
 

@@ -353,6 +353,14 @@ bool llama_superllama::take_kv_failure() const {
     return pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
 }
 
+void llama_superllama::copy_tensor(const ggml_tensor * src, ggml_tensor * dst) {
+    if (llama_kv_pager::is_paged(src)) {
+        ggml_backend_tensor_get(src, dst->data, 0, ggml_nbytes(src));
+    } else {
+        ggml_backend_tensor_copy(src, dst);
+    }
+}
+
 void llama_superllama::kv_pages(struct superllama_kv_pages & out) const {
     out = {};
     const llama_kv_paging & paging = pimpl->paging;

@@ -9,6 +9,7 @@
 struct llama_context;
 struct llama_ubatch;
 struct ggml_cgraph;
+struct ggml_tensor;
 struct superllama_kv_pages;
 struct superllama_kv_seq_pages;
 struct superllama_stats;
@@ -33,6 +34,9 @@ class llama_superllama {
     T checked(T result) const {
         return take_kv_failure() ? T() : result;
     }
+
+    // ggml_backend_tensor_copy(), also of KV cells whose page is on disk; `dst` is in host memory then.
+    static void copy_tensor(const ggml_tensor * src, ggml_tensor * dst);
 
     void kv_pages(struct superllama_kv_pages & out) const;
     void kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;

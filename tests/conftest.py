@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model as tiny
+from native_build import native_programs
 from running import Runner
 
 import superllama
@@ -67,3 +69,25 @@ def run_python() -> Runner:
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)  # type: ignore[call-overload]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library to preload that makes reads and writes fail."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("there is no C compiler to build the library that injects faults")
+    source = Path(__file__).parent / "fault_shim.c"
+    path = tmp_path_factory.mktemp("shim") / "fault_shim.so"
+    command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o", path, "-ldl"]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random model of every architecture that upstream can save."""
+    folder = tmp_path_factory.mktemp("architectures")
+    command = [native_programs() / "make-arch-models", "-o", f"{folder}/"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    return {path.stem: path for path in folder.glob("*.gguf")}

@@ -1,7 +1,7 @@
-// Preloaded by the tests of dynamic layers: makes reads of one file fail when told to.
+// Preloaded by the tests of faults: makes reads or writes of one file fail when told to.
 //
-// FAULT_PATH names the file. fault_arm(after, count, kind) lets `after` reads of it pass and spoils the next
-// `count`; fault_count() says how many were spoiled.
+// FAULT_PATH is how the file's path begins. fault_arm(after, count, kind) lets `after` reads of it pass and spoils the
+// next `count`; fault_count() says how many were spoiled. Writes are spoiled by kind FAULT_NOSPC only.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,6 +19,7 @@ enum kind {
     FAULT_END      = 3, // as at the end of the file
     FAULT_EINTR    = 4,
     FAULT_NODIRECT = 5, // EINVAL from descriptors that were opened with O_DIRECT
+    FAULT_NOSPC    = 6, // of writes
 };
 
 static atomic_int n_before, n_left, n_spoiled, what;
@@ -43,11 +44,12 @@ static int is_ours(int fd) {
         return 0;
     }
     name[n] = 0;
-    return strcmp(name, path) == 0;
+    return strncmp(name, path, strlen(path)) == 0;
 }
 
 static ssize_t spoiled_pread(ssize_t (*next)(int, void *, size_t, off_t), int fd, void * buf, size_t n, off_t offset) {
-    if (n_left <= 0 || !is_ours(fd) || (what == FAULT_NODIRECT && (fcntl(fd, F_GETFL) & O_DIRECT) == 0)) {
+    if (n_left <= 0 || what == FAULT_NOSPC || !is_ours(fd) ||
+        (what == FAULT_NODIRECT && (fcntl(fd, F_GETFL) & O_DIRECT) == 0)) {
         return next(fd, buf, n, offset);
     }
     if (atomic_fetch_sub(&n_before, 1) > 0 || atomic_fetch_sub(&n_left, 1) <= 0) {
@@ -81,4 +83,22 @@ ssize_t pread(int fd, void * buf, size_t n, off_t offset) {
 
 ssize_t pread64(int fd, void * buf, size_t n, off_t offset) {
     return spoiled_pread((ssize_t (*)(int, void *, size_t, off_t)) dlsym(RTLD_NEXT, "pread64"), fd, buf, n, offset);
+}
+
+static ssize_t spoiled_pwrite(const char * name, int fd, const void * buf, size_t n, off_t offset) {
+    if (n_left > 0 && what == FAULT_NOSPC && is_ours(fd) && atomic_fetch_sub(&n_before, 1) <= 0 &&
+        atomic_fetch_sub(&n_left, 1) > 0) {
+        n_spoiled++;
+        errno = ENOSPC;
+        return -1;
+    }
+    return ((ssize_t (*)(int, const void *, size_t, off_t)) dlsym(RTLD_NEXT, name))(fd, buf, n, offset);
+}
+
+ssize_t pwrite(int fd, const void * buf, size_t n, off_t offset) {
+    return spoiled_pwrite("pwrite", fd, buf, n, offset);
+}
+
+ssize_t pwrite64(int fd, const void * buf, size_t n, off_t offset) {
+    return spoiled_pwrite("pwrite64", fd, buf, n, offset);
 }

@@ -87,15 +87,6 @@ MOE += ["dbrx", "grok", "phimoe", "glm4moe", "ernie4_5-moe", "hunyuan-moe", "lla
 FAMILIES = [f"{name}-dense" for name in DENSE] + [f"{name}-moe" for name in MOE]
 
 
-@pytest.fixture(scope="session")
-def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny random model of every architecture that upstream can save."""
-    folder = tmp_path_factory.mktemp("architectures")
-    command = [native_programs() / "make-arch-models", "-o", f"{folder}/"]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
-    return {path.stem: path for path in folder.glob("*.gguf")}
-
-
 @pytest.mark.parametrize("repack", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, repack: int, architectures: dict[str, Path]) -> None:

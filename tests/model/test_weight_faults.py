@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -217,18 +216,6 @@ assert ctx.metrics().layers_evicted > 1000
 print("exact")
 """
 )
-
-
-@pytest.fixture(scope="session")
-def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("there is no C compiler to build the library that injects faults")
-    source = Path(__file__).parent.parent / "fault_shim.c"
-    path = tmp_path_factory.mktemp("shim") / "fault_shim.so"
-    command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o", path, "-ldl"]
-    subprocess.run(command, check=True)
-    return path
 
 
 @pytest.mark.slow

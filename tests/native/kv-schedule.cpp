@@ -22,7 +22,7 @@
 
 struct options {
     std::string model;
-    std::string spill_dir;
+    std::string spill_dir = "/tmp";
     int steps = 1000;
     int seed = 1;
     int n_seq = 4;
@@ -34,8 +34,10 @@ struct options {
     int async = 0;
     int unified = 0;
     int poison = 1;
+    int together = 1; // batches of several sequences
     int full_disk = 0;
-    int streamed = 0; // expect layer-by-layer ubatches
+    int large_batch = 0; // all sequences together do not fit
+    int streamed = 0;    // expect layer-by-layer ubatches
     std::string type = "f16";
 };
 
@@ -44,10 +46,20 @@ static options parse(int argc, char ** argv) {
     for (int i = 1; i + 1 < argc; i += 2) {
         const std::string name = argv[i], value = argv[i + 1];
         const std::pair<const char *, int *> numbers[] = {
-            { "--steps", &o.steps },     { "--seed", &o.seed },           { "--seqs", &o.n_seq },
-            { "--ctx", &o.n_ctx_seq },   { "--ubatch", &o.n_ubatch },     { "--page", &o.page },
-            { "--threads", &o.threads }, { "--async", &o.async },         { "--unified", &o.unified },
-            { "--poison", &o.poison },   { "--full-disk", &o.full_disk }, { "--streamed", &o.streamed },
+            { "--steps", &o.steps },
+            { "--seed", &o.seed },
+            { "--seqs", &o.n_seq },
+            { "--ctx", &o.n_ctx_seq },
+            { "--ubatch", &o.n_ubatch },
+            { "--page", &o.page },
+            { "--threads", &o.threads },
+            { "--async", &o.async },
+            { "--unified", &o.unified },
+            { "--poison", &o.poison },
+            { "--full-disk", &o.full_disk },
+            { "--streamed", &o.streamed },
+            { "--large-batch", &o.large_batch },
+            { "--together", &o.together },
         };
         bool known = name == "-m" || name == "--type" || name == "--spill-dir" || name == "--budget-pages";
         o.model = name == "-m" ? value : o.model;
@@ -83,7 +95,7 @@ static llama_context * make_context(llama_model * model, const options & o, bool
     p.superllama.kv_budget_bytes = budget;
     p.superllama.async_prefetch = o.async != 0;
     p.superllama.prefetch_threads = 2;
-    p.superllama.spill_dir = o.spill_dir.empty() ? nullptr : o.spill_dir.c_str();
+    p.superllama.spill_dir = o.spill_dir.c_str();
     llama_context * ctx = llama_init_from_model(model, p);
     if (ctx == nullptr) {
         fprintf(stderr, "kv-schedule: no context: %s\n", superllama_last_error());
@@ -189,6 +201,30 @@ struct schedule {
         llama_batch_free(batch);
     }
 
+    // By files: what a tool saves and loads between runs.
+    void save_and_load_file(int from, int to) { // -1: all sequences
+        std::string data[2];
+        const std::string path = o.spill_dir + "/state.bin";
+        llama_token tokens[3] = { 1, 2, 3 };
+        size_t n_tokens = 0;
+        int i = 0;
+        both([&](llama_context * ctx) {
+            CHECK(from < 0 ? llama_state_save_file(ctx, path.c_str(), tokens, 3)
+                           : llama_state_seq_save_file(ctx, path.c_str(), from, tokens, 3) > 0);
+            std::ifstream file(path, std::ios::binary);
+            data[i++].assign(std::istreambuf_iterator<char>(file), {});
+        });
+        CHECK(data[0] == data[1]);
+        bool loaded[2] = {};
+        i = 0;
+        both([&](llama_context * ctx) {
+            loaded[i++] = from < 0 ? llama_state_load_file(ctx, path.c_str(), tokens, 3, &n_tokens)
+                                   : llama_state_seq_load_file(ctx, path.c_str(), to, tokens, 3, &n_tokens) > 0;
+        });
+        CHECK(loaded[0] == loaded[1] && (loaded[0] || o.unified));
+        CHECK(remove(path.c_str()) == 0);
+    }
+
     void save_and_load(int from, int to) { // -1: all sequences
         std::vector<uint8_t> blob[2];
         int i = 0;
@@ -212,7 +248,7 @@ struct schedule {
         if (what < 50 || end < 2) {
             const int sizes[] = { 1, 1, 1 + pick(8), 1 + pick(40), 1 + pick(300) };
             decode({ { a, std::min(sizes[pick(5)], 1024) } });
-        } else if (what < 60) {
+        } else if (what < 60 && o.together != 0) {
             std::vector<std::pair<int, int>> parts;
             const int n = 1 + pick(3);
             for (int s = 0; s < o.n_seq; ++s) {
@@ -252,16 +288,32 @@ struct schedule {
         } else if (what < 90) {
             decode({ { b, 1 } }); // so that no copy waits
             if (end_of(a) > 0) {
-                save_and_load(a, b);
+                pick(2) == 0 ? save_and_load(a, b) : save_and_load_file(a, b);
             }
         } else if (what < 92) {
             decode({ { b, 1 } });
-            save_and_load(-1, -1);
+            pick(2) == 0 ? save_and_load(-1, -1) : save_and_load_file(-1, -1);
         } else {
             CHECK(superllama_kv_prefetch(paged, a) >= 0);
         }
     }
 };
+
+// The same token appended to each of some sequences, in one batch.
+static int decode_one(llama_context * ctx, const std::vector<llama_seq_id> & seqs) {
+    llama_batch batch = llama_batch_init((int) seqs.size(), 0, 1);
+    for (llama_seq_id seq : seqs) {
+        const int i = batch.n_tokens++;
+        batch.token[i] = 5;
+        batch.pos[i] = llama_memory_seq_pos_max(llama_get_memory(ctx), seq) + 1;
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = seq;
+        batch.logits[i] = 1;
+    }
+    const int status = llama_decode(ctx, batch);
+    llama_batch_free(batch);
+    return status;
+}
 
 // A disk that takes nothing more: the decode that has to evict fails, nothing else is harmed, and it works again
 // once there is room.
@@ -277,26 +329,33 @@ static void try_full_disk(schedule & s) {
     CHECK(setrlimit(RLIMIT_FSIZE, &none) == 0);
     int n_failed = 0;
     for (int seq = 0; seq < s.o.n_seq; ++seq) {
-        llama_token token = 5;
-        llama_batch batch = llama_batch_init(1, 0, 1);
-        batch.n_tokens = 1;
-        batch.token[0] = token;
-        batch.pos[0] = s.end_of(seq);
-        batch.n_seq_id[0] = 1;
-        batch.seq_id[0][0] = seq;
-        batch.logits[0] = 1;
-        if (llama_decode(s.paged, batch) != 0) {
+        if (decode_one(s.paged, { seq }) != 0) {
             CHECK(std::string(superllama_last_error()).find("spill file") != std::string::npos);
             n_failed++;
         } else {
-            CHECK(llama_decode(s.ref, batch) == 0);
+            CHECK(decode_one(s.ref, { seq }) == 0);
             CHECK(memcmp(llama_get_logits_ith(s.ref, 0), llama_get_logits_ith(s.paged, 0),
                          sizeof(float) * (size_t) s.n_vocab) == 0);
         }
-        llama_batch_free(batch);
     }
     CHECK(n_failed > 0);
     CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.decode({ { seq, 3 } });
+    }
+}
+
+// A batch of all sequences whose pages do not fit, not even layer by layer: refused, and each alone goes on.
+static void try_large_batch(schedule & s) {
+    std::vector<llama_seq_id> all;
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1); });
+        s.decode({ { seq, s.o.n_ctx_seq / 2 } });
+        all.push_back(seq);
+    }
+    CHECK(decode_one(s.paged, all) < 0);
+    const std::string error = superllama_last_error();
+    CHECK(error.find("layer by layer") != std::string::npos && error.find("--kv-budget leaves") != std::string::npos);
     for (int seq = 0; seq < s.o.n_seq; ++seq) {
         s.decode({ { seq, 3 } });
     }
@@ -332,6 +391,9 @@ int main(int argc, char ** argv) {
                    make_context(model, o, true, budget), llama_vocab_n_tokens(llama_model_get_vocab(model)) };
     if (o.full_disk != 0) {
         try_full_disk(s);
+    }
+    if (o.large_batch != 0) {
+        try_large_batch(s);
     }
     uint64_t resident_most = 0;
     for (int i = 0; i < o.steps; ++i) {

@@ -8,7 +8,15 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <new>
 #include <random>
+
+// The buffers for reading and writing come from here.
+static std::atomic<bool> no_memory{ false };
+
+void * operator new[](size_t size, const std::nothrow_t &) noexcept {
+    return no_memory ? nullptr : ::operator new[](size);
+}
 
 struct faulty : llama_kv_spill::system {
     std::atomic<int> write_errno{ 0 };
@@ -56,7 +64,7 @@ struct cache {
         pool = ahead ? std::make_unique<llama_prefetcher>(2) : nullptr;
         const auto make = [&](uint64_t budget) {
             return std::make_unique<llama_kv_pages>(
-                g, budget, std::make_unique<llama_kv_spill>("", llama_kv_pages::record_bytes(g), &sys), pool.get(),
+                g, budget, std::make_unique<llama_kv_spill>("", llama_kv_layout(g).record_bytes(), &sys), pool.get(),
                 [this](llama_kv_pages::page_id p) { return use[p]; });
         };
         pages = make(0);
@@ -256,6 +264,16 @@ static void test_faults(bool ahead) {
     c.sys.read_errno = 0;
     CHECK(c.pages->restore({ 0 }, &error));
     CHECK(c.g.layers[0][0].base[0] == 7);
+
+    CHECK(c.pages->write(0, &error) && c.pages->evict(1, &error));
+    no_memory = true; // neither way; all stays where it is
+    CHECK(!c.pages->restore({ 1 }, &error) && c.pages->on_disk(1));
+    CHECK(error.find("no memory for a buffer") != std::string::npos);
+    const uint8_t * in_page_1 = c.g.layers[0][0].base + 64 * 64;
+    CHECK(!c.pages->read_bytes(in_page_1, 1, &byte, &error));
+    CHECK(!c.pages->evict(0, &error) && c.pages->in_memory(0));
+    no_memory = false;
+    CHECK(c.pages->read_bytes(in_page_1, 1, &byte, &error) && byte == 8);
 }
 
 int main() {
