@@ -4,11 +4,13 @@
 #include "llama.h"
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 struct llama_context;
 struct llama_ubatch;
 struct ggml_cgraph;
+struct llama_memory_context_i;
 struct superllama_kv_pages;
 struct superllama_kv_seq_pages;
 struct superllama_stats;
@@ -23,7 +25,12 @@ class llama_superllama {
 
     void context_ready(); // throws where the memory budget leaves nothing for weights
 
-    void before_ubatch(const llama_ubatch & ubatch);
+    // Taken by everything that refers to places of layers or of their KV: while it lives, nothing moves.
+    std::unique_lock<std::recursive_mutex> hold() const;
+
+    void before_reserve(const llama_memory_context_i * mctx); // makes room on devices for the compute buffers
+
+    bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
     bool before_graph(ggml_cgraph * gf); // false: the graph cannot run; superllama_last_error() says why
     bool after_graph();                  // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
@@ -43,6 +50,7 @@ class llama_superllama {
 
   private:
     bool take_kv_failure() const;
+    void count_compute_buffers();
 
     struct impl;
     std::unique_ptr<impl> pimpl;

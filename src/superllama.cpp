@@ -101,14 +101,28 @@ int32_t superllama_layers(const struct llama_model * model, struct superllama_la
         if (model->superllama == nullptr) {
             return 0;
         }
-        const auto layers = model->superllama->sched().layers();
-        for (int32_t i = 0; i < std::min(n_max, (int32_t) layers.size()); ++i) {
-            const auto & l = layers[(size_t) i];
-            out[i] = { l.index,           l.bytes_resident < l.bytes ? SUPERLLAMA_TIER_DISK : SUPERLLAMA_TIER_HOST,
-                       (int64_t) l.bytes, (int64_t) l.bytes_resident,
-                       l.last_use,        l.n_loads,
-                       l.n_evictions };
+        std::vector<struct superllama_layer> layers;
+        for (const auto & l : model->superllama->sched().layers()) {
+            layers.push_back({ l.index, l.bytes_resident < l.bytes ? SUPERLLAMA_TIER_DISK : SUPERLLAMA_TIER_HOST,
+                               (int64_t) l.bytes, (int64_t) l.bytes_resident, l.last_use, l.n_loads, l.n_evictions,
+                               nullptr, 0, 0 });
         }
+        if (const llama_device_tier * tier = model->superllama->tier()) {
+            const int32_t n_output = tier->n_layers() - 1;
+            const auto bytes = (int64_t) tier->info(n_output).bytes;
+            layers.push_back({ n_output, SUPERLLAMA_TIER_HOST, bytes, bytes, 0, 0, 0, nullptr, 0, 0 });
+            for (struct superllama_layer & l : layers) {
+                const auto on = tier->info(l.index);
+                l.n_device_loads = on.n_loads;
+                l.n_device_evictions = on.n_evictions;
+                if (on.device != nullptr) {
+                    l.tier = SUPERLLAMA_TIER_DEVICE;
+                    l.device = ggml_backend_dev_name(on.device);
+                    l.bytes = l.bytes_resident = (int64_t) on.bytes;
+                }
+            }
+        }
+        std::copy_n(layers.begin(), std::max(0, std::min(n_max, (int32_t) layers.size())), out);
         return (int32_t) layers.size();
     });
 }
@@ -124,6 +138,32 @@ int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_by
         if (!error.empty()) {
             throw std::runtime_error(error);
         }
+        return 0;
+    });
+}
+
+int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t * bytes, int32_t n_devices) {
+    return guarded([&] {
+        llama_device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
+        if (tier == nullptr) {
+            throw std::runtime_error("the model was loaded without dynamic layers, or there is no device to move them to");
+        }
+        if (n_devices != (int32_t) tier->n_devices()) {
+            throw std::runtime_error(std::to_string(n_devices) + " budgets for " + std::to_string(tier->n_devices()) +
+                                     " devices");
+        }
+        std::string error;
+        const auto placement = tier->hold();
+        if (!tier->set_budgets(std::vector<uint64_t>(bytes, bytes + n_devices), &error)) {
+            throw std::runtime_error(error);
+        }
+        return 0;
+    });
+}
+
+int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
+    return guarded([&] {
+        superllama_parse_vram_budget(text, bytes);
         return 0;
     });
 }
