@@ -191,9 +191,9 @@ struct superllama_layer {
     int64_t last_use;       // number of the ubatch on the host, 0 = never
     int64_t n_loads;        // of its blocks
     int64_t n_evictions;
-    const char * device;          // name of the device that it is on, NULL = host; lives as long as the process
-    int64_t n_device_loads;       // moves to a device
-    int64_t n_device_evictions;   // moves back to the host
+    const char * device;        // name of the device that it is on, NULL = host; lives as long as the process
+    int64_t n_device_loads;     // moves to a device
+    int64_t n_device_evictions; // moves back to the host
 };
 
 // Fills up to n_max entries and returns how many layers there are: 0 for a model without dynamic layers. Where
@@ -205,13 +205,17 @@ LLAMA_API int32_t superllama_layers(const struct llama_model * model, struct sup
 LLAMA_API int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes);
 
 // The budgets of the devices of a model with dynamic layers, in the order of its devices, 0 = automatic; moves layers
-// before it returns. A budget in which nothing fits leaves no layer on its device. Fails for a wrong number of
-// devices, and where a layer could not be moved: then it stays where it is.
-LLAMA_API int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t * bytes, int32_t n_devices);
+// before it returns. A budget in which nothing fits leaves no layer on its device. Fails where there is no device, and
+// where a layer could not be moved: then it stays where it is.
+LLAMA_API int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]);
 
 // "8GiB,512MiB": a size for each device, "auto" is 0; the last one holds for all devices that follow. "0" becomes 1
 // byte, in which nothing fits.
 LLAMA_API int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_DEVICES]);
+
+// Makes the devices of an RPC server at "host:port" known, as --rpc does; returns how many it has. The server has to be
+// there: upstream ends the process where it cannot connect. Adding it again changes nothing.
+LLAMA_API int32_t superllama_add_rpc_server(const char * endpoint);
 
 #ifdef __cplusplus
 }

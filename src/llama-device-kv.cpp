@@ -21,7 +21,9 @@ struct llama_device_kv::layer_buffer_types {
     };
     std::map<int, entry> entries;
 
-    static const char * get_name(ggml_backend_buffer_type_t buft) { return ((const entry *) buft->context)->name.c_str(); }
+    static const char * get_name(ggml_backend_buffer_type_t buft) {
+        return ((const entry *) buft->context)->name.c_str();
+    }
 
     static ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t, size_t size) {
         return ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);

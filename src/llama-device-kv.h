@@ -30,7 +30,7 @@ class llama_device_kv {
 
     size_t bytes(int il) const;
     bool is_at(int il, ggml_backend_buffer_type_t buft) const; // all of it
-    bool move(int il, ggml_backend_buffer_type_t to); // false: no memory there; what did not move stays valid
+    bool move(int il, ggml_backend_buffer_type_t to);          // false: no memory there; what did not move stays valid
 
     // Of the compute buffers on each device: the most that was ever needed, and what is there.
     std::vector<size_t> compute_need;

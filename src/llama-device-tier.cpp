@@ -130,9 +130,9 @@ bool llama_device_tier::set_budgets(const std::vector<uint64_t> & budgets, std::
     const auto memory = llama_device_memory_sample(cfg.devices);
     for (size_t d = 0; d < n_devices(); ++d) {
         places[d].budget_max = budgets[d] > 0 ? budgets[d] : memory[d].total;
-        places[d].budget_now =
-            budgets[d] > 0 ? budgets[d]
-                           : used_bytes(d) + (uint64_t) ((double) memory[d].free * (double) cfg.mem_pressure);
+        places[d].budget_now = budgets[d] > 0
+                                   ? budgets[d]
+                                   : used_bytes(d) + (uint64_t) ((double) memory[d].free * (double) cfg.mem_pressure);
         places[d].t_grow_us = 0;
     }
     return place(error);
@@ -210,8 +210,8 @@ bool llama_device_tier::place(std::string * error) {
         }
         // the KV of a new context
         const bool late = dev >= 0 && std::any_of(contexts.begin(), contexts.end(), [&](const llama_device_kv * kv) {
-            return !kv->is_at(il, buft(dev));
-        });
+                              return !kv->is_at(il, buft(dev));
+                          });
         moved = moved || late;
         if (late && !move_kv(il, dev)) {
             return allocation_failed((size_t) dev, error);
@@ -309,8 +309,7 @@ bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<
             places[dev].budget_now = used;
             places[dev].t_grow_us = ggml_time_us() + device_retry_us;
             LLAMA_LOG_WARN("%s: %s has no memory for layer %d (%.0f MiB); trying again in %d s\n", __func__,
-                           ggml_backend_dev_name(cfg.devices[dev]), il, mib(l.bytes),
-                           device_retry_us / 1000000);
+                           ggml_backend_dev_name(cfg.devices[dev]), il, mib(l.bytes), device_retry_us / 1000000);
             out_of_memory = true;
             break;
         }
@@ -375,7 +374,8 @@ bool llama_device_tier::upload(const std::vector<int> & coming, std::string * er
                 const llama_weight_source from = { w.source.file, w.source.offset + first };
                 const uint64_t end = runs.empty() ? 0 : runs.back().source.offset + runs.back().bytes;
                 if (runs.empty() || runs.back().source.file != from.file || from.offset < end ||
-                    from.offset - end > upload_gap_max || from.offset + n - runs.back().source.offset > upload_bytes_max) {
+                    from.offset - end > upload_gap_max ||
+                    from.offset + n - runs.back().source.offset > upload_bytes_max) {
                     runs.push_back({ from, 0, {} });
                 }
                 runs.back().bytes = from.offset + n - runs.back().source.offset;

@@ -22,15 +22,15 @@ class llama_device_tier {
   public:
     struct config {
         std::vector<ggml_backend_dev_t> devices;
-        std::vector<uint64_t> budgets;   // of each, 0 = automatic
-        std::vector<int32_t> n_layers;   // upper bound of each
-        int32_t n_layers_max;            // of all, as -ngl
-        std::vector<bool> host_only;     // layers that the user pinned to the host
+        std::vector<uint64_t> budgets; // of each, 0 = automatic
+        std::vector<int32_t> n_layers; // upper bound of each
+        int32_t n_layers_max;          // of all, as -ngl
+        std::vector<bool> host_only;   // layers that the user pinned to the host
         float mem_pressure;
         float mem_pressure_low;
         bool async; // read the file in a thread while uploading
 
-        ggml_tensor ** output;       // the model's, which may be its token embedding as well
+        ggml_tensor ** output; // the model's, which may be its token embedding as well
         const ggml_tensor * tok_embd;
 
         // A layer's host memory is about to be needed again, or no longer is.
@@ -54,7 +54,7 @@ class llama_device_tier {
     // `error` and it stays where it was.
     bool place(std::string * error);
     bool set_budgets(const std::vector<uint64_t> & budgets, std::string * error);
-    bool sample(std::string * error); // follows the devices' memory, at most every 50 ms
+    bool sample(std::string * error);                        // follows the devices' memory, at most every 50 ms
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
 
     size_t budget_of(size_t dev) const { return places[dev].budget_now; }
@@ -77,7 +77,7 @@ class llama_device_tier {
         double pressure; // of the fullest device, 0..1
         double move_ms;
     };
-    counters count() const;       // from any thread
+    counters count() const;                                // from any thread
     size_t kv_device_bytes() const { return n_kv_device; } // KV that would be on the host without devices
 
     // Of all contexts on the model.

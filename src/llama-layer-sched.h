@@ -91,7 +91,7 @@ class llama_layer_sched {
         int64_t last_use = 0;
         int64_t n_loads = 0;
         int64_t n_evictions = 0;
-        bool listed = false; // in lru
+        bool listed = false;    // in lru
         bool elsewhere = false; // on a device
         std::string error;
         std::vector<llama_prefetcher::job_id> jobs;

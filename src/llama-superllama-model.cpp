@@ -79,9 +79,8 @@ llama_superllama_model::llama_superllama_model(llama_model & model, const llama_
                      : (uint64_t) ((double) memory.host_available * this->params.mem_pressure);
 }
 
-std::unique_ptr<llama_superllama_model> llama_superllama_model::create(llama_model & model,
-                                                                       const llama_model_params & params,
-                                                                       const llama_model_loader & ml) {
+std::unique_ptr<llama_superllama_model>
+llama_superllama_model::create(llama_model & model, const llama_model_params & params, const llama_model_loader & ml) {
     if (!params.superllama.dynamic_layers || ml.no_alloc || ml.files.empty()) {
         return nullptr;
     }
@@ -229,7 +228,7 @@ void llama_superllama_model::create_tier() {
     cfg.n_layers = split_layers(model, n_max);
     for (size_t d = 0; d < model.devices.size(); ++d) {
         cfg.devices.push_back(model.devices[d].dev);
-        cfg.budgets.push_back(params.vram_budget_bytes[std::min<size_t>(d, SUPERLLAMA_MAX_DEVICES - 1)]);
+        cfg.budgets.push_back(params.vram_budget_bytes[d]);
     }
     cfg.host_only.assign((size_t) n_all, false);
     for (const llama_weight_tensor & t : store.tensors()) {

@@ -31,8 +31,8 @@ class llama_superllama {
     void before_reserve(const llama_memory_context_i * mctx); // makes room on devices for the compute buffers
 
     bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
-    bool before_graph(ggml_cgraph * gf); // false: the graph cannot run; superllama_last_error() says why
-    bool after_graph();                  // false: what the graph computed is not to be used
+    bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
+    bool after_graph();                              // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
     // The result of saving or loading a state, or nothing where KV data could not be read or written.

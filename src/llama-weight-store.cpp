@@ -24,8 +24,8 @@ static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always re
 static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t huge_page = 2u << 20;
-static const size_t move_bytes_min = 256u << 10; // smaller ranges are not worth a mapping of their own
-static const size_t moved_ranges_max = 16384;    // the kernel limits the mappings of a process to some 65,000
+static const size_t move_bytes_min = 256u << 10;   // smaller ranges are not worth a mapping of their own
+static const size_t moved_ranges_max = 16384;      // the kernel limits the mappings of a process to some 65,000
 static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
 
 static size_t round_up(size_t x, size_t to) {
@@ -123,8 +123,8 @@ struct held_tensor {
     uint32_t block = 0;  // the first one
     size_t addr_off = 0; // in its arena
     uint8_t * addr = nullptr;
-    bool held = true;    // of a resident tensor: it is to be in memory
-    bool there = false;  // and it is
+    bool held = true;   // of a resident tensor: it is to be in memory
+    bool there = false; // and it is
 };
 
 struct arena {

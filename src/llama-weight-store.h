@@ -99,7 +99,8 @@ class llama_weight_store {
     bool read_part(const llama_weight_part & part, std::string * error) const;
     bool unchanged(std::string * error) const; // the files are as they were
 
-    // Bytes as they are in the file. `staging` begins a page and has room for two more than `bytes` needs; null on failure.
+    // Bytes as they are in the file. `staging` begins a page and has room for two more than `bytes` needs; null on
+    // failure.
     const uint8_t * read(const llama_weight_source & from, size_t bytes, uint8_t * staging, std::string * error) const;
 
     // Whether a resident tensor is one: false gives the memory of a larger one back, true charges it again for

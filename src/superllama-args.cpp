@@ -99,14 +99,14 @@ static std::vector<common_arg> superllama_options() {
                 params.superllama.model.mem_budget_bytes = superllama_parse_budget(value.c_str());
             })
             .set_env("LLAMA_ARG_MEM_BUDGET"));
-    add(common_arg(
-            { "--vram-budget" }, "SIZE[,SIZE...]",
-            "with --dynamic-layers: hard cap on weights, KV and compute buffers on each device, in the order of "
-            "--device; the last one holds for all devices that follow; 8GiB, 512MiB, 0 = no layers, or auto = high mark "
-            "x what is free (default: auto)",
-            [](common_params & params, const std::string & value) {
-                superllama_parse_vram_budget(value.c_str(), params.superllama.model.vram_budget_bytes);
-            })
+    add(common_arg({ "--vram-budget" }, "SIZE[,SIZE...]",
+                   "with --dynamic-layers: hard cap on weights, KV and compute buffers on each device, in the order of "
+                   "--device; the last one holds for all devices that follow; 8GiB, 512MiB, 0 = no layers, or auto = "
+                   "high mark "
+                   "x what is free (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       superllama_parse_vram_budget(value.c_str(), params.superllama.model.vram_budget_bytes);
+                   })
             .set_env("LLAMA_ARG_VRAM_BUDGET"));
     add(common_arg(
             { "--mem-pressure" }, "F",

@@ -142,19 +142,16 @@ int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_by
     });
 }
 
-int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t * bytes, int32_t n_devices) {
+int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
     return guarded([&] {
         llama_device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
         if (tier == nullptr) {
-            throw std::runtime_error("the model was loaded without dynamic layers, or there is no device to move them to");
-        }
-        if (n_devices != (int32_t) tier->n_devices()) {
-            throw std::runtime_error(std::to_string(n_devices) + " budgets for " + std::to_string(tier->n_devices()) +
-                                     " devices");
+            throw std::runtime_error(
+                "the model was loaded without dynamic layers, or there is no device to move them to");
         }
         std::string error;
         const auto placement = tier->hold();
-        if (!tier->set_budgets(std::vector<uint64_t>(bytes, bytes + n_devices), &error)) {
+        if (!tier->set_budgets(std::vector<uint64_t>(bytes, bytes + tier->n_devices()), &error)) {
             throw std::runtime_error(error);
         }
         return 0;
@@ -165,6 +162,30 @@ int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_
     return guarded([&] {
         superllama_parse_vram_budget(text, bytes);
         return 0;
+    });
+}
+
+int32_t superllama_add_rpc_server(const char * endpoint) {
+    return guarded([&] {
+        using add_server = ggml_backend_reg_t (*)(const char *);
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        const auto add =
+            rpc ? (add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server") : nullptr;
+        if (add == nullptr) {
+            throw std::runtime_error("this build has no RPC backend (GGML_RPC)");
+        }
+        ggml_backend_reg_t server = add(endpoint);
+        if (server == nullptr) {
+            throw std::runtime_error(std::string("the RPC server at ") + endpoint + " offers no device");
+        }
+        bool known = false;
+        for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+            known = known || ggml_backend_reg_get(i) == server;
+        }
+        if (!known) {
+            ggml_backend_register(server);
+        }
+        return (int32_t) ggml_backend_reg_dev_count(server);
     });
 }
 

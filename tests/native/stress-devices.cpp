@@ -86,9 +86,9 @@ int main(int argc, char ** argv) {
     int64_t n_moves = 0, gpu_min = INT64_MAX, gpu_max = 0;
     for (; n_moves < n_moves_wanted; ++n_steps) {
         const auto new_budgets = [&] {
-            std::vector<uint64_t> budgets;
-            for (int d = 0; d < n_devices; ++d) {
-                budgets.push_back((uint64_t) std::max(1.0, all * 1.2 / n_devices * (double) (rng() % 1000) / 1000));
+            std::vector<uint64_t> budgets(SUPERLLAMA_MAX_DEVICES);
+            for (uint64_t & bytes : budgets) {
+                bytes = (uint64_t) std::max(1.0, all * 1.2 / n_devices * (double) (rng() % 1000) / 1000);
             }
             return budgets;
         };
@@ -114,7 +114,7 @@ int main(int argc, char ** argv) {
         }
         std::thread other; // moves between the graphs of a running decode
         const auto budgets = new_budgets();
-        const auto set = [&] { CHECK(superllama_set_vram_budget(dynamic.model, budgets.data(), n_devices) == 0); };
+        const auto set = [&] { CHECK(superllama_set_vram_budget(dynamic.model, budgets.data()) == 0); };
         const unsigned when = rng() % 4;
         if (when == 0) {
             set();
