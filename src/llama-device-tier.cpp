@@ -182,6 +182,12 @@ bool llama_device_tier::allocation_failed(size_t dev, std::string * error) {
     return false;
 }
 
+bool llama_device_tier::device_lost(size_t dev, std::string * error) {
+    places[dev].budget_now = 0;
+    places[dev].t_grow_us = ggml_time_us() + device_retry_us;
+    return place(error);
+}
+
 void llama_device_tier::forget(llama_device_kv * kv) {
     contexts.erase(std::remove(contexts.begin(), contexts.end(), kv), contexts.end());
     n_generation++; // servers drop their copies of graphs when a buffer is freed

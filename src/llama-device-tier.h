@@ -56,6 +56,7 @@ class llama_device_tier {
     bool set_budgets(const std::vector<uint64_t> & budgets, std::string * error);
     bool sample(std::string * error);                        // follows the devices' memory, at most every 50 ms
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
+    bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
 
     size_t budget_of(size_t dev) const { return places[dev].budget_now; }
     size_t used_bytes(size_t dev) const; // weights, KV, compute buffers

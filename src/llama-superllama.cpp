@@ -3,6 +3,7 @@
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-device-kv.h"
+#include "llama-impl.h"
 #include "llama-kv-cache-paged.h"
 #include "llama-mem-telemetry.h"
 #include "llama-metrics.h"
@@ -39,6 +40,7 @@ struct llama_superllama::impl {
     llama_superllama_model * weights = nullptr; // null: stock loading, nothing moves
     llama_device_tier * tier = nullptr;         // null: layers do not go to devices
     std::unique_ptr<llama_device_kv> device_kv; // with a tier
+    bool lost = false;                          // a device that it computed on is gone
     int64_t placement = -1;                     // generation that the scheduler's buffers are reserved for
     int64_t n_device_moves[2] = {};             // loads, evictions: as of the last event line
     bool turn = false;                          // this context's graph is the one that runs
@@ -332,6 +334,37 @@ void llama_superllama::count_compute_buffers() {
     pimpl->placement = pimpl->tier->generation();
 }
 
+using backend_lost = bool (*)(ggml_backend_t);
+
+static bool is_lost(ggml_backend_t backend) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+    const auto lost = (backend_lost) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_lost");
+    return lost != nullptr && lost(backend);
+}
+
+bool llama_superllama::lost_device(std::string * error) {
+    bool any = false;
+    for (ggml_backend_t backend : pimpl->ctx.backend_ptrs) {
+        if (!is_lost(backend)) {
+            continue;
+        }
+        any = true;
+        ggml_backend_dev_t dev = ggml_backend_get_device(backend);
+        *error =
+            format("the RPC server at %s is gone, and what this context had there; free the context and make a new "
+                   "one",
+                   ggml_backend_dev_description(dev));
+        for (size_t d = 0; d < pimpl->tier->n_devices() && !pimpl->lost; ++d) {
+            std::string why;
+            if (pimpl->ctx.model.devices[d].dev == dev && !pimpl->tier->device_lost(d, &why)) {
+                LLAMA_LOG_ERROR("superllama: %s\n", why.c_str());
+            }
+        }
+    }
+    pimpl->lost = pimpl->lost || any;
+    return any;
+}
+
 // The scheduler knows how it would cut the graph and has allocated nothing yet.
 void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
     llama_context & ctx = pimpl->ctx;
@@ -344,6 +377,9 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
     const uint32_t n_tokens = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
     std::string error;
+    if (lost_device(&error)) {
+        throw std::runtime_error(error);
+    }
     for (;;) {
         bool fits = tier->place(&error);
         std::vector<size_t> sizes(ctx.backend_ptrs.size());
@@ -378,6 +414,11 @@ bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     pimpl->rates.begin(ggml_time_us());
     if (pimpl->tier != nullptr) {
         std::string error;
+        if (lost_device(&error)) {
+            superllama_set_error(error);
+            LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+            return false;
+        }
         if (!pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
         }
@@ -432,6 +473,9 @@ bool llama_superllama::after_graph() {
     self.turn = false;
     ggml_backend_sched_synchronize(self.ctx.get_sched());
     self.weights->sched().end_graph();
+    if (self.tier != nullptr) {
+        lost_device(&self.error);
+    }
     if (!self.error.empty()) {
         superllama_set_error(self.error);
         LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());

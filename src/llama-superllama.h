@@ -51,6 +51,7 @@ class llama_superllama {
   private:
     bool take_kv_failure() const;
     void count_compute_buffers();
+    bool lost_device(std::string * error); // one that this context computes on is gone
 
     struct impl;
     std::unique_ptr<impl> pimpl;
