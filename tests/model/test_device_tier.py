@@ -18,6 +18,7 @@ from rpc_devices import Server, rpc_server
 from running import Runner
 
 import superllama
+from superllama._programs import find_program
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +228,64 @@ def test_tokens_are_those_of_a_static_placement(demo_model: Path, servers: list[
 
 
 # ---------------------------------------------------------------- errors
+
+LOST = (
+    PRELUDE
+    + """
+import signal, subprocess
+
+port = sys.argv[4].rpartition(":")[2]
+superllama.add_rpc_server(sys.argv[4])
+model, ctx = open_model(vram_budget=["50MiB", "auto"])
+healthy = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+healthy.decode(model.tokenize(PROMPT))
+reference = greedy(healthy, 8)
+on_both = {l.device for l in model.layers()} >= {"RPC1"}
+ctx.decode(model.tokenize(PROMPT))
+os.kill(int(sys.argv[5]), signal.SIGKILL)
+errors = []
+for _ in range(2):
+    try:
+        greedy(ctx, 8)
+    except superllama.DecodeError as e:
+        errors.append(str(e))
+gone = "RPC1" in {l.device for l in model.layers()}
+again = subprocess.Popen([sys.argv[6], "-H", "127.0.0.1", "-p", port, "-t", "1"], stdout=subprocess.DEVNULL)
+time.sleep(1)
+ctx.close(); healthy.close()
+fresh = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+fresh.decode(model.tokenize(PROMPT))
+tokens = greedy(fresh, 4)
+model.set_budget(vram=["50MiB", "auto"])
+tokens += greedy(fresh, 4)
+back = "RPC1" in {l.device for l in model.layers()}
+fresh.close(); model.close()
+again.kill()
+print(json.dumps({"both": on_both, "errors": errors, "gone": gone, "back": back, "same": tokens == reference}))
+"""
+)
+
+
+def test_a_server_that_is_killed(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
+    """Its contexts fail with a message; its layers are back on the host, and on it, when it is there again."""
+    with rpc_server() as victim:
+        done = run_python(
+            LOST,
+            demo_model,
+            servers[0].endpoint,
+            servers[0].process.pid,
+            victim.endpoint,
+            victim.process.pid,
+            find_program("ggml-rpc-server"),
+        )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["both"]
+    assert len(seen["errors"]) == 2
+    assert all(f"RPC server at {victim.endpoint} is gone" in error for error in seen["errors"])
+    assert not seen["gone"]
+    assert seen["back"]
+    assert seen["same"]
 
 
 def test_bad_input(demo_model: Path, demo: superllama.Model) -> None:
