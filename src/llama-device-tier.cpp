@@ -20,6 +20,7 @@ static const size_t upload_bytes_max = 8u << 20; // read and uploaded at once
 static const size_t upload_gap_max = 64u << 10;  // bytes between two tensors that are read along
 static const int device_sample_us = 50000;
 static const int device_retry_us = 10000000;
+static const uint64_t budget_unknown = 1ull << 50;
 static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
 
 llama_device_tier::llama_device_tier(llama_weight_store & store, const config & cfg) :
@@ -56,9 +57,7 @@ llama_device_tier::llama_device_tier(llama_weight_store & store, const config & 
     }
     const auto memory = llama_device_memory_sample(cfg.devices);
     for (size_t d = 0; d < n_devices(); ++d) {
-        places[d].budget_max = cfg.budgets[d] > 0 ? cfg.budgets[d] : memory[d].total;
-        places[d].budget_now =
-            cfg.budgets[d] > 0 ? cfg.budgets[d] : (uint64_t) ((double) memory[d].free * cfg.mem_pressure);
+        set_budget(d, cfg.budgets[d], memory[d].free, memory[d].total);
     }
 }
 
@@ -126,14 +125,35 @@ std::vector<int> llama_device_tier::target() const {
     return to;
 }
 
-bool llama_device_tier::set_budgets(const std::vector<uint64_t> & budgets, std::string * error) {
+void llama_device_tier::set_budget(size_t dev, uint64_t bytes, size_t free, size_t total) {
+    place_state & p = places[dev];
+    p.t_grow_us = 0;
+    if (bytes > 0 || total == 0) { // a device that does not tell is filled until an allocation fails
+        p.budget_max = bytes > 0 ? bytes : budget_unknown;
+        p.budget_now = p.budget_max;
+    } else {
+        p.budget_max = total;
+        p.budget_now = used_bytes(dev) + (uint64_t) ((double) free * (double) cfg.mem_pressure);
+    }
+}
+
+void llama_device_tier::ask(const std::vector<uint64_t> & budgets) {
+    const std::lock_guard<std::mutex> lock(asked_mutex);
+    asked = budgets;
+}
+
+bool llama_device_tier::apply_asked(std::string * error) {
+    std::vector<uint64_t> budgets;
+    {
+        const std::lock_guard<std::mutex> lock(asked_mutex);
+        budgets.swap(asked);
+    }
+    if (budgets.empty()) {
+        return true;
+    }
     const auto memory = llama_device_memory_sample(cfg.devices);
     for (size_t d = 0; d < n_devices(); ++d) {
-        places[d].budget_max = budgets[d] > 0 ? budgets[d] : memory[d].total;
-        places[d].budget_now = budgets[d] > 0
-                                   ? budgets[d]
-                                   : used_bytes(d) + (uint64_t) ((double) memory[d].free * (double) cfg.mem_pressure);
-        places[d].t_grow_us = 0;
+        set_budget(d, budgets[d], memory[d].free, memory[d].total);
     }
     return place(error);
 }

@@ -50,10 +50,13 @@ class llama_device_tier {
     int n_device_layers() const { return n_on_devices; }
     int64_t generation() const { return n_generation; } // changes with the placement
 
+    // For the next apply_asked(), by whoever comes first: the caller, or a context between two ubatches. Any thread.
+    void ask(const std::vector<uint64_t> & budgets);
+
     // All of these hold the tier. They move what has to move; false where something could not, the reason is in
     // `error` and it stays where it was.
     bool place(std::string * error);
-    bool set_budgets(const std::vector<uint64_t> & budgets, std::string * error);
+    bool apply_asked(std::string * error);                   // budgets that were asked for, if any
     bool sample(std::string * error);                        // follows the devices' memory, at most every 50 ms
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
     bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
@@ -78,6 +81,7 @@ class llama_device_tier {
         double pressure; // of the fullest device, 0..1
         double move_ms;
     };
+    void refresh();                                        // what count() says, after a change
     counters count() const;                                // from any thread
     size_t kv_device_bytes() const { return n_kv_device; } // KV that would be on the host without devices
 
@@ -107,6 +111,7 @@ class llama_device_tier {
         int64_t t_grow_us = 0; // an allocation failed: not before this time
     };
 
+    void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
     std::vector<int> target() const;
     size_t kv_bytes(int il) const; // of all contexts
     bool evict(int il, std::string * error);
@@ -115,7 +120,6 @@ class llama_device_tier {
     bool upload(const std::vector<int> & coming, std::string * error);
     bool move_kv(int il, int to);
     void on_host(layer & l);
-    void refresh();
     ggml_backend_buffer_type_t buft(int dev) const;
 
     llama_weight_store & store;
@@ -125,6 +129,8 @@ class llama_device_tier {
     ggml_tensor * tied = nullptr;
 
     mutable std::recursive_mutex mutex;
+    std::mutex asked_mutex;
+    std::vector<uint64_t> asked;
     std::vector<layer> layers;
     std::vector<place_state> places;
     std::atomic<int> n_on_devices{ 0 };

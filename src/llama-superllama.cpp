@@ -298,6 +298,10 @@ void llama_superllama::context_ready() {
             host_bytes += entry.second.context + entry.second.compute;
         }
     }
+    std::string error;
+    if (self.tier != nullptr && lost_device(&error)) {
+        throw std::runtime_error(error);
+    }
     if (self.tier != nullptr) {
         const auto placement = hold();
         for (int il = 0; il < self.tier->n_layers(); ++il) {
@@ -332,6 +336,7 @@ void llama_superllama::count_compute_buffers() {
     }
     pimpl->device_kv->compute_now = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
     pimpl->placement = pimpl->tier->generation();
+    pimpl->tier->refresh();
 }
 
 using backend_lost = bool (*)(ggml_backend_t);
@@ -343,6 +348,7 @@ static bool is_lost(ggml_backend_t backend) {
 }
 
 bool llama_superllama::lost_device(std::string * error) {
+    const auto placement = hold();
     bool any = false;
     for (ggml_backend_t backend : pimpl->ctx.backend_ptrs) {
         if (!is_lost(backend)) {
@@ -378,7 +384,7 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
     std::string error;
     if (lost_device(&error)) {
-        throw std::runtime_error(error);
+        return; // nothing is left there; the next ubatch says so
     }
     for (;;) {
         bool fits = tier->place(&error);
@@ -419,7 +425,7 @@ bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
             LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
             return false;
         }
-        if (!pimpl->tier->sample(&error)) {
+        if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
         }
         if (pimpl->placement != pimpl->tier->generation()) {
@@ -430,7 +436,7 @@ bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
         } catch (const std::exception & e) {
             superllama_set_error(e.what());
             LLAMA_LOG_ERROR("superllama: %s\n", e.what());
-            pimpl->ctx.sched_need_reserve = true;
+            pimpl->placement = -1; // the next call tries again
             return false;
         }
     }

@@ -150,8 +150,9 @@ int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t by
                 "the model was loaded without dynamic layers, or there is no device to move them to");
         }
         std::string error;
+        tier->ask(std::vector<uint64_t>(bytes, bytes + tier->n_devices()));
         const auto placement = tier->hold();
-        if (!tier->set_budgets(std::vector<uint64_t>(bytes, bytes + tier->n_devices()), &error)) {
+        if (!tier->apply_asked(&error)) {
             throw std::runtime_error(error);
         }
         return 0;
