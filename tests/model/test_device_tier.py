@@ -160,7 +160,7 @@ model, ctx = open_model(vram_budget=budget)
 ctx.decode(model.tokenize(PROMPT))
 greedy(ctx, 10)
 layers = model.layers()
-second = superllama.Context(model, n_ctx=1024, n_threads=1) # more KV and compute buffers: layers make room
+second = superllama.Context(model, n_ctx=1024, n_ubatch=32, n_threads=1) # more KV and compute buffers: layers make room
 fewer = model.layers()
 second.decode(model.tokenize(PROMPT))
 own = ctx.metrics().vram_own_bytes
