@@ -316,6 +316,16 @@ std::unique_lock<std::recursive_mutex> llama_superllama::hold() const {
     return pimpl->tier != nullptr ? pimpl->tier->hold() : std::unique_lock<std::recursive_mutex>();
 }
 
+// Before upstream looks where operations would run, which tells it what the devices support.
+std::unique_lock<std::recursive_mutex> llama_superllama::begin_reserve() {
+    auto placement = hold();
+    std::string error;
+    if (pimpl->tier != nullptr && !pimpl->tier->place(&error)) {
+        LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+    }
+    return placement;
+}
+
 // Bytes per device of the tier, of sizes per backend of the context.
 static std::vector<size_t> by_device(const std::vector<llama_device> & devices,
                                      const std::vector<ggml_backend_t> & backends, const std::vector<size_t> & sizes) {

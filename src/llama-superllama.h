@@ -28,7 +28,9 @@ class llama_superllama {
     // Taken by everything that refers to places of layers or of their KV: while it lives, nothing moves.
     std::unique_lock<std::recursive_mutex> hold() const;
 
-    void before_reserve(const llama_memory_context_i * mctx); // makes room on devices for the compute buffers
+    // Around reserving: KV goes where its layer is; layers make room on devices for the compute buffers.
+    std::unique_lock<std::recursive_mutex> begin_reserve();
+    void before_reserve(const llama_memory_context_i * mctx);
 
     bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
     bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
