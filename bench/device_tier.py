@@ -132,7 +132,7 @@ def cut(args: argparse.Namespace) -> None:
                 ("restored", "auto"),
                 ("half again", full // 2),
             ):
-                before = ctx.metrics()
+                before, loads = ctx.metrics(), sum(layer.device_loads for layer in model.layers())
                 begin = time.perf_counter()
                 model.set_budget(vram=budget)
                 times = []
@@ -147,7 +147,7 @@ def cut(args: argparse.Namespace) -> None:
                 if after.vram_own_bytes > before.vram_own_bytes:
                     move_s += (after.move_ms - before.move_ms) / 1e3
                     moved += bytes_moved
-                    n_moves += after.layers_loaded - before.layers_loaded
+                    n_moves += sum(layer.device_loads for layer in model.layers()) - loads
                 on_device = sum(layer.tier == "device" for layer in model.layers())
                 print(
                     f"| {phase} | {on_device} | {times[0]:.1f} | {median(times[1:5]):.1f} | {median(times[5:]):.1f} | "
@@ -164,12 +164,13 @@ def cut(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     args = parser.parse_args()
-    placements(args)
+    if args.shares:
+        placements(args)
     cut(args)
 
 
