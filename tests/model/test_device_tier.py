@@ -117,15 +117,19 @@ def greedy(ctx, n):
 MEMORY = (
     PRELUDE
     + """
+KV = 2 * 3 * 64 * 2 * 256  # of a layer: K and V of three heads, 16 bits, 256 cells
+
+def layer_bytes():
+    return sum(l.bytes + (KV if l.index < model.n_layer else 0) for l in model.layers() if l.tier == "device")
+
 model, ctx = open_model()
 ctx.decode(model.tokenize(PROMPT))
-samples = [resident()]
-own = [ctx.metrics().vram_own_bytes]
+samples, own = [resident()], [layer_bytes()]
 for budget in [0, "auto", own[0] // 2, 0, "auto"]:
     model.set_budget(vram=budget)
     greedy(ctx, 2)
     samples.append(resident())
-    own.append(ctx.metrics().vram_own_bytes)
+    own.append(layer_bytes())
 print(json.dumps({"samples": samples, "own": own}))
 """
 )
