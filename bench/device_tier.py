@@ -132,7 +132,7 @@ def cut(args: argparse.Namespace) -> None:
                 ("restored", "auto"),
                 ("half again", full // 2),
             ):
-                before, loads = ctx.metrics(), sum(layer.device_loads for layer in model.layers())
+                before, layers = ctx.metrics(), model.layers()
                 begin = time.perf_counter()
                 model.set_budget(vram=budget)
                 times = []
@@ -143,11 +143,14 @@ def cut(args: argparse.Namespace) -> None:
                     times.append(1e3 * (now - begin))
                     begin = now
                 after = ctx.metrics()
-                bytes_moved = abs(after.vram_own_bytes - before.vram_own_bytes)
-                if after.vram_own_bytes > before.vram_own_bytes:
+                pairs = list(zip(layers, model.layers(), strict=True))
+                loaded = [new for old, new in pairs if new.tier == "device" != old.tier]
+                evicted = [old for old, new in pairs if old.tier == "device" != new.tier]
+                bytes_moved = sum(layer.bytes for layer in loaded + evicted)  # of weights
+                if loaded:
                     move_s += (after.move_ms - before.move_ms) / 1e3
                     moved += bytes_moved
-                    n_moves += sum(layer.device_loads for layer in model.layers()) - loads
+                    n_moves += len(loaded)
                 on_device = sum(layer.tier == "device" for layer in model.layers())
                 print(
                     f"| {phase} | {on_device} | {times[0]:.1f} | {median(times[1:5]):.1f} | {median(times[5:]):.1f} | "
