@@ -14,6 +14,8 @@ enum superllama_layer_policy {
     SUPERLLAMA_LAYER_POLICY_LRU = 1, // evict what was used longest ago
 };
 
+#define SUPERLLAMA_MAX_DEVICES 16
+
 // Last member of llama_model_params. Zero means stock llama.cpp.
 struct superllama_model_params {
     bool dynamic_layers; // place layers on device, host or disk and move them with memory pressure
@@ -26,6 +28,9 @@ struct superllama_model_params {
     uint64_t mem_budget_bytes; // hard cap on host memory for weights, KV and compute buffers, 0 = automatic
     float mem_pressure;        // high mark of memory in use, 0..1
     float mem_pressure_low;    // low mark of the hysteresis, below the high mark
+
+    // hard cap per device, in the order of the model's devices, on weights, KV and compute buffers; 0 = automatic
+    uint64_t vram_budget_bytes[SUPERLLAMA_MAX_DEVICES];
 
     bool plan_only; // lay the weights out in address space and read nothing; superllama_plan() sets it
 };

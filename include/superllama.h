@@ -76,6 +76,10 @@ struct superllama_stats {
     int64_t mem_peak_bytes;
 
     int64_t metrics_dropped; // lines that a slow or full disk could not take
+
+    int64_t vram_own_bytes;    // weights, KV and compute buffers of this model's contexts on devices
+    int64_t vram_budget_bytes; // that they may have there now, over all devices
+    double move_ms;            // spent moving layers to and from devices
 };
 
 // The paged KV cache of a context. Counters only grow.
@@ -176,24 +180,42 @@ enum superllama_tier {
     SUPERLLAMA_TIER_HOST = 0, // all of it in memory
     SUPERLLAMA_TIER_DISK =
         1, // some of it is read for every pass over the weights, or for every expert that is asked for
+    SUPERLLAMA_TIER_DEVICE = 2, // in the memory of a device
 };
 
 struct superllama_layer {
     int32_t index;
     enum superllama_tier tier;
-    int64_t bytes;          // of its streamable weights
+    int64_t bytes;          // of its streamable weights; on a device, of all that lies there
     int64_t bytes_resident; // of them, in memory now
-    int64_t last_use;       // number of the ubatch, 0 = never
+    int64_t last_use;       // number of the ubatch on the host, 0 = never
     int64_t n_loads;        // of its blocks
     int64_t n_evictions;
+    const char * device;        // name of the device that it is on, NULL = host; lives as long as the process
+    int64_t n_device_loads;     // moves to a device
+    int64_t n_device_evictions; // moves back to the host
 };
 
-// Fills up to n_max entries and returns how many layers there are: 0 for a model without dynamic layers.
+// Fills up to n_max entries and returns how many layers there are: 0 for a model without dynamic layers. Where
+// layers can go to devices, the last entry is the output matrix, which -ngl counts as a layer.
 LLAMA_API int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max);
 
 // The host budget of a model with dynamic layers, from the next ubatch on; 0 = automatic. A budget that cannot
 // work is refused and changes nothing.
 LLAMA_API int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes);
+
+// The budgets of the devices of a model with dynamic layers, in the order of its devices, 0 = automatic; moves layers
+// before it returns. A budget in which nothing fits leaves no layer on its device. Fails where there is no device, and
+// where a layer could not be moved: then it stays where it is.
+LLAMA_API int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]);
+
+// "8GiB,512MiB": a size for each device, "auto" is 0; the last one holds for all devices that follow. "0" becomes 1
+// byte, in which nothing fits.
+LLAMA_API int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_DEVICES]);
+
+// Makes the devices of an RPC server at "host:port" known, as --rpc does; returns how many it has. The server has to be
+// there: upstream ends the process where it cannot connect. Adding it again changes nothing.
+LLAMA_API int32_t superllama_add_rpc_server(const char * endpoint);
 
 #ifdef __cplusplus
 }

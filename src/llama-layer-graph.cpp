@@ -32,8 +32,8 @@ llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml
         }
         for (int s = 0; s < GGML_MAX_SRC; ++s) {
             const ggml_tensor * src = weights_of(node->src[s]);
-            if (src == nullptr) {
-                continue;
+            if (src == nullptr || !store.is_here(src)) {
+                continue; // none of ours, or on a device
             }
             if (store.n_experts(src) > 0) {
                 if (node->op == GGML_OP_MUL_MAT_ID) {

@@ -55,7 +55,11 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
     llama_layer_budget b = {};
     std::map<int32_t, size_t> expert_max, n_experts;
     size_t largest = 0;
-    for (const llama_weight_block & block : store.blocks()) {
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        const llama_weight_block & block = store.blocks()[id];
+        if (blocks[id].elsewhere) {
+            continue;
+        }
         if (block.expert < 0) {
             b.dense_bytes += block.bytes;
             largest = std::max(largest, block.bytes);
@@ -161,7 +165,7 @@ void llama_layer_sched::choose_pins() {
     streamed_used = 0;
     for (uint32_t id : pin_order) {
         block & b = blocks[id];
-        const bool pin = bytes_of(id) <= left;
+        const bool pin = !b.elsewhere && bytes_of(id) <= left;
         if (pin) {
             left -= bytes_of(id);
             budget.pinned_bytes += bytes_of(id);
@@ -179,6 +183,42 @@ void llama_layer_sched::choose_pins() {
 }
 
 // ------------------------------------------------------------------------------------------------- moving
+
+void llama_layer_sched::set_elsewhere(int32_t layer, bool elsewhere) {
+    const std::lock_guard<std::mutex> no_graph(turn);
+    std::unique_lock<std::mutex> lock(mutex);
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        block & b = blocks[id];
+        if (store.blocks()[id].layer != layer) {
+            continue;
+        }
+        b.elsewhere = elsewhere;
+        changed.wait(lock, [&] { return b.state != LOADING; });
+        b.in_use = false;
+        if (elsewhere && b.state == RESIDENT) {
+            evict(id);
+        }
+    }
+    current = llama_layer_graph(); // no read-ahead for what is gone
+    budget_new = true;
+    apply_budget(lock);
+}
+
+bool llama_layer_sched::keep(const ggml_tensor * t) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::vector<uint32_t> ids;
+    for (int32_t e = 0; e < std::max(1, store.n_experts(t)); ++e) {
+        const int32_t id = store.block_of(t, e);
+        if (id < 0 || blocks[(size_t) id].state != RESIDENT) {
+            return false;
+        }
+        ids.push_back((uint32_t) id);
+    }
+    for (uint32_t id : ids) {
+        blocks[id].in_use = true;
+    }
+    return true;
+}
 
 void llama_layer_sched::touch(uint32_t id) {
     block & b = blocks[id];

@@ -61,6 +61,9 @@ static const field fields_after_event[] = {
     FIELD(mem_budget_bytes, FIELD_COUNT),
     FIELD(mem_peak_bytes, FIELD_COUNT),
     FIELD(metrics_dropped, FIELD_COUNT),
+    FIELD(vram_own_bytes, FIELD_COUNT),
+    FIELD(vram_budget_bytes, FIELD_COUNT),
+    FIELD(move_ms, FIELD_MS),
 };
 
 static const char * event_name(llama_metrics_event event) {

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
+#include <regex>
 #include <stdexcept>
 
 static const double MiB = 1024.0 * 1024.0;
@@ -47,17 +49,28 @@ void llama_superllama_model::prepare(llama_model_params & params) {
         LLAMA_LOG_WARN("%s: --dynamic-layers reads the weights itself, --load-mode is ignored\n", __func__);
     }
     params.load_mode = LLAMA_LOAD_MODE_NONE;
+    if (params.split_mode == LLAMA_SPLIT_MODE_ROW || params.split_mode == LLAMA_SPLIT_MODE_TENSOR) {
+        LLAMA_LOG_WARN("%s: --dynamic-layers moves whole layers, --split-mode is layer\n", __func__);
+        params.split_mode = LLAMA_SPLIT_MODE_LAYER;
+    }
+    params.no_host = true; // host memory is ours
 }
 
-llama_superllama_model::llama_superllama_model(const llama_model & model, const llama_model_params & params,
+llama_superllama_model::llama_superllama_model(llama_model & model, const llama_model_params & params,
                                                const llama_model_loader & ml) :
     model(model),
     loader(&ml),
     params(params.superllama),
+    n_gpu_layers(params.n_gpu_layers),
     progress(params.progress_callback),
     progress_data(params.progress_callback_user_data) {
     for (const auto & file : ml.files) {
         store.add_file(file->file_id());
+    }
+    for (const auto * o = params.tensor_buft_overrides; o != nullptr && o->pattern != nullptr; ++o) {
+        if (ggml_backend_buft_is_host(o->buft)) {
+            host_patterns.push_back(o->pattern);
+        }
     }
     const auto memory = telemetry.sample();
     budget_max = this->params.mem_budget_bytes > 0 ? this->params.mem_budget_bytes : memory.host_total;
@@ -66,9 +79,8 @@ llama_superllama_model::llama_superllama_model(const llama_model & model, const 
                      : (uint64_t) ((double) memory.host_available * this->params.mem_pressure);
 }
 
-std::unique_ptr<llama_superllama_model> llama_superllama_model::create(const llama_model & model,
-                                                                       const llama_model_params & params,
-                                                                       const llama_model_loader & ml) {
+std::unique_ptr<llama_superllama_model>
+llama_superllama_model::create(llama_model & model, const llama_model_params & params, const llama_model_loader & ml) {
     if (!params.superllama.dynamic_layers || ml.no_alloc || ml.files.empty()) {
         return nullptr;
     }
@@ -139,7 +151,8 @@ bool llama_superllama_model::load() {
     }
 
     std::string error;
-    if (!store.load_resident(&error)) {
+    create_tier();
+    if ((devices && !devices->place(&error)) || !store.load_resident(&error)) {
         throw std::runtime_error(error);
     }
 
@@ -180,6 +193,68 @@ bool llama_superllama_model::load() {
     return progress == nullptr || progress(1.0f, progress_data);
 }
 
+// ------------------------------------------------------------------------------------------------- devices
+
+// How many layers a static load with the same flags would put on each device: layers, as upstream counts them.
+static std::vector<int32_t> split_layers(const llama_model & model, int32_t n_layers) {
+    const float * split = model.tensor_split();
+    const size_t n = model.n_devices();
+    std::vector<float> ends(n);
+    float sum = 0;
+    for (size_t d = 0; d < n; ++d) {
+        sum += split != nullptr ? split[d] : 0.0f;
+        ends[d] = sum;
+    }
+    if (sum == 0) {
+        return std::vector<int32_t>(n, n_layers);
+    }
+    std::vector<int32_t> layers(n);
+    for (int32_t i = 0; i < n_layers; ++i) {
+        const auto end = std::upper_bound(ends.begin(), ends.end(), (float) i / (float) n_layers,
+                                          [sum](float at, float end) { return at < end / sum; });
+        layers[(size_t) (end - ends.begin())]++;
+    }
+    return layers;
+}
+
+void llama_superllama_model::create_tier() {
+    const int32_t n_all = (int32_t) model.hparams.n_layer_all + 1; // the output counts as one
+    const int32_t n_max = n_gpu_layers < 0 ? n_all : std::min(n_gpu_layers, n_all);
+    if (model.devices.empty() || n_max == 0) {
+        return;
+    }
+    llama_device_tier::config cfg;
+    cfg.n_layers_max = n_max;
+    cfg.n_layers = split_layers(model, n_max);
+    for (size_t d = 0; d < model.devices.size(); ++d) {
+        cfg.devices.push_back(model.devices[d].dev);
+        cfg.budgets.push_back(params.vram_budget_bytes[d]);
+    }
+    cfg.host_only.assign((size_t) n_all, false);
+    for (const llama_weight_tensor & t : store.tensors()) {
+        for (const std::string & pattern : host_patterns) {
+            const bool of_output = strncmp(t.tensor->name, "output", 6) == 0;
+            if ((t.layer >= 0 || of_output) && std::regex_search(t.tensor->name, std::regex(pattern))) {
+                cfg.host_only[(size_t) (t.layer >= 0 ? t.layer : n_all - 1)] = true;
+            }
+        }
+    }
+    cfg.mem_pressure = params.mem_pressure;
+    cfg.mem_pressure_low = params.mem_pressure_low;
+    cfg.async = params.async_prefetch;
+    cfg.output = &model.output;
+    cfg.tok_embd = model.tok_embd;
+    cfg.layer_moves = [this](int32_t layer, bool on_device) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        scheduler->set_elsewhere(layer, on_device);
+        apply();
+    };
+    cfg.keep = [this](const ggml_tensor * t) {
+        return store.is_plain(t) && (store.is_resident(t) || scheduler->keep(t));
+    };
+    devices = std::make_unique<llama_device_tier>(store, cfg);
+}
+
 // ------------------------------------------------------------------------------------------------- budget
 
 size_t llama_superllama_model::context_bytes() const {
@@ -195,7 +270,8 @@ void llama_superllama_model::apply() {
     for (const auto & entry : contexts) {
         n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
     }
-    const uint64_t taken = fixed_bytes() + context_bytes();
+    const size_t on_devices = devices ? devices->kv_device_bytes() : 0;
+    const uint64_t taken = fixed_bytes() + context_bytes() - std::min(context_bytes(), on_devices);
     const uint64_t least = scheduler->plan(0, n_ubatch).min_bytes;
     scheduler->set_budget(std::max<uint64_t>(least, budget_now - std::min<uint64_t>(budget_now, taken)), n_ubatch);
 }

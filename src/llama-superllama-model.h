@@ -1,6 +1,7 @@
 // One object per llama_model with --dynamic-layers: the memory of its weights, shared by its contexts.
 #pragma once
 
+#include "llama-device-tier.h"
 #include "llama-layer-sched.h"
 #include "llama-mem-telemetry.h"
 #include "llama-weight-store.h"
@@ -27,7 +28,7 @@ class llama_superllama_model {
     static void prepare(llama_model_params & params);
 
     // Null where the feature is off or nothing is to be allocated. Throws.
-    static std::unique_ptr<llama_superllama_model> create(const llama_model & model, const llama_model_params & params,
+    static std::unique_ptr<llama_superllama_model> create(llama_model & model, const llama_model_params & params,
                                                           const llama_model_loader & ml);
 
     // Called while the model loads. alloc() returns null for buffers that are not ours to manage.
@@ -50,24 +51,32 @@ class llama_superllama_model {
     llama_layer_budget plan(size_t bytes, int n_ubatch) const { return scheduler->plan(bytes, n_ubatch); }
 
     llama_layer_sched & sched() { return *scheduler; }
+    llama_device_tier * tier() { return devices.get(); } // null: no device to use
+    ggml_backend_dev_t device_of(int il) const { return devices ? devices->device_of(il) : nullptr; }
+    int n_device_layers() const { return devices ? devices->n_device_layers() : 0; }
     uint64_t budget_bytes() const { return budget_now; }
 
   private:
-    llama_superllama_model(const llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
+    llama_superllama_model(llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
+
+    void create_tier();
 
     size_t context_bytes() const; // of all contexts
     void apply();                 // hands what is left to the scheduler
     size_t follow_pressure();     // sets the budget after the memory that is there now; returns what is available
     void watch();                 // does so again and again, until the end
 
-    const llama_model & model;
+    llama_model & model;
     const llama_model_loader * loader; // while loading only
     superllama_model_params params;
+    int32_t n_gpu_layers;
+    std::vector<std::string> host_patterns; // of names of tensors that the user pinned to the host
     llama_progress_callback progress;
     void * progress_data;
 
     llama_weight_store store;
     std::unique_ptr<llama_layer_sched> scheduler;
+    std::unique_ptr<llama_device_tier> devices;
     llama_mem_telemetry telemetry;
 
     struct context_use {

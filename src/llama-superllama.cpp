@@ -2,6 +2,8 @@
 
 #include "llama-batch.h"
 #include "llama-context.h"
+#include "llama-device-kv.h"
+#include "llama-impl.h"
 #include "llama-kv-cache-paged.h"
 #include "llama-mem-telemetry.h"
 #include "llama-metrics.h"
@@ -36,6 +38,11 @@ struct llama_superllama::impl {
     int64_t mem_peak_bytes = 0;
 
     llama_superllama_model * weights = nullptr; // null: stock loading, nothing moves
+    llama_device_tier * tier = nullptr;         // null: layers do not go to devices
+    std::unique_ptr<llama_device_kv> device_kv; // with a tier
+    bool lost = false;                          // a device that it computed on is gone
+    int64_t placement = -1;                     // generation that the scheduler's buffers are reserved for
+    int64_t n_device_moves[2] = {};             // loads, evictions: as of the last event line
     bool turn = false;                          // this context's graph is the one that runs
     std::string error;                          // of the graph that runs
     bool user_asked = false;
@@ -53,6 +60,10 @@ struct llama_superllama::impl {
             return; // a dry run that only measures sizes
         }
         weights = ctx.get_model().superllama.get();
+        tier = weights != nullptr ? weights->tier() : nullptr;
+        if (tier != nullptr) {
+            device_kv = std::make_unique<llama_device_kv>(*tier);
+        }
         if (params.paged_kv) {
             offer_paging();
         }
@@ -110,6 +121,18 @@ struct llama_superllama::impl {
         }
         n_kv_evicted = evicted;
         n_kv_restored = count.restored;
+    }
+
+    void write_layer_events() {
+        const llama_device_tier::counters c = tier->count();
+        if (c.n_evictions > n_device_moves[1]) {
+            write_line(LLAMA_METRICS_LAYER_EVICTED);
+        }
+        if (c.n_loads > n_device_moves[0]) {
+            write_line(LLAMA_METRICS_LAYER_LOADED);
+        }
+        n_device_moves[0] = c.n_loads;
+        n_device_moves[1] = c.n_evictions;
     }
 
     void collect_kv(struct superllama_stats & s) const {
@@ -201,7 +224,16 @@ struct llama_superllama::impl {
         s.prefetch_failed = c.prefetch.failed;
         s.mem_budget_bytes = (int64_t) weights->budget_bytes();
         for (const llama_layer_sched::layer & l : weights->sched().layers()) {
-            s.disk_layers_active += l.bytes_resident < l.bytes ? 1 : 0;
+            s.disk_layers_active += l.bytes_resident < l.bytes && weights->device_of(l.index) == nullptr ? 1 : 0;
+        }
+        if (tier != nullptr) {
+            const llama_device_tier::counters d = tier->count();
+            s.layers_loaded += d.n_loads;
+            s.layers_evicted += d.n_evictions;
+            s.vram_own_bytes = d.own_bytes;
+            s.vram_budget_bytes = d.budget_bytes;
+            s.move_ms = d.move_ms;
+            s.gpu_memory_pressure = std::max(s.gpu_memory_pressure, d.pressure);
         }
         s.cpu_layers_active = std::max<int64_t>(0, s.cpu_layers_active - s.disk_layers_active);
     }
@@ -226,9 +258,14 @@ struct llama_superllama::impl {
 };
 
 llama_superllama::llama_superllama(llama_context & ctx, const superllama_context_params & params) :
-    pimpl(std::make_unique<impl>(ctx, params)) {}
+    pimpl(std::make_unique<impl>(ctx, params)) {
+    if (pimpl->weights != nullptr && !pimpl->devices.empty()) {
+        ctx.cparams.op_offload = false; // the scheduler would copy weights that may not be there
+    }
+}
 
 llama_superllama::~llama_superllama() {
+    const auto placement = hold();
     if (pimpl->weights != nullptr) {
         pimpl->weights->remove_context(this);
     }
@@ -261,15 +298,162 @@ void llama_superllama::context_ready() {
             host_bytes += entry.second.context + entry.second.compute;
         }
     }
+    std::string error;
+    if (self.tier != nullptr && lost_device(&error)) {
+        throw std::runtime_error(error);
+    }
+    if (self.tier != nullptr) {
+        const auto placement = hold();
+        for (int il = 0; il < self.tier->n_layers(); ++il) {
+            host_bytes += self.tier->device_of(il) != nullptr ? self.device_kv->bytes(il) : 0; // can come back
+        }
+        self.device_kv->ready();
+    }
     self.weights->add_context(this, host_bytes, (int) self.ctx.n_ubatch());
 }
 
-void llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
+std::unique_lock<std::recursive_mutex> llama_superllama::hold() const {
+    return pimpl->tier != nullptr ? pimpl->tier->hold() : std::unique_lock<std::recursive_mutex>();
+}
+
+// Before upstream looks where operations would run, which tells it what the devices support.
+std::unique_lock<std::recursive_mutex> llama_superllama::begin_reserve() {
+    auto placement = hold();
+    std::string error;
+    if (pimpl->tier != nullptr && !pimpl->tier->place(&error)) {
+        LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+    }
+    return placement;
+}
+
+// Bytes per device of the tier, of sizes per backend of the context.
+static std::vector<size_t> by_device(const std::vector<llama_device> & devices,
+                                     const std::vector<ggml_backend_t> & backends, const std::vector<size_t> & sizes) {
+    std::vector<size_t> result(devices.size());
+    for (size_t b = 0; b < backends.size(); ++b) {
+        for (size_t d = 0; d < devices.size(); ++d) {
+            result[d] += ggml_backend_get_device(backends[b]) == devices[d].dev ? sizes[b] : 0;
+        }
+    }
+    return result;
+}
+
+void llama_superllama::count_compute_buffers() {
+    llama_context & ctx = pimpl->ctx;
+    std::vector<size_t> sizes;
+    for (ggml_backend_t backend : ctx.backend_ptrs) {
+        sizes.push_back(ggml_backend_sched_get_buffer_size(ctx.sched.get(), backend));
+    }
+    pimpl->device_kv->compute_now = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+    pimpl->placement = pimpl->tier->generation();
+    pimpl->tier->refresh();
+}
+
+using backend_lost = bool (*)(ggml_backend_t);
+
+static bool is_lost(ggml_backend_t backend) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+    const auto lost = (backend_lost) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_lost");
+    return lost != nullptr && lost(backend);
+}
+
+bool llama_superllama::lost_device(std::string * error) {
+    const auto placement = hold();
+    bool any = false;
+    for (ggml_backend_t backend : pimpl->ctx.backend_ptrs) {
+        if (!is_lost(backend)) {
+            continue;
+        }
+        any = true;
+        ggml_backend_dev_t dev = ggml_backend_get_device(backend);
+        *error =
+            format("the RPC server at %s is gone, and what this context had there; free the context and make a new "
+                   "one",
+                   ggml_backend_dev_description(dev));
+        for (size_t d = 0; d < pimpl->tier->n_devices() && !pimpl->lost; ++d) {
+            std::string why;
+            if (pimpl->ctx.model.devices[d].dev == dev && !pimpl->tier->device_lost(d, &why)) {
+                LLAMA_LOG_ERROR("superllama: %s\n", why.c_str());
+            }
+        }
+    }
+    pimpl->lost = pimpl->lost || any;
+    return any;
+}
+
+// The scheduler knows how it would cut the graph and has allocated nothing yet.
+void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
+    llama_context & ctx = pimpl->ctx;
+    llama_device_tier * tier = pimpl->tier;
+    if (tier == nullptr) {
+        return;
+    }
+    llama_device_kv & kv = *pimpl->device_kv;
+    const uint32_t n_seqs = ctx.cparams.n_seq_max;
+    const uint32_t n_tokens = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
+    const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
+    std::string error;
+    if (lost_device(&error)) {
+        return; // nothing is left there; the next ubatch says so
+    }
+    for (;;) {
+        bool fits = tier->place(&error);
+        std::vector<size_t> sizes(ctx.backend_ptrs.size());
+        ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx, true, sizes.data());
+        const std::vector<size_t> need = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+        for (size_t d = 0; d < need.size(); ++d) {
+            fits = fits && need[d] <= kv.compute_need[d];
+            kv.compute_need[d] = std::max(kv.compute_need[d], need[d]);
+        }
+        if (!error.empty()) {
+            throw std::runtime_error(error);
+        }
+        if (!fits) {
+            continue; // with these needs, fewer layers may
+        }
+        if (tier->n_device_layers() == 0 || ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx) != nullptr) {
+            break;
+        }
+        bool fewer = false;
+        for (size_t d = 0; d < need.size(); ++d) {
+            fewer = tier->allocation_failed(d, &error) || fewer;
+        }
+        if (!fewer) {
+            break; // upstream's own attempt says it again, and what it wanted
+        }
+    }
+    count_compute_buffers();
+}
+
+bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     GGML_UNUSED(ubatch);
     pimpl->rates.begin(ggml_time_us());
+    if (pimpl->tier != nullptr) {
+        std::string error;
+        if (lost_device(&error)) {
+            superllama_set_error(error);
+            LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+            return false;
+        }
+        if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
+            LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+        }
+        if (pimpl->placement != pimpl->tier->generation()) {
+            pimpl->ctx.sched_need_reserve = true;
+        }
+        try {
+            pimpl->ctx.sched_reserve();
+        } catch (const std::exception & e) {
+            superllama_set_error(e.what());
+            LLAMA_LOG_ERROR("superllama: %s\n", e.what());
+            pimpl->placement = -1; // the next call tries again
+            return false;
+        }
+    }
     if (pimpl->paging.pager != nullptr && !pimpl->devices.empty()) {
         ggml_backend_sched_synchronize(pimpl->ctx.get_sched()); // a device may still copy from KV pages
     }
+    return true;
 }
 
 bool llama_superllama::before_graph(ggml_cgraph * gf) {
@@ -305,6 +489,9 @@ bool llama_superllama::after_graph() {
     self.turn = false;
     ggml_backend_sched_synchronize(self.ctx.get_sched());
     self.weights->sched().end_graph();
+    if (self.tier != nullptr) {
+        lost_device(&self.error);
+    }
     if (!self.error.empty()) {
         superllama_set_error(self.error);
         LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
@@ -341,6 +528,9 @@ void llama_superllama::after_ubatch(const llama_ubatch & ubatch) {
     const int64_t n_generated = count_generated(ubatch);
     self.rates.end(now, ubatch.n_tokens - n_generated, n_generated);
 
+    if (!self.sinks.empty() && self.tier != nullptr) {
+        self.write_layer_events();
+    }
     if (!self.sinks.empty() && self.paging.pager != nullptr) {
         self.write_kv_events();
     }

@@ -4,12 +4,14 @@
 #include "llama.h"
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 struct llama_context;
 struct llama_ubatch;
 struct ggml_cgraph;
 struct ggml_tensor;
+struct llama_memory_context_i;
 struct superllama_kv_pages;
 struct superllama_kv_seq_pages;
 struct superllama_stats;
@@ -24,9 +26,16 @@ class llama_superllama {
 
     void context_ready(); // throws where the memory budget leaves nothing for weights
 
-    void before_ubatch(const llama_ubatch & ubatch);
-    bool before_graph(ggml_cgraph * gf); // false: the graph cannot run; superllama_last_error() says why
-    bool after_graph();                  // false: what the graph computed is not to be used
+    // Taken by everything that refers to places of layers or of their KV: while it lives, nothing moves.
+    std::unique_lock<std::recursive_mutex> hold() const;
+
+    // Around reserving: KV goes where its layer is; layers make room on devices for the compute buffers.
+    std::unique_lock<std::recursive_mutex> begin_reserve();
+    void before_reserve(const llama_memory_context_i * mctx);
+
+    bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
+    bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
+    bool after_graph();                              // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
     // The result of saving or loading a state, or nothing where KV data could not be read or written.
@@ -47,6 +56,8 @@ class llama_superllama {
 
   private:
     bool take_kv_failure() const;
+    void count_compute_buffers();
+    bool lost_device(std::string * error); // one that this context computes on is gone
 
     struct impl;
     std::unique_ptr<impl> pimpl;

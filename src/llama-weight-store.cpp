@@ -24,8 +24,9 @@ static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always re
 static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t huge_page = 2u << 20;
-static const size_t move_bytes_min = 256u << 10; // less is not worth a mapping of its own
-static const size_t mappings_max = 32768;        // the kernel limits those of a process to some 65,000
+static const size_t move_bytes_min = 256u << 10;   // less is not worth a mapping of its own
+static const size_t mappings_max = 32768;          // the kernel limits those of a process to some 65,000
+static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
 
 static size_t round_up(size_t x, size_t to) {
     return (x + to - 1) / to * to;
@@ -121,6 +122,9 @@ struct held_tensor {
     int32_t n_experts = 0;
     uint32_t block = 0;  // the first one
     size_t addr_off = 0; // in its arena
+    uint8_t * addr = nullptr;
+    bool held = true;   // of a resident tensor: it is to be in memory
+    bool there = false; // and it is
 };
 
 struct arena {
@@ -293,6 +297,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     ggml_backend_buffer_t buffer = make_buffer(buft, base, a.bytes);
     for (held_tensor & h : mine) {
         ggml_backend_tensor_alloc(buffer, h.tensor, base + h.addr_off);
+        h.addr = base + h.addr_off;
         pimpl->index[h.tensor] = pimpl->held.size();
         pimpl->held.push_back(h);
         const size_t pages = round_up(h.addr_off % page + ggml_nbytes(h.tensor), page);
@@ -459,8 +464,8 @@ bool llama_weight_store::read_part(const llama_weight_part & part, std::string *
 }
 
 bool llama_weight_store::load_resident(std::string * error) {
-    for (const held_tensor & h : pimpl->held) {
-        if (h.role != ROLE_RESIDENT) {
+    for (held_tensor & h : pimpl->held) {
+        if (h.role != ROLE_RESIDENT || !h.held || h.there) {
             continue;
         }
         const llama_weight_file & file = *pimpl->files[(size_t) h.source.file];
@@ -481,8 +486,70 @@ bool llama_weight_store::load_resident(std::string * error) {
             return false;
         }
         pimpl->n_read += bytes;
+        h.there = true;
     }
     return true;
+}
+
+std::vector<llama_weight_tensor> llama_weight_store::tensors() const {
+    std::vector<llama_weight_tensor> result;
+    for (const held_tensor & h : pimpl->held) {
+        if (h.role != ROLE_BY_ROW) {
+            result.push_back({ h.tensor, h.source, h.layer });
+        }
+    }
+    return result;
+}
+
+const uint8_t * llama_weight_store::read(const llama_weight_source & from, size_t bytes, uint8_t * staging,
+                                         std::string * error) const {
+    const size_t head = from.offset % page_size();
+    const size_t whole = round_up(head + bytes, page_size());
+    if (!pimpl->files[(size_t) from.file]->read_pages(staging, whole, from.offset - head, error)) {
+        return nullptr;
+    }
+    pimpl->n_read += bytes;
+    return staging + head;
+}
+
+void llama_weight_store::hold_resident(const ggml_tensor * t, bool held) {
+    const auto found = pimpl->index.find(t);
+    if (found == pimpl->index.end()) {
+        return;
+    }
+    held_tensor & h = pimpl->held[found->second];
+    const size_t bytes = ggml_nbytes(t);
+    if (h.role != ROLE_RESIDENT || h.held == held) {
+        return;
+    }
+    const size_t page = page_size();
+    const size_t pages = round_up(h.addr_off % page + bytes, page);
+    h.held = held;
+    if (bytes < resident_drop_min) {
+        return;
+    }
+    if (held) {
+        n_resident += pages;
+    } else {
+        h.there = false;
+        n_resident -= pages;
+        discard(h.addr - h.addr_off % page, pages);
+    }
+}
+
+bool llama_weight_store::is_resident(const ggml_tensor * t) const {
+    const held_tensor * h = pimpl->find(t);
+    return h != nullptr && h->role == ROLE_RESIDENT && h->there;
+}
+
+bool llama_weight_store::is_plain(const ggml_tensor * t) const {
+    const held_tensor * h = pimpl->find(t);
+    return h != nullptr && !h->converts;
+}
+
+bool llama_weight_store::is_here(const ggml_tensor * t) const {
+    const held_tensor * h = pimpl->find(t);
+    return h != nullptr && h->tensor->data == h->addr;
 }
 
 bool llama_weight_store::unchanged(std::string * error) const {

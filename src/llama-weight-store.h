@@ -7,6 +7,7 @@
 
 #include "ggml-backend.h"
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -48,6 +49,12 @@ struct llama_weight_block {
     uint64_t checksum = 0; // of the ranges together; 0 = not known, or found to be right
 };
 
+struct llama_weight_tensor {
+    ggml_tensor * tensor;
+    llama_weight_source source;
+    int32_t layer; // -1: none
+};
+
 // A piece of a block for one read job.
 struct llama_weight_part {
     uint32_t block;
@@ -78,16 +85,29 @@ class llama_weight_store {
     int32_t n_experts(const ggml_tensor * t) const; // 0: not a tensor of experts
     int32_t block_of(const ggml_tensor * t, int32_t expert = 0) const;
 
+    std::vector<llama_weight_tensor> tensors() const; // all that we hold, token embeddings by row left out
+
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
     size_t row_bytes_max() const { return n_row_max; }
     size_t bytes_on_disk() const; // of the model's tensors that we hold
 
     // All of these fail with a message and may be called again. read_part() may run in any thread.
-    bool load_resident(std::string * error);
+    bool load_resident(std::string * error); // what is not there yet
     std::vector<llama_weight_part> parts(uint32_t block, size_t part_bytes) const;
     bool read_part(const llama_weight_part & part, std::string * error) const;
     bool unchanged(std::string * error) const; // the files are as they were
+
+    // Bytes as they are in the file. `staging` begins a page and has room for two more than `bytes` needs; null on
+    // failure.
+    const uint8_t * read(const llama_weight_source & from, size_t bytes, uint8_t * staging, std::string * error) const;
+
+    // Whether a resident tensor is one: false gives the memory of a larger one back, true charges it again for
+    // load_resident(). Other tensors are left as they are.
+    void hold_resident(const ggml_tensor * t, bool held);
+    bool is_resident(const ggml_tensor * t) const; // one that is, and whose bytes are there
+    bool is_plain(const ggml_tensor * t) const;    // in memory as in the file
+    bool is_here(const ggml_tensor * t) const;     // ours, and not pointing to other memory now
 
     // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
     bool is_by_row(const ggml_tensor * t) const;
@@ -124,6 +144,6 @@ class llama_weight_store {
 
     std::vector<llama_weight_block> all_blocks;
 
-    size_t n_resident = 0;
+    std::atomic<size_t> n_resident{ 0 };
     size_t n_row_max = 0;
 };

@@ -69,9 +69,13 @@ static std::vector<common_arg> superllama_options() {
     const auto add = [&](common_arg arg) { options.push_back(std::move(arg)); };
 
     add(common_arg({ "--dynamic-layers" },
-                   "place layers in host memory or on disk and move them with memory pressure; runs models larger than "
-                   "memory (default: disabled)",
-                   [](common_params & params) { params.superllama.model.dynamic_layers = true; })
+                   "place layers on devices, in host memory or on disk and move them with memory pressure; runs models "
+                   "larger than memory; --gpu-layers and --tensor-split become upper bounds, a layer with a tensor "
+                   "that --override-tensor puts on the host stays there (default: disabled)",
+                   [](common_params & params) {
+                       params.superllama.model.dynamic_layers = true;
+                       params.fit_params = false; // placement is ours
+                   })
             .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
     add(common_arg(
             { "--async-prefetch" },
@@ -95,6 +99,15 @@ static std::vector<common_arg> superllama_options() {
                 params.superllama.model.mem_budget_bytes = superllama_parse_budget(value.c_str());
             })
             .set_env("LLAMA_ARG_MEM_BUDGET"));
+    add(common_arg({ "--vram-budget" }, "SIZE[,SIZE...]",
+                   "with --dynamic-layers: hard cap on weights, KV and compute buffers on each device, in the order of "
+                   "--device; the last one holds for all devices that follow; 8GiB, 512MiB, 0 = no layers, or auto = "
+                   "high mark "
+                   "x what is free (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       superllama_parse_vram_budget(value.c_str(), params.superllama.model.vram_budget_bytes);
+                   })
+            .set_env("LLAMA_ARG_VRAM_BUDGET"));
     add(common_arg(
             { "--mem-pressure" }, "F",
             "with --dynamic-layers: share of memory in use above which layers are evicted, 0.0 to 1.0 (default: 0.85)",

@@ -1,6 +1,7 @@
 #include "superllama-size.h"
 
 #include "llama-mem-telemetry.h"
+#include "superllama-params.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -64,4 +65,25 @@ uint64_t superllama_parse_budget(const char * text) {
         throw std::invalid_argument("a budget of 0 bytes holds nothing; write auto for the automatic one");
     }
     return bytes;
+}
+
+void superllama_parse_vram_budget(const char * text, uint64_t * bytes) {
+    std::string rest = text;
+    for (size_t d = 0; d < SUPERLLAMA_MAX_DEVICES; ++d) {
+        const size_t comma = rest.find(',');
+        const std::string one = rest.substr(0, comma);
+        std::string error;
+        bytes[d] = 0;
+        if (one.find('%') != std::string::npos) {
+            throw std::invalid_argument("\"" + one + "\": a budget of a device is a size, not a percentage");
+        }
+        if (one != "auto" && !superllama_parse_size(one.c_str(), 0, &bytes[d], &error)) {
+            throw std::invalid_argument(error + ", or auto");
+        }
+        bytes[d] = one != "auto" && bytes[d] == 0 ? 1 : bytes[d];
+        rest = comma == std::string::npos ? rest : rest.substr(comma + 1);
+        if (comma != std::string::npos && d + 1 == SUPERLLAMA_MAX_DEVICES) {
+            throw std::invalid_argument("more than " + std::to_string(SUPERLLAMA_MAX_DEVICES) + " sizes");
+        }
+    }
 }

@@ -10,3 +10,7 @@ bool superllama_parse_size(const char * text, uint64_t of, uint64_t * bytes, std
 // A budget: a size, a percentage of the memory that this process may use, or "auto", which is 0.
 // Throws std::invalid_argument with the same text.
 uint64_t superllama_parse_budget(const char * text);
+
+// A list of sizes or "auto" for up to SUPERLLAMA_MAX_DEVICES devices; the last holds for all that follow. "0" becomes
+// 1 byte, in which nothing fits, for 0 is automatic. Throws std::invalid_argument.
+void superllama_parse_vram_budget(const char * text, uint64_t * bytes);

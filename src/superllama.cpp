@@ -101,14 +101,28 @@ int32_t superllama_layers(const struct llama_model * model, struct superllama_la
         if (model->superllama == nullptr) {
             return 0;
         }
-        const auto layers = model->superllama->sched().layers();
-        for (int32_t i = 0; i < std::min(n_max, (int32_t) layers.size()); ++i) {
-            const auto & l = layers[(size_t) i];
-            out[i] = { l.index,           l.bytes_resident < l.bytes ? SUPERLLAMA_TIER_DISK : SUPERLLAMA_TIER_HOST,
-                       (int64_t) l.bytes, (int64_t) l.bytes_resident,
-                       l.last_use,        l.n_loads,
-                       l.n_evictions };
+        std::vector<struct superllama_layer> layers;
+        for (const auto & l : model->superllama->sched().layers()) {
+            layers.push_back({ l.index, l.bytes_resident < l.bytes ? SUPERLLAMA_TIER_DISK : SUPERLLAMA_TIER_HOST,
+                               (int64_t) l.bytes, (int64_t) l.bytes_resident, l.last_use, l.n_loads, l.n_evictions,
+                               nullptr, 0, 0 });
         }
+        if (const llama_device_tier * tier = model->superllama->tier()) {
+            const int32_t n_output = tier->n_layers() - 1;
+            const auto bytes = (int64_t) tier->info(n_output).bytes;
+            layers.push_back({ n_output, SUPERLLAMA_TIER_HOST, bytes, bytes, 0, 0, 0, nullptr, 0, 0 });
+            for (struct superllama_layer & l : layers) {
+                const auto on = tier->info(l.index);
+                l.n_device_loads = on.n_loads;
+                l.n_device_evictions = on.n_evictions;
+                if (on.device != nullptr) {
+                    l.tier = SUPERLLAMA_TIER_DEVICE;
+                    l.device = ggml_backend_dev_name(on.device);
+                    l.bytes = l.bytes_resident = (int64_t) on.bytes;
+                }
+            }
+        }
+        std::copy_n(layers.begin(), std::max(0, std::min(n_max, (int32_t) layers.size())), out);
         return (int32_t) layers.size();
     });
 }
@@ -125,6 +139,54 @@ int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_by
             throw std::runtime_error(error);
         }
         return 0;
+    });
+}
+
+int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
+    return guarded([&] {
+        llama_device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
+        if (tier == nullptr) {
+            throw std::runtime_error(
+                "the model was loaded without dynamic layers, or there is no device to move them to");
+        }
+        std::string error;
+        tier->ask(std::vector<uint64_t>(bytes, bytes + tier->n_devices()));
+        const auto placement = tier->hold();
+        if (!tier->apply_asked(&error)) {
+            throw std::runtime_error(error);
+        }
+        return 0;
+    });
+}
+
+int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
+    return guarded([&] {
+        superllama_parse_vram_budget(text, bytes);
+        return 0;
+    });
+}
+
+int32_t superllama_add_rpc_server(const char * endpoint) {
+    return guarded([&] {
+        using add_server = ggml_backend_reg_t (*)(const char *);
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        const auto add =
+            rpc ? (add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server") : nullptr;
+        if (add == nullptr) {
+            throw std::runtime_error("this build has no RPC backend (GGML_RPC)");
+        }
+        ggml_backend_reg_t server = add(endpoint);
+        if (server == nullptr) {
+            throw std::runtime_error(std::string("the RPC server at ") + endpoint + " offers no device");
+        }
+        bool known = false;
+        for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+            known = known || ggml_backend_reg_get(i) == server;
+        }
+        if (!known) {
+            ggml_backend_register(server);
+        }
+        return (int32_t) ggml_backend_reg_dev_count(server);
     });
 }
 

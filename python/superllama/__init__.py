@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ._demo import demo_model
     from ._generation import Piece, Summary
     from ._layers import Layer
-    from ._memory import Device, Memory, devices, memory
+    from ._memory import Device, Memory, add_rpc_server, devices, memory
     from ._metrics import Metrics
     from ._model import Lora, Model
     from ._params import ContextParams, ModelParams, SamplingParams
@@ -56,6 +56,7 @@ _HOME = {
     "Plan": "_plan",
     "SamplingParams": "_params",
     "Summary": "_generation",
+    "add_rpc_server": "_memory",
     "demo_model": "_demo",
     "devices": "_memory",
     "memory": "_memory",
@@ -89,6 +90,7 @@ __all__ = [
     "Summary",
     "TemplateError",
     "__version__",
+    "add_rpc_server",
     "demo_model",
     "devices",
     "memory",

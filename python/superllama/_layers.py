@@ -6,14 +6,22 @@ import dataclasses
 from typing import Any, Literal
 
 from ._errors import ModelError
-from ._native import ffi, last_error, lib
+from ._native import ffi, last_error, lib, text
 
-Tier = Literal["host", "disk"]
+Tier = Literal["host", "disk", "device"]
+
+_TIERS: dict[int, Tier] = {
+    lib.SUPERLLAMA_TIER_HOST: "host",
+    lib.SUPERLLAMA_TIER_DISK: "disk",
+    lib.SUPERLLAMA_TIER_DEVICE: "device",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer, now. `tier` is "host" if all of it is in memory, "disk" if some of it is read when it is needed."""
+    """One layer, now. `tier` is "host" if all of it is in memory, "disk" if some of it is read when it is needed,
+    "device" if it is in the memory of `device`. Where there are devices, the last one is the output matrix.
+    """
 
     index: int
     tier: Tier
@@ -22,6 +30,9 @@ class Layer:
     last_use: int  # number of the ubatch, 0 = never
     loads: int  # of its blocks
     evictions: int
+    device: str | None  # its name
+    device_loads: int  # moves to a device
+    device_evictions: int  # and back
 
 
 def layers_of(model: Any) -> list[Layer]:
@@ -33,12 +44,15 @@ def layers_of(model: Any) -> list[Layer]:
     return [
         Layer(
             index=e.index,
-            tier="host" if e.tier == lib.SUPERLLAMA_TIER_HOST else "disk",
+            tier=_TIERS[e.tier],
             bytes=e.bytes,
             bytes_resident=e.bytes_resident,
             last_use=e.last_use,
             loads=e.n_loads,
             evictions=e.n_evictions,
+            device=text(e.device) if e.device else None,
+            device_loads=e.n_device_loads,
+            device_evictions=e.n_device_evictions,
         )
         for e in entries
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from typing import Literal
 
 from ._errors import Error
@@ -107,3 +108,21 @@ def n_physical_cores() -> int:
         return len(siblings)
     n_logical = len(allowed) or os.cpu_count() or 4
     return n_logical if n_logical <= 4 else n_logical // 2  # what llama.cpp takes where it cannot count
+
+
+def add_rpc_server(endpoint: str, *, timeout: float = 5.0) -> int:
+    """Make the devices of an RPC server (superllama-rpc-server) at "host:port" known, for models loaded from now on;
+    returns how many it has. The protocol has no authentication and no encryption: use it in a network of your own.
+
+    Raises: Error if nothing answers there within `timeout` seconds, or it offers no device.
+    """
+    host, _, port = endpoint.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout):
+            pass
+    except (OSError, ValueError) as e:
+        raise Error(f"no RPC server at {endpoint!r}: {e}; it takes host:port of a superllama-rpc-server") from e
+    n = int(lib.superllama_add_rpc_server(endpoint.encode()))
+    if n < 0:
+        raise Error(f"{endpoint}: {last_error()}")
+    return n

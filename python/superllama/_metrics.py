@@ -62,6 +62,9 @@ class Metrics(BaseModel):
     mem_budget_bytes: Count
     mem_peak_bytes: Count
     metrics_dropped: Count = Field(description="lines that a slow or full disk could not take")
+    vram_own_bytes: Count = Field(description="on devices, of the model and its contexts")
+    vram_budget_bytes: Count = Field(description="that they may have there, over all devices")
+    move_ms: Rate = Field(description="spent moving layers to and from devices")
 
 
 def schema() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ._layers import Layer, layers_of
 from ._native import collected_errors, ffi, last_error, lib, reason, text
 from ._params import ModelParams, merged
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
-from ._sizes import size_bytes
+from ._sizes import device_sizes, size_bytes
 from ._text import apply_template, detokenize, token_bytes, tokenize
 
 if TYPE_CHECKING:
@@ -187,18 +187,27 @@ class Model:
         with self._use() as c:
             return layers_of(c)
 
-    def set_budget(self, mem_budget: int | str) -> None:
-        """Change the host memory that this model and its contexts may use: bytes, "8GiB", "60%" or "auto".
+    def set_budget(
+        self, mem_budget: int | str | None = None, *, vram: int | str | Sequence[int | str] | None = None
+    ) -> None:
+        """Change the memory that this model and its contexts may use; None changes nothing.
+
+        `mem_budget` is of the host: bytes, "8GiB", "60%" or "auto". `vram` is of devices: one size for all of them,
+        or one for each, in the order of the model's devices; "auto" follows what is free, 0 leaves no layer there.
+        Layers move to and from devices before this returns.
 
         May be called while a context generates; what is too much then is given back before its next batch.
 
         Raises: pydantic.ValidationError for a text that is no size, ModelError for a budget that cannot work,
-        with the least that would, or a model without dynamic_layers. Nothing changes then.
+        with the least that would, a layer that could not be moved, or a model without dynamic_layers. What could
+        not be done changes nothing.
         """
-        n_bytes = size_bytes(ModelParams(mem_budget=mem_budget).mem_budget)
+        budgets = ModelParams(mem_budget=mem_budget or "auto", vram_budget="auto" if vram is None else vram)
         with self._use() as c:
-            if lib.superllama_set_budget(c, n_bytes) < 0:
+            if mem_budget is not None and lib.superllama_set_budget(c, size_bytes(budgets.mem_budget)) < 0:
                 raise ModelError(f"mem_budget={mem_budget!r}: {last_error()}")
+            if vram is not None and lib.superllama_set_vram_budget(c, device_sizes(budgets.vram_budget)) < 0:
+                raise ModelError(f"vram={vram!r}: {last_error()}")
 
     # ---------------------------------------------------------------- text
 

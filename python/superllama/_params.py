@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from ._c_params import ENUMS, buffer_type_overrides, device_list, float_list, kv_override_list
 from ._native import ffi, lib
-from ._sizes import size_bytes
+from ._sizes import device_sizes, size_bytes
 
 _MODEL = lib.llama_model_default_params()
 _CONTEXT = lib.llama_context_default_params()
@@ -30,13 +30,20 @@ def _checked_size(value: object) -> object:
     return value
 
 
+def _checked_device_sizes(value: object) -> object:
+    device_sizes(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 Size = Annotated[int | str, BeforeValidator(_checked_size)]
+VramBudget = Annotated[int | str | tuple[int | str, ...], BeforeValidator(_checked_device_sizes)]
 KvOverride = bool | int | float | str
 
 # our name -> the C name
 RENAMED = {
     "attention": "attention_type",
     "kv_budget": "kv_budget_bytes",
+    "vram_budget": "vram_budget_bytes",
     "flash_attn": "flash_attn_type",
     "mem_budget": "mem_budget_bytes",
     "override_kv": "kv_overrides",
@@ -143,6 +150,11 @@ class ModelParams(_Params):
         description="host memory for weights, KV and compute buffers: bytes, '8GiB', '60%' of what this process may "
         "use, or 'auto', which follows the memory that is there",
     )
+    vram_budget: VramBudget = Field(
+        "auto",
+        description="with dynamic_layers: memory of a device for weights, KV and compute buffers: bytes, '8GiB', "
+        "'auto' for the high mark of what is free, 0 for no layers; or one for each, the last one for all that follow",
+    )
     mem_pressure: float = Field(
         _default(_MODEL.superllama, "mem_pressure"), ge=0, le=1, description="part of memory above which layers go"
     )
@@ -155,7 +167,7 @@ class ModelParams(_Params):
     )
 
     _by_hand: ClassVar[frozenset[str]] = frozenset(
-        {"devices", "override_tensor", "tensor_split", "override_kv", "mem_budget"}
+        {"devices", "override_tensor", "tensor_split", "override_kv", "mem_budget", "vram_budget"}
     )
     _superllama: ClassVar[frozenset[str]] = frozenset(
         {"dynamic_layers", "async_prefetch", "prefetch_threads", "layer_policy", "mem_pressure", "mem_pressure_low"}
@@ -185,6 +197,7 @@ class ModelParams(_Params):
         c.tensor_split = float_list(self.tensor_split, lib.llama_max_devices(), owned)
         c.kv_overrides = kv_override_list(self.override_kv, owned)
         c.superllama.mem_budget_bytes = size_bytes(self.mem_budget)
+        c.superllama.vram_budget_bytes = device_sizes(self.vram_budget)
         return c
 
 

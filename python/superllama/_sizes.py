@@ -17,3 +17,19 @@ def size_bytes(value: int | str) -> int:
     if lib.superllama_size(text.encode(), out) < 0:
         raise ValueError(last_error())
     return int(out[0])
+
+
+def device_sizes(value: object) -> list[int]:
+    """Bytes for each device that there can be, of one size for all, or of sizes of which the last holds for the rest;
+    0 for "auto", 1 for 0.
+
+    Raises: ValueError, with what is allowed.
+    """
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    text = ",".join(map(str, values))
+    if not values or any(isinstance(v, bool) or not isinstance(v, int | str) for v in values) or "\0" in text:
+        raise ValueError(f"{value!r} is no size, nor a list of sizes")
+    out = ffi.new("struct superllama_model_params *").vram_budget_bytes
+    if lib.superllama_vram_budget(text.encode(), out) < 0:
+        raise ValueError(last_error())
+    return list(out)

@@ -31,6 +31,9 @@ struct options {
     const char * type_k = "f16";
     std::string load = "auto";
     int turns = 0;
+    int n_gpu_layers = 0;
+    std::vector<std::string> servers; // RPC, "HOST:PORT"
+    std::vector<float> split;
 };
 
 static double now_s() {
@@ -80,6 +83,12 @@ static options parse(int argc, char ** argv) {
             o.load = value;
         } else if (name == "--turns") {
             o.turns = atoi(value);
+        } else if (name == "-ngl") {
+            o.n_gpu_layers = atoi(value);
+        } else if (name == "--rpc") {
+            o.servers.push_back(value);
+        } else if (name == "-ts") {
+            o.split.push_back((float) atof(value));
         } else {
             fprintf(stderr, "probe: unknown option %s\n", name.c_str());
             exit(2);
@@ -162,13 +171,22 @@ int main(int argc, char ** argv) {
         },
         nullptr);
     ggml_backend_load_all();
+    for (const std::string & server : o.servers) {
+        using add_server = ggml_backend_reg_t (*)(const char *);
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        ggml_backend_register(
+            ((add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"))(server.c_str()));
+    }
     llama_backend_init();
 
     const double t_start = now_s();
 
     llama_model_params mparams = llama_model_default_params();
     mparams.use_extra_bufts = o.repack != 0;
-    mparams.n_gpu_layers = 0;
+    mparams.n_gpu_layers = o.n_gpu_layers;
+    std::vector<float> split = o.split;
+    split.resize(llama_max_devices());
+    mparams.tensor_split = o.split.empty() ? nullptr : split.data();
     mparams.load_mode = o.load == "mmap"   ? LLAMA_LOAD_MODE_MMAP
                         : o.load == "none" ? LLAMA_LOAD_MODE_NONE
                         : o.load == "dio"  ? LLAMA_LOAD_MODE_DIRECT_IO

@@ -45,6 +45,7 @@ def test_what_is_left_out_exists() -> None:
 
 def as_dict(struct: Any) -> dict[str, Any]:
     values = {name: getattr(struct, name) for name, _ in ffi.typeof(struct).fields}
+    values |= {n: list(v) for n, v in values.items() if isinstance(v, ffi.CData) and ffi.typeof(v).kind == "array"}
     if "superllama" in values:
         values |= as_dict(values.pop("superllama"))
     return values

@@ -1,0 +1,477 @@
+#include "llama-device-tier.h"
+
+#include "llama-device-kv.h"
+#include "llama-impl.h"
+#include "llama-mem-telemetry.h"
+
+#include "ggml-alloc.h"
+#include "ggml-cpu.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <future>
+
+static double mib(size_t bytes) {
+    return (double) bytes / 1048576.0;
+}
+
+static const size_t upload_bytes_max = 8u << 20; // read and uploaded at once
+static const size_t upload_gap_max = 64u << 10;  // bytes between two tensors that are read along
+static const int device_sample_us = 50000;
+static const int device_retry_us = 10000000;
+static const uint64_t budget_unknown = 1ull << 50;
+static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
+
+llama_device_tier::llama_device_tier(llama_weight_store & store, const config & cfg) :
+    store(store),
+    cfg(cfg),
+    layers(cfg.host_only.size()),
+    places(cfg.devices.size()) {
+    const int n_output = (int) layers.size() - 1;
+    for (const llama_weight_tensor & t : store.tensors()) {
+        const int il = t.layer >= 0 ? t.layer : n_output;
+        if (t.layer >= 0 || strncmp(t.tensor->name, "output", 6) == 0) {
+            layers[(size_t) il].weights.push_back({ t.tensor, t.source, *t.tensor });
+        } else if (t.tensor == *cfg.output && t.tensor == cfg.tok_embd) {
+            // rows are looked up on the host, so that the device gets a tensor of its own
+            twin_ctx.reset(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true }));
+            twin = ggml_dup_tensor(twin_ctx.get(), t.tensor);
+            ggml_set_name(twin, t.tensor->name);
+            tied = t.tensor;
+            layers[(size_t) il].weights.push_back({ twin, t.source, *twin });
+        }
+    }
+    for (layer & l : layers) {
+        std::sort(l.weights.begin(), l.weights.end(), [](const weight & a, const weight & b) {
+            return std::make_pair(a.source.file, a.source.offset) < std::make_pair(b.source.file, b.source.offset);
+        });
+        for (size_t d = 0; d < n_devices(); ++d) {
+            size_t bytes = 0;
+            for (const weight & w : l.weights) {
+                bytes += GGML_PAD(ggml_backend_buft_get_alloc_size(buft((int) d), w.tensor),
+                                  ggml_backend_buft_get_alignment(buft((int) d)));
+            }
+            l.bytes = std::max(l.bytes, bytes);
+        }
+    }
+    const auto memory = llama_device_memory_sample(cfg.devices);
+    for (size_t d = 0; d < n_devices(); ++d) {
+        set_budget(d, cfg.budgets[d], memory[d].free, memory[d].total);
+    }
+}
+
+llama_device_tier::~llama_device_tier() = default;
+
+ggml_backend_buffer_type_t llama_device_tier::buft(int dev) const {
+    return dev < 0 ? ggml_backend_cpu_buffer_type() : ggml_backend_dev_buffer_type(cfg.devices[(size_t) dev]);
+}
+
+ggml_backend_dev_t llama_device_tier::device_of(int il) const {
+    const int dev = layers[(size_t) il].device;
+    return dev < 0 ? nullptr : cfg.devices[(size_t) dev];
+}
+
+// ------------------------------------------------------------------------------------------------- policy
+
+size_t llama_device_tier::kv_bytes(int il) const {
+    size_t bytes = 0;
+    for (const llama_device_kv * kv : contexts) {
+        bytes += kv->bytes(il);
+    }
+    return bytes;
+}
+
+size_t llama_device_tier::used_bytes(size_t dev) const {
+    size_t bytes = 0;
+    for (size_t il = 0; il < layers.size(); ++il) {
+        bytes += layers[il].device == (int) dev ? layers[il].bytes + kv_bytes((int) il) : 0;
+    }
+    for (const llama_device_kv * kv : contexts) {
+        bytes += kv->compute_now[dev];
+    }
+    return bytes;
+}
+
+// From the output downwards, and from the last device to the first: the device that a layer is to be on.
+std::vector<int> llama_device_tier::target() const {
+    std::vector<int> to(layers.size(), -1);
+    std::vector<size_t> left(n_devices());
+    std::vector<int32_t> n_left = cfg.n_layers;
+    for (size_t d = 0; d < n_devices(); ++d) {
+        size_t compute = 0;
+        for (const llama_device_kv * kv : contexts) {
+            compute += kv->compute_need[d];
+        }
+        left[d] = places[d].budget_now - std::min<uint64_t>(places[d].budget_now, compute);
+    }
+    int dev = (int) n_devices() - 1;
+    const int first = std::max(0, (int) layers.size() - cfg.n_layers_max);
+    for (int il = (int) layers.size() - 1; il >= first; --il) {
+        if (cfg.host_only[(size_t) il]) {
+            continue;
+        }
+        const size_t bytes = layers[(size_t) il].bytes + kv_bytes(il);
+        while (dev >= 0 && (bytes > left[(size_t) dev] || n_left[(size_t) dev] == 0)) {
+            dev--;
+        }
+        if (dev < 0) {
+            break;
+        }
+        left[(size_t) dev] -= bytes;
+        n_left[(size_t) dev]--;
+        to[(size_t) il] = dev;
+    }
+    return to;
+}
+
+void llama_device_tier::set_budget(size_t dev, uint64_t bytes, size_t free, size_t total) {
+    place_state & p = places[dev];
+    p.t_grow_us = 0;
+    if (bytes > 0 || total == 0) { // a device that does not tell is filled until an allocation fails
+        p.budget_max = bytes > 0 ? bytes : budget_unknown;
+        p.budget_now = p.budget_max;
+    } else {
+        p.budget_max = total;
+        p.budget_now = used_bytes(dev) + (uint64_t) ((double) free * (double) cfg.mem_pressure);
+    }
+}
+
+void llama_device_tier::ask(const std::vector<uint64_t> & budgets) {
+    const std::lock_guard<std::mutex> lock(asked_mutex);
+    asked = budgets;
+}
+
+bool llama_device_tier::apply_asked(std::string * error) {
+    std::vector<uint64_t> budgets;
+    {
+        const std::lock_guard<std::mutex> lock(asked_mutex);
+        budgets.swap(asked);
+    }
+    if (budgets.empty()) {
+        return true;
+    }
+    const auto memory = llama_device_memory_sample(cfg.devices);
+    for (size_t d = 0; d < n_devices(); ++d) {
+        set_budget(d, budgets[d], memory[d].free, memory[d].total);
+    }
+    return place(error);
+}
+
+bool llama_device_tier::sample(std::string * error) {
+    const int64_t now = ggml_time_us();
+    if (now - t_sample_us < device_sample_us) {
+        return true;
+    }
+    t_sample_us = now;
+    const auto memory = llama_device_memory_sample(cfg.devices);
+    double highest = 0;
+    bool changed = false;
+    for (size_t d = 0; d < n_devices(); ++d) {
+        if (memory[d].total == 0) {
+            continue; // the device does not tell
+        }
+        place_state & p = places[d];
+        const double total = (double) memory[d].total;
+        const double used = (double) used_bytes(d);
+        const double pressure = 1.0 - (double) memory[d].free / total;
+        highest = std::max({ highest, pressure, used / (double) std::max<uint64_t>(1, p.budget_now) });
+        double budget = (double) p.budget_now;
+        if (pressure > cfg.mem_pressure) {
+            budget = std::max(0.0, used - (pressure - cfg.mem_pressure) * total);
+        } else if (pressure < cfg.mem_pressure_low && now >= p.t_grow_us) {
+            budget = std::max(budget, used + (cfg.mem_pressure - device_grow_margin - pressure) * total);
+        }
+        const uint64_t next = (uint64_t) std::min(budget, (double) p.budget_max);
+        changed = changed || next != p.budget_now;
+        p.budget_now = next;
+    }
+    fullest = highest;
+    return !changed || place(error);
+}
+
+bool llama_device_tier::allocation_failed(size_t dev, std::string * error) {
+    const size_t used = used_bytes(dev);
+    for (size_t il = 0; il < layers.size(); ++il) {
+        if (layers[il].device == (int) dev) {
+            places[dev].budget_now = used - std::min(used, layers[il].bytes + kv_bytes((int) il));
+            places[dev].t_grow_us = ggml_time_us() + device_retry_us;
+            return place(error);
+        }
+    }
+    return false;
+}
+
+bool llama_device_tier::device_lost(size_t dev, std::string * error) {
+    places[dev].budget_now = 0;
+    places[dev].t_grow_us = ggml_time_us() + device_retry_us;
+    return place(error);
+}
+
+void llama_device_tier::forget(llama_device_kv * kv) {
+    contexts.erase(std::remove(contexts.begin(), contexts.end(), kv), contexts.end());
+    n_generation++; // servers drop their copies of graphs when a buffer is freed
+    refresh();
+}
+
+// ------------------------------------------------------------------------------------------------- moving
+
+bool llama_device_tier::place(std::string * error) {
+    const std::vector<int> to = target();
+    const int64_t t_begin = ggml_time_us();
+    std::vector<int> coming;
+    bool ok = true;
+    bool moved = false;
+    for (int il = 0; il < (int) layers.size(); ++il) {
+        const int from = layers[(size_t) il].device;
+        if (from >= 0 && from != to[(size_t) il]) {
+            ok = evict(il, error) && ok;
+            moved = true;
+        }
+    }
+    for (int il = (int) layers.size() - 1; il >= 0; --il) {
+        const int dev = layers[(size_t) il].device;
+        if (dev < 0 && to[(size_t) il] >= 0) {
+            coming.push_back(il);
+        }
+        // the KV of a new context
+        const bool late = dev >= 0 && std::any_of(contexts.begin(), contexts.end(), [&](const llama_device_kv * kv) {
+                              return !kv->is_at(il, buft(dev));
+                          });
+        moved = moved || late;
+        if (late && !move_kv(il, dev)) {
+            return allocation_failed((size_t) dev, error);
+        }
+    }
+    if (!coming.empty()) {
+        ok = load(coming, to, error) && ok;
+        moved = true;
+    }
+    if (moved) {
+        n_generation++;
+        move_us += ggml_time_us() - t_begin;
+        refresh();
+        LLAMA_LOG_INFO("%s: %d of %zu layers on devices, %.0f of %.0f MiB used\n", __func__, (int) n_on_devices,
+                       layers.size(), mib((size_t) count().own_bytes), mib((size_t) count().budget_bytes));
+    }
+    return ok;
+}
+
+void llama_device_tier::on_host(layer & l) {
+    for (weight & w : l.weights) {
+        w.tensor->buffer = w.host.buffer;
+        w.tensor->data = w.host.data;
+        w.tensor->extra = w.host.extra;
+        if (w.tensor == twin) {
+            *cfg.output = tied;
+        }
+    }
+    l.buffer.reset();
+    l.device = -1;
+}
+
+bool llama_device_tier::move_kv(int il, int to) {
+    for (llama_device_kv * kv : contexts) {
+        if (!kv->move(il, buft(to))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool llama_device_tier::evict(int il, std::string * error) {
+    layer & l = layers[(size_t) il];
+    const int from = l.device;
+    std::vector<ggml_tensor> on_device;
+    for (weight & w : l.weights) {
+        on_device.push_back(*w.tensor);
+        *w.tensor = w.host;
+        store.hold_resident(w.tensor, true);
+    }
+    l.device = -1;
+    refresh();
+    cfg.layer_moves(il, false);
+    *error = format("no host memory for the KV of layer %d; it stays on %s", il,
+                    ggml_backend_dev_name(cfg.devices[(size_t) from]));
+    if (!move_kv(il, -1) || !store.load_resident(error)) {
+        move_kv(il, from);
+        for (size_t i = 0; i < l.weights.size(); ++i) {
+            *l.weights[i].tensor = on_device[i];
+            store.hold_resident(l.weights[i].tensor, false);
+        }
+        l.device = from;
+        cfg.layer_moves(il, true);
+        return false;
+    }
+    error->clear();
+    on_host(l);
+    l.n_evictions++;
+    return true;
+}
+
+bool llama_device_tier::make_buffer(layer & l, size_t dev) {
+    l.buffer.reset(ggml_backend_buft_alloc_buffer(buft((int) dev), std::max<size_t>(1, l.bytes)));
+    if (l.buffer == nullptr) {
+        return false;
+    }
+    ggml_backend_buffer_set_usage(l.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    return true;
+}
+
+// All or nothing per layer: where a device has no memory for one, that one and those below it stay on the host.
+bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<int> & to, std::string * error) {
+    std::vector<int> loading;
+    bool out_of_memory = false;
+    for (int il : coming) {
+        layer & l = layers[(size_t) il];
+        const size_t dev = (size_t) to[(size_t) il];
+        if (!make_buffer(l, dev) || !move_kv(il, (int) dev)) {
+            l.buffer.reset();
+            move_kv(il, -1);
+            size_t used = used_bytes(dev);
+            for (int other : loading) {
+                used += to[(size_t) other] == (int) dev ? layers[(size_t) other].bytes + kv_bytes(other) : 0;
+            }
+            places[dev].budget_now = used;
+            places[dev].t_grow_us = ggml_time_us() + device_retry_us;
+            LLAMA_LOG_WARN("%s: %s has no memory for layer %d (%.0f MiB); trying again in %d s\n", __func__,
+                           ggml_backend_dev_name(cfg.devices[dev]), il, mib(l.bytes), device_retry_us / 1000000);
+            out_of_memory = true;
+            break;
+        }
+        loading.push_back(il);
+    }
+    const bool ok = upload(loading, error);
+    for (int il : loading) {
+        layer & l = layers[(size_t) il];
+        if (!ok) {
+            move_kv(il, -1);
+            on_host(l);
+            cfg.layer_moves(il, false);
+            continue;
+        }
+        l.device = to[(size_t) il];
+        l.n_loads++;
+        for (weight & w : l.weights) {
+            store.hold_resident(w.tensor, false);
+            if (w.tensor == twin) {
+                *cfg.output = twin;
+            }
+        }
+        refresh();
+        cfg.layer_moves(il, true);
+    }
+    return ok && (!out_of_memory || place(error)); // what is below may fit on another device
+}
+
+// Points the tensors at their new memory and fills it: from host memory where the bytes are there as they are in the
+// file, else from the file, the next piece being read while one is on its way.
+bool llama_device_tier::upload(const std::vector<int> & coming, std::string * error) {
+    struct piece {
+        ggml_tensor * tensor;
+        size_t first;
+        size_t bytes;
+        llama_weight_source source;
+    };
+
+    struct run {
+        llama_weight_source source;
+        size_t bytes;
+        std::vector<piece> pieces;
+    };
+
+    std::vector<run> runs;
+    for (int il : coming) {
+        layer & l = layers[(size_t) il];
+        ggml_tallocr place = ggml_tallocr_new(l.buffer.get());
+        for (weight & w : l.weights) {
+            const uint8_t * held = cfg.keep(w.tensor) ? (const uint8_t *) w.host.data : nullptr;
+            w.tensor->buffer = nullptr;
+            w.tensor->data = nullptr;
+            w.tensor->extra = nullptr;
+            ggml_tallocr_alloc(&place, w.tensor);
+            const size_t bytes = ggml_nbytes(w.tensor);
+            for (size_t first = 0; first < bytes; first += upload_bytes_max) {
+                const size_t n = std::min(upload_bytes_max, bytes - first);
+                if (held != nullptr) {
+                    ggml_backend_tensor_set(w.tensor, held + first, first, n);
+                    continue;
+                }
+                const llama_weight_source from = { w.source.file, w.source.offset + first };
+                const uint64_t end = runs.empty() ? 0 : runs.back().source.offset + runs.back().bytes;
+                if (runs.empty() || runs.back().source.file != from.file || from.offset < end ||
+                    from.offset - end > upload_gap_max ||
+                    from.offset + n - runs.back().source.offset > upload_bytes_max) {
+                    runs.push_back({ from, 0, {} });
+                }
+                runs.back().bytes = from.offset + n - runs.back().source.offset;
+                runs.back().pieces.push_back({ w.tensor, first, n, from });
+            }
+        }
+    }
+
+    const size_t page = llama_weight_store::page_size();
+    std::vector<uint8_t> staging[2];
+    for (auto & s : staging) {
+        s.resize(runs.empty() ? 0 : upload_bytes_max + 4 * page);
+    }
+    std::string read_error;
+    const auto read = [&](size_t i) -> const uint8_t * {
+        uint8_t * at = (uint8_t *) GGML_PAD((uintptr_t) staging[i % 2].data(), page);
+        return store.read(runs[i].source, runs[i].bytes, at, &read_error);
+    };
+    const auto when = cfg.async ? std::launch::async : std::launch::deferred;
+    std::future<const uint8_t *> next;
+    for (size_t i = 0; i < runs.size(); ++i) {
+        const uint8_t * data = i == 0 ? read(0) : next.get();
+        if (data == nullptr) {
+            *error = read_error;
+            return false;
+        }
+        if (i + 1 < runs.size()) {
+            next = std::async(when, read, i + 1);
+        }
+        for (const piece & p : runs[i].pieces) {
+            ggml_backend_tensor_set(p.tensor, data + (p.source.offset - runs[i].source.offset), p.first, p.bytes);
+        }
+    }
+    return true;
+}
+
+// ------------------------------------------------------------------------------------------------- reports
+
+void llama_device_tier::refresh() {
+    int n = 0;
+    size_t on_devices = 0;
+    for (size_t il = 0; il < layers.size(); ++il) {
+        n += layers[il].device >= 0 ? 1 : 0;
+        on_devices += layers[il].device >= 0 ? kv_bytes((int) il) : 0;
+    }
+    size_t own = 0;
+    for (size_t d = 0; d < n_devices(); ++d) {
+        own += used_bytes(d);
+    }
+    n_on_devices = n;
+    n_kv_device = on_devices;
+    n_own = own;
+}
+
+llama_device_tier::layer_info llama_device_tier::info(int il) const {
+    const layer & l = layers[(size_t) il];
+    return { device_of(il), l.bytes, l.n_loads, l.n_evictions };
+}
+
+llama_device_tier::counters llama_device_tier::count() const {
+    counters c = {};
+    for (const layer & l : layers) {
+        c.n_loads += l.n_loads;
+        c.n_evictions += l.n_evictions;
+    }
+    for (const place_state & p : places) {
+        c.budget_bytes += (int64_t) p.budget_now;
+    }
+    c.own_bytes = (int64_t) n_own;
+    c.pressure = fullest;
+    c.move_ms = (double) move_us / 1000.0;
+    return c;
+}

@@ -1,0 +1,143 @@
+// The device tier of a model with dynamic layers: which layers are on which device, and their way there and back.
+//
+// Layers are counted as -ngl counts them: the output matrix is the last layer and goes to a device first, then the
+// layers from the last downwards. The layers on devices are those of a static -ngl with the same number, cut among
+// the devices in their order. What is on a device is not held in host memory too.
+#pragma once
+
+#include "llama-weight-store.h"
+#include "superllama-params.h"
+
+#include "ggml-cpp.h"
+
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+class llama_device_kv;
+
+class llama_device_tier {
+  public:
+    struct config {
+        std::vector<ggml_backend_dev_t> devices;
+        std::vector<uint64_t> budgets; // of each, 0 = automatic
+        std::vector<int32_t> n_layers; // upper bound of each
+        int32_t n_layers_max;          // of all, as -ngl
+        std::vector<bool> host_only;   // layers that the user pinned to the host
+        float mem_pressure;
+        float mem_pressure_low;
+        bool async; // read the file in a thread while uploading
+
+        ggml_tensor ** output; // the model's, which may be its token embedding as well
+        const ggml_tensor * tok_embd;
+
+        // A layer's host memory is about to be needed again, or no longer is.
+        std::function<void(int32_t layer, bool on_device)> layer_moves;
+        // Whether all of a tensor is in host memory, as it is in the file; then it stays until its layer moved or not.
+        std::function<bool(const ggml_tensor *)> keep;
+    };
+
+    llama_device_tier(llama_weight_store & store, const config & cfg);
+    ~llama_device_tier();
+
+    // While the result lives, no layer moves. Contexts hold it from building a graph to its end.
+    std::unique_lock<std::recursive_mutex> hold() const { return std::unique_lock<std::recursive_mutex>(mutex); }
+
+    size_t n_devices() const { return cfg.devices.size(); }
+    ggml_backend_dev_t device_of(int il) const; // null: the host. From any thread.
+    int n_device_layers() const { return n_on_devices; }
+    int64_t generation() const { return n_generation; } // changes with the placement
+
+    // For the next apply_asked(), by whoever comes first: the caller, or a context between two ubatches. Any thread.
+    void ask(const std::vector<uint64_t> & budgets);
+
+    // All of these hold the tier. They move what has to move; false where something could not, the reason is in
+    // `error` and it stays where it was.
+    bool place(std::string * error);
+    bool apply_asked(std::string * error);                   // budgets that were asked for, if any
+    bool sample(std::string * error);                        // follows the devices' memory, at most every 50 ms
+    bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
+    bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
+
+    size_t budget_of(size_t dev) const { return places[dev].budget_now; }
+    size_t used_bytes(size_t dev) const; // weights, KV, compute buffers
+
+    struct layer_info {
+        ggml_backend_dev_t device;
+        size_t bytes;
+        int64_t n_loads;
+        int64_t n_evictions;
+    };
+    int n_layers() const { return (int) layers.size(); }
+    layer_info info(int il) const; // from any thread
+
+    struct counters {
+        int64_t n_loads;
+        int64_t n_evictions;
+        int64_t own_bytes;
+        int64_t budget_bytes;
+        double pressure; // of the fullest device, 0..1
+        double move_ms;
+    };
+    void refresh();                                        // what count() says, after a change
+    counters count() const;                                // from any thread
+    size_t kv_device_bytes() const { return n_kv_device; } // KV that would be on the host without devices
+
+    // Of all contexts on the model.
+    std::vector<llama_device_kv *> contexts;
+    void forget(llama_device_kv * kv);
+
+  private:
+    struct weight {
+        ggml_tensor * tensor;
+        llama_weight_source source;
+        ggml_tensor host; // as it is on the host
+    };
+
+    struct layer {
+        std::vector<weight> weights;
+        size_t bytes = 0; // in the buffer of a device
+        ggml_backend_buffer_ptr buffer;
+        std::atomic<int> device{ -1 };
+        std::atomic<int64_t> n_loads{ 0 };
+        std::atomic<int64_t> n_evictions{ 0 };
+    };
+
+    struct place_state {
+        uint64_t budget_max = 0; // as asked for; automatic: all there is
+        std::atomic<uint64_t> budget_now{ 0 };
+        int64_t t_grow_us = 0; // an allocation failed: not before this time
+    };
+
+    void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
+    std::vector<int> target() const;
+    size_t kv_bytes(int il) const; // of all contexts
+    bool evict(int il, std::string * error);
+    bool load(const std::vector<int> & coming, const std::vector<int> & to, std::string * error);
+    bool make_buffer(layer & l, size_t dev);
+    bool upload(const std::vector<int> & coming, std::string * error);
+    bool move_kv(int il, int to);
+    void on_host(layer & l);
+    ggml_backend_buffer_type_t buft(int dev) const;
+
+    llama_weight_store & store;
+    const config cfg;
+    ggml_context_ptr twin_ctx; // of an output matrix that is the token embedding as well: its device copy
+    ggml_tensor * twin = nullptr;
+    ggml_tensor * tied = nullptr;
+
+    mutable std::recursive_mutex mutex;
+    std::mutex asked_mutex;
+    std::vector<uint64_t> asked;
+    std::vector<layer> layers;
+    std::vector<place_state> places;
+    std::atomic<int> n_on_devices{ 0 };
+    std::atomic<int64_t> n_generation{ 0 };
+    std::atomic<size_t> n_kv_device{ 0 };
+    std::atomic<size_t> n_own{ 0 };
+    std::atomic<double> fullest{ 0 };
+    std::atomic<int64_t> move_us{ 0 };
+    int64_t t_sample_us = 0;
+};
