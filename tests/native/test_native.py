@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from bench import make_model
 from native_build import native_programs
 
 UNITS = ["size", "telemetry", "prefetch", "metrics", "kv-spill", "kv-pages"]
@@ -21,14 +22,26 @@ def test_unit(unit: str, variant: str, tmp_path: Path) -> None:
     assert done.stdout.strip().endswith("ok")
 
 
-@pytest.mark.parametrize(("seed", "repack", "sync"), [(1, 1, 0), (2, 0, 0), (3, 0, 1)])
-def test_random_budgets_and_cancellations_change_no_logit(seed: int, repack: int, sync: int, demo_model: Path) -> None:
+def stress_layers(model: Path, steps: int, seed: int, repack: int, sync: int) -> None:
     """The program compares every step with stock and fails unless blocks were evicted and read again."""
-    arguments = [str(demo_model), "120", str(seed), str(repack), str(sync)]
+    arguments = [str(a) for a in (model, steps, seed, repack, sync)]
     done = subprocess.run(
         [native_programs() / "stress-layers", *arguments], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["steps"] == 120
+    assert report["steps"] == steps
     assert report["cancelled"] > 0
+
+
+@pytest.mark.parametrize(("seed", "repack", "sync"), [(1, 1, 0), (2, 0, 0), (3, 0, 1)])
+def test_random_budgets_and_cancellations_change_no_logit(seed: int, repack: int, sync: int, demo_model: Path) -> None:
+    stress_layers(demo_model, 120, seed, repack, sync)
+
+
+@pytest.mark.parametrize("repack", [1, 0])
+def test_two_thousand_steps_of_experts_that_share_pages(repack: int, demo_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "moe.gguf"
+    spec = make_model.Spec(kind="moe", n_layer=4, n_embd=512, n_expert=16, n_expert_used=4, n_ff=224)
+    make_model.make_model(path, demo_model, spec)
+    stress_layers(path, 2000, 4, repack, 0)
