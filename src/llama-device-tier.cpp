@@ -1,5 +1,6 @@
 #include "llama-device-tier.h"
 
+#include "llama-address-space.h"
 #include "llama-device-kv.h"
 #include "llama-impl.h"
 #include "llama-mem-telemetry.h"
@@ -410,7 +411,7 @@ bool llama_device_tier::upload(const std::vector<int> & coming, std::string * er
         }
     }
 
-    const size_t page = llama_weight_store::page_size();
+    const size_t page = llama_system_page();
     std::vector<uint8_t> staging[2];
     for (auto & s : staging) {
         s.resize(runs.empty() ? 0 : upload_bytes_max + 4 * page);

@@ -2,7 +2,7 @@
 
 #include "ggml-backend-impl.h"
 #include "llama-context.h"
-#include "llama-kv-memory.h"
+#include "llama-address-space.h"
 #include "llama-mem-telemetry.h"
 #include "llama-model.h"
 #include "llama-prefetch.h"
@@ -90,7 +90,7 @@ llama_kv_pager::llama_kv_pager(llama_kv_cache & kv, llama_kv_paging & offer) :
     buft = std::make_unique<ggml_backend_buffer_type>();
     buft->iface.get_name = [](ggml_backend_buffer_type_t) { return "CPU_KV_Paged"; };
     buft->iface.alloc_buffer = alloc_buffer;
-    buft->iface.get_alignment = [](ggml_backend_buffer_type_t) { return llama_kv_system_page(); };
+    buft->iface.get_alignment = [](ggml_backend_buffer_type_t) { return llama_system_page(); };
     buft->iface.is_host = [](ggml_backend_buffer_type_t) { return true; };
     buft->device = ggml_backend_buft_get_device(ggml_backend_cpu_buffer_type());
     buft->context = this;
@@ -155,13 +155,14 @@ ggml_backend_buffer_t llama_kv_pager::alloc_buffer(ggml_backend_buffer_type_t bu
     if (self.base != nullptr) { // a copy of cells that someone keeps beside the cache
         return ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     }
-    self.base = llama_kv_reserve(size);
+    self.base = llama_address_reserve(size);
     self.reserved = size;
     if (self.base == nullptr) {
         self.fail("cannot reserve " + llama_kv_mib(size) +
                   " of address space for the KV cache; is it limited (ulimit -v)? Make the context smaller");
         return nullptr;
     }
+    llama_address_small_pages(self.base, size); // one cell would commit 2 MiB in every layer, past the budget
     return ggml_backend_buffer_init(buft, buffer_iface(), &self, size);
 }
 
@@ -175,7 +176,7 @@ const ggml_backend_buffer_i & llama_kv_pager::buffer_iface() {
             llama_kv_pager & self = self_of(buffer);
             self.end_streaming();
             self.pages.reset(); // waits for reads into the memory that goes now
-            llama_kv_unreserve(self.base, self.reserved);
+            llama_address_release(self.base, self.reserved);
             self.base = nullptr;
         };
         i.get_base = [](ggml_backend_buffer_t buffer) -> void * { return self_of(buffer).base; };

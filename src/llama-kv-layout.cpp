@@ -1,6 +1,6 @@
 #include "llama-kv-layout.h"
 
-#include "llama-kv-memory.h"
+#include "llama-address-space.h"
 #include "llama-kv-spill.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ static size_t round_up(size_t n, size_t to) {
 }
 
 llama_kv_layout::llama_kv_layout(llama_kv_geometry geometry_) :
-    os_page(llama_kv_system_page()),
+    os_page(llama_system_page()),
     geometry(std::move(geometry_)),
     n_per_stream((geometry.n_cells + geometry.page_cells - 1) / geometry.page_cells) {
     layer_begin.push_back(0);

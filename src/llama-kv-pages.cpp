@@ -1,6 +1,6 @@
 #include "llama-kv-pages.h"
 
-#include "llama-kv-memory.h"
+#include "llama-address-space.h"
 
 #include <algorithm>
 #include <cstring>
@@ -91,7 +91,7 @@ void llama_kv_pages::release(page_id p, uint32_t layer) {
         begin = free_between(p, -1, floor, begin) ? floor : floor + os_page;
         end = free_between(p, +1, end, ceil) ? ceil : ceil - os_page;
         if (begin < end) {
-            llama_kv_discard((uint8_t *) begin, end - begin);
+            llama_address_discard((uint8_t *) begin, end - begin);
         } else {
             begin = end = ceil;
         }

@@ -284,21 +284,7 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
                 done.error = run ? error : "cancelled";
             }
             if (--done.n_parts == 0) {
-                if (done.error.empty()) {
-                    lock.unlock();
-                    store.verify(id, &error);
-                    lock.lock();
-                    done.error = error;
-                }
-                done.state = RESIDENT;
-                done.n_loads++;
-                totals.blocks_loaded++;
-                if (!done.error.empty() || (idle(id) && !done.pinned && !fits(0, is_expert(id)))) {
-                    const std::string why = done.error;
-                    evict(id); // also what a smaller budget has no room for any more
-                    done.error = why;
-                }
-                changed.notify_all();
+                finish_load(id, lock);
             }
             return ok;
         }));
@@ -313,18 +299,29 @@ void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lo
             break;
         }
     }
-    if (error.empty()) {
-        store.verify(id, &error);
-    }
     lock.lock();
     blocks[id].n_parts = 0;
-    blocks[id].state = RESIDENT;
-    blocks[id].n_loads++;
-    totals.blocks_loaded++;
-    if (!error.empty()) {
-        evict(id);
-        blocks[id].error = error;
+    blocks[id].error = error;
+    finish_load(id, lock);
+}
+
+// All parts were read, or the block has its error.
+void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & lock) {
+    block & b = blocks[id];
+    if (b.error.empty()) {
+        std::string error;
+        lock.unlock();
+        store.verify(id, &error);
+        lock.lock();
+        b.error = error;
     }
+    b.state = RESIDENT;
+    b.n_loads++;
+    totals.blocks_loaded++;
+    if (!b.error.empty() || (idle(id) && !b.pinned && !fits(0, is_expert(id)))) {
+        evict(id); // also what a smaller budget has no room for any more
+    }
+    changed.notify_all();
 }
 
 // Pinned blocks have their memory reserved, whether they are there yet or not.

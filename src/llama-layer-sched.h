@@ -106,6 +106,7 @@ class llama_layer_sched {
     void pump();
     void submit(uint32_t id, int64_t priority);
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
+    void finish_load(uint32_t id, std::unique_lock<std::mutex> & lock);
     void evict(uint32_t id, bool keep_memory = false);
     void trim_spare(bool experts);
     bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);

@@ -1,6 +1,7 @@
 #include "llama-weight-sidecar.h"
 
 #include "ggml.h"
+#include "llama-address-space.h"
 #include "llama-checksum.h"
 
 #include <algorithm>
@@ -88,7 +89,7 @@ static bool write_all(int fd, const uint8_t * data, size_t bytes, uint64_t offse
 }
 
 static size_t data_offset(size_t n_blocks) {
-    const size_t page = llama_weight_store::page_size();
+    const size_t page = llama_system_page();
     return (sizeof(header) + n_blocks * sizeof(uint64_t) + page - 1) / page * page;
 }
 
@@ -177,7 +178,7 @@ static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t
         // the header comes last: an interrupted file is never taken for a good one
         const size_t bytes = data_offset(ids.size());
         void * first = nullptr;
-        ok = fdatasync(fd) == 0 && posix_memalign(&first, llama_weight_store::page_size(), bytes) == 0;
+        ok = fdatasync(fd) == 0 && posix_memalign(&first, llama_system_page(), bytes) == 0;
         if (ok) {
             memset(first, 0, bytes);
             memcpy(first, &head, sizeof(head));

@@ -3,7 +3,9 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
+#include "llama-address-space.h"
 #include "llama-checksum.h"
+#include "llama-spare-memory.h"
 #include "llama-weight-file.h"
 
 #include <algorithm>
@@ -13,19 +15,11 @@
 #include <stdexcept>
 #include <unordered_set>
 
-#ifdef __linux__
-#    include <sys/mman.h>
-#    include <unistd.h>
-#endif
-
 static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
 static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
 static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always resident
 static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
-static const size_t huge_page = 2u << 20;
-static const size_t move_bytes_min = 256u << 10;   // less is not worth a mapping of its own
-static const size_t mappings_max = 32768;          // the kernel limits those of a process to some 65,000
 static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
 
 static size_t round_up(size_t x, size_t to) {
@@ -35,72 +29,6 @@ static size_t round_up(size_t x, size_t to) {
 static size_t round_down(size_t x, size_t to) {
     return x / to * to;
 }
-
-#ifdef __linux__
-
-// ------------------------------------------------------------------------------------------------- system
-
-size_t llama_weight_store::page_size() {
-    static const size_t size = (size_t) sysconf(_SC_PAGESIZE);
-    return size;
-}
-
-static uint8_t * reserve(size_t bytes) {
-    void * addr =
-        mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return addr == MAP_FAILED ? nullptr : (uint8_t *) addr;
-}
-
-static void release(uint8_t * addr, size_t bytes) {
-    munmap(addr, bytes + huge_page);
-}
-
-static void discard(uint8_t * addr, size_t bytes) {
-    madvise(addr, bytes, MADV_DONTNEED);
-}
-
-// Moves pages; the source stays mapped and reads as zero. Both ranges lie in one mapping each.
-static bool move_pages(uint8_t * to, uint8_t * from, size_t bytes) {
-#    ifdef MREMAP_DONTUNMAP
-    if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) != MAP_FAILED) {
-        return true;
-    }
-    // the kernel may have unmapped the target before it failed
-    mmap(to, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-#    endif
-    return false;
-}
-
-// Huge pages only where they lie wholly inside: one that reached beyond could not be given back alone.
-static void advise(uint8_t * addr, size_t bytes) {
-    uint8_t * first = (uint8_t *) round_up((size_t) addr, huge_page);
-    uint8_t * last = (uint8_t *) round_down((size_t) addr + bytes, huge_page);
-    if (first < last) {
-        madvise(first, (size_t) (last - first), MADV_HUGEPAGE);
-    }
-}
-
-#else
-
-size_t llama_weight_store::page_size() {
-    return 4096;
-}
-
-static uint8_t * reserve(size_t) {
-    return nullptr;
-}
-
-static void release(uint8_t *, size_t) {}
-
-static void discard(uint8_t *, size_t) {}
-
-static bool move_pages(uint8_t *, uint8_t *, size_t) {
-    return false;
-}
-
-static void advise(uint8_t *, size_t) {}
-
-#endif
 
 // -------------------------------------------------------------------------------------------------- state
 
@@ -145,14 +73,7 @@ struct llama_weight_store::impl {
     std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
     size_t n_row_pages = 0;
 
-    // Memory that no block holds, in pieces that can be moved: by size, where it lies now.
-    struct spare_memory {
-        std::map<size_t, std::vector<uint8_t *>> pieces;
-        size_t bytes = 0;
-    };
-    spare_memory spare[2];                      // of experts: the second
-    std::unordered_set<const uint8_t *> mapped; // pieces that are mappings of their own, since they were moved to
-    bool can_move = true;
+    llama_spare_memory spare;
 
     mutable std::atomic<uint64_t> n_read{ 0 };
 
@@ -166,7 +87,7 @@ llama_weight_store::llama_weight_store() : pimpl(std::make_unique<impl>()) {}
 
 llama_weight_store::~llama_weight_store() {
     for (const arena & a : pimpl->arenas) {
-        release(a.base, a.bytes);
+        llama_address_release(a.base, a.bytes + llama_huge_page);
     }
 }
 
@@ -216,7 +137,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     if (!plain && strcmp(ggml_backend_buft_name(buft), "CPU_REPACK") != 0) {
         return nullptr;
     }
-    const size_t page = page_size();
+    const size_t page = llama_system_page();
 
     std::vector<held_tensor> mine;
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
@@ -241,7 +162,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         const size_t bytes = ggml_nbytes(h.tensor);
         if (h.role == ROLE_EXPERTS) {
             h.n_experts = (int32_t) h.tensor->ne[2];
-            h.addr_off = round_up(end, huge_page) + in_page;
+            h.addr_off = round_up(end, llama_huge_page) + in_page;
             end = round_up(h.addr_off + bytes, page);
             for (int32_t e = 0; e < h.n_experts; ++e) {
                 const auto key = std::make_pair(h.layer, e);
@@ -259,7 +180,8 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
             continue;
         }
         if (h.role != ROLE_STREAM) {
-            h.addr_off = round_up(end, h.role == ROLE_RESIDENT && bytes >= huge_page ? huge_page : page) + in_page;
+            h.addr_off =
+                round_up(end, h.role == ROLE_RESIDENT && bytes >= llama_huge_page ? llama_huge_page : page) + in_page;
             end = round_up(h.addr_off + bytes, page);
             continue;
         }
@@ -277,7 +199,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
             all_blocks.emplace_back();
             last = &all_blocks.back();
             last->layer = h.layer;
-            h.addr_off = round_up(end, huge_page) + in_page;
+            h.addr_off = round_up(end, llama_huge_page) + in_page;
         }
         h.block = (uint32_t) (all_blocks.size() - 1);
         last->slices.push_back({ h.tensor, 0, bytes, h.source });
@@ -286,13 +208,13 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     }
 
     arena a = { nullptr, std::max(end, page) };
-    a.base = reserve(a.bytes);
+    a.base = llama_address_reserve(a.bytes + llama_huge_page);
     if (a.base == nullptr) {
         throw std::runtime_error("cannot reserve " + std::to_string(a.bytes >> 20) +
                                  " MiB of address space for weights; is it limited (ulimit -v)?");
     }
     pimpl->arenas.push_back(a);
-    uint8_t * base = (uint8_t *) round_up((size_t) a.base, huge_page);
+    uint8_t * base = (uint8_t *) round_up((size_t) a.base, llama_huge_page);
 
     ggml_backend_buffer_t buffer = make_buffer(buft, base, a.bytes);
     for (held_tensor & h : mine) {
@@ -303,7 +225,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         const size_t pages = round_up(h.addr_off % page + ggml_nbytes(h.tensor), page);
         if (h.role == ROLE_RESIDENT) {
             n_resident += pages;
-            advise(base + h.addr_off, ggml_nbytes(h.tensor));
+            llama_address_huge_pages(base + h.addr_off, ggml_nbytes(h.tensor));
         } else if (h.role == ROLE_BY_ROW) {
             n_row_max += std::min(pages, 2 * row_bytes_cap); // what stays, and what one ubatch adds
             pimpl->row_pages[h.tensor].resize(pages / page);
@@ -340,7 +262,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
             const llama_weight_slice & back = b.slices.back();
             add((uint8_t *) front.tensor->data, (uint8_t *) back.tensor->data + back.bytes, front.source,
                 pimpl->find(front.tensor)->converts);
-            advise(b.ranges.back().addr, b.ranges.back().bytes);
+            llama_address_huge_pages(b.ranges.back().addr, b.ranges.back().bytes);
         }
     }
     return buffer;
@@ -478,8 +400,8 @@ bool llama_weight_store::load_resident(std::string * error) {
                 ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, first, std::min(step, bytes - first), error);
             }
         } else {
-            const size_t head = h.source.offset % page_size();
-            ok = file.read_pages((uint8_t *) h.tensor->data - head, round_up(head + bytes, page_size()),
+            const size_t head = h.source.offset % llama_system_page();
+            ok = file.read_pages((uint8_t *) h.tensor->data - head, round_up(head + bytes, llama_system_page()),
                                  h.source.offset - head, error);
         }
         if (!ok) {
@@ -503,8 +425,8 @@ std::vector<llama_weight_tensor> llama_weight_store::tensors() const {
 
 const uint8_t * llama_weight_store::read(const llama_weight_source & from, size_t bytes, uint8_t * staging,
                                          std::string * error) const {
-    const size_t head = from.offset % page_size();
-    const size_t whole = round_up(head + bytes, page_size());
+    const size_t head = from.offset % llama_system_page();
+    const size_t whole = round_up(head + bytes, llama_system_page());
     if (!pimpl->files[(size_t) from.file]->read_pages(staging, whole, from.offset - head, error)) {
         return nullptr;
     }
@@ -522,7 +444,7 @@ void llama_weight_store::hold_resident(const ggml_tensor * t, bool held) {
     if (h.role != ROLE_RESIDENT || h.held == held) {
         return;
     }
-    const size_t page = page_size();
+    const size_t page = llama_system_page();
     const size_t pages = round_up(h.addr_off % page + bytes, page);
     h.held = held;
     if (bytes < resident_drop_min) {
@@ -533,7 +455,7 @@ void llama_weight_store::hold_resident(const ggml_tensor * t, bool held) {
     } else {
         h.there = false;
         n_resident -= pages;
-        discard(h.addr - h.addr_off % page, pages);
+        llama_address_discard(h.addr - h.addr_off % page, pages);
     }
 }
 
@@ -565,14 +487,14 @@ bool llama_weight_store::is_by_row(const ggml_tensor * t) const {
 bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error) {
     const held_tensor & h = *pimpl->find(t);
     const llama_weight_file & file = *pimpl->files[(size_t) h.source.file];
-    const size_t page = page_size();
+    const size_t page = llama_system_page();
     std::vector<bool> & there = pimpl->row_pages.at(t);
     const size_t head = h.source.offset % page;
     uint8_t * base = (uint8_t *) t->data - head;
     const size_t row = ggml_row_size(t->type, t->ne[0]);
 
     if (pimpl->n_row_pages * page > row_bytes_cap) {
-        discard(base, there.size() * page);
+        llama_address_discard(base, there.size() * page);
         there.assign(there.size(), false);
         pimpl->n_row_pages = 0;
     }
@@ -608,29 +530,16 @@ static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b, si
         // experts of one tensor are neighbours: a page at the border belongs to two of them
         const llama_weight_slice & s = b.slices[i];
         const uint8_t * data = (const uint8_t *) s.tensor->data + s.first;
-        first += data != first && before ? llama_weight_store::page_size() : 0;
-        last -= data + s.bytes != last && after ? llama_weight_store::page_size() : 0;
+        first += data != first && before ? llama_system_page() : 0;
+        last -= data + s.bytes != last && after ? llama_system_page() : 0;
     }
     return { first, last };
 }
 
-// The part of a range that can be moved, whoever its neighbours are, and the size of the pieces: huge pages where there
-// is room for them. Always the same for a range, so that a piece is one mapping or part of one.
-struct movable {
-    uint8_t * first;
-    uint8_t * last;
-    size_t piece;
-};
-
-static movable movable_of(const llama_weight_block & b, size_t i) {
+// The part of them that can be moved, whoever the neighbours are.
+static llama_spare_memory::range movable_of(const llama_weight_block & b, size_t i) {
     const auto pages = pages_of(b, i, true, true);
-    uint8_t * first = (uint8_t *) round_up((size_t) pages.first, huge_page);
-    uint8_t * last = (uint8_t *) round_down((size_t) pages.second, huge_page);
-    if (first < last) {
-        return { first, last, huge_page };
-    }
-    const size_t bytes = pages.first < pages.second ? (size_t) (pages.second - pages.first) : 0;
-    return { pages.first, pages.first + (bytes >= move_bytes_min ? bytes : 0), bytes };
+    return llama_spare_memory::of(pages.first, pages.second);
 }
 
 void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)> & resident) {
@@ -638,7 +547,7 @@ void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)
 }
 
 void llama_weight_store::keep(uint32_t block, const std::function<bool(uint32_t)> & resident) {
-    give_back(block, resident, pimpl->can_move);
+    give_back(block, resident, pimpl->spare.works());
 }
 
 void llama_weight_store::give_back(uint32_t block, const std::function<bool(uint32_t)> & resident, bool keep) {
@@ -647,63 +556,32 @@ void llama_weight_store::give_back(uint32_t block, const std::function<bool(uint
         const auto found = pimpl->expert_blocks.find({ b.layer, expert });
         return b.expert >= 0 && found != pimpl->expert_blocks.end() && resident(found->second);
     };
-    impl::spare_memory & spare = pimpl->spare[b.expert >= 0];
     for (size_t i = 0; i < b.ranges.size(); ++i) {
         const auto pages = pages_of(b, i, there(b.expert - 1), there(b.expert + 1));
-        const movable m = keep ? movable_of(b, i) : movable{ pages.second, pages.second, 1 };
+        const auto m = keep ? movable_of(b, i) : llama_spare_memory::range{ pages.second, pages.second, 1 };
         if (pages.first < m.first) {
-            discard(pages.first, (size_t) (m.first - pages.first));
+            llama_address_discard(pages.first, (size_t) (m.first - pages.first));
         }
         if (m.last < pages.second) {
-            discard(m.last, (size_t) (pages.second - m.last));
+            llama_address_discard(m.last, (size_t) (pages.second - m.last));
         }
-        for (uint8_t * at = m.first; at < m.last; at += m.piece) {
-            spare.pieces[m.piece].push_back(at);
-            spare.bytes += m.piece;
-        }
+        pimpl->spare.add(b.expert >= 0, m);
     }
 }
 
 void llama_weight_store::use_spare(uint32_t block) {
     const llama_weight_block & b = all_blocks[block];
-    impl::spare_memory & spare = pimpl->spare[b.expert >= 0];
     for (size_t i = 0; i < b.ranges.size(); ++i) {
-        const movable m = movable_of(b, i);
-        std::vector<uint8_t *> & pieces = spare.pieces[m.piece];
-        for (uint8_t * at = m.first; at < m.last && !pieces.empty(); at += m.piece) {
-            // its own memory may be spare still
-            const auto mine = std::find(pieces.begin(), pieces.end(), at);
-            if (mine == pieces.end()) {
-                if (pimpl->mapped.count(at) == 0 && pimpl->mapped.size() >= mappings_max) {
-                    continue;
-                }
-                if (!move_pages(at, pieces.back(), m.piece)) {
-                    pimpl->can_move = false; // not on this kernel
-                    return;
-                }
-                pimpl->mapped.insert(at);
-                pieces.pop_back();
-            } else {
-                pieces.erase(mine);
-            }
-            spare.bytes -= m.piece;
-        }
+        pimpl->spare.take(b.expert >= 0, movable_of(b, i));
     }
 }
 
 void llama_weight_store::trim_spare(bool experts, size_t bytes) {
-    impl::spare_memory & spare = pimpl->spare[experts];
-    for (auto & entry : spare.pieces) {
-        while (spare.bytes > bytes && !entry.second.empty()) {
-            discard(entry.second.back(), entry.first);
-            entry.second.pop_back();
-            spare.bytes -= entry.first;
-        }
-    }
+    pimpl->spare.trim(experts, bytes);
 }
 
 size_t llama_weight_store::spare_bytes(bool experts) const {
-    return pimpl->spare[experts].bytes;
+    return pimpl->spare.bytes(experts);
 }
 
 uint64_t llama_weight_store::bytes_read() const {

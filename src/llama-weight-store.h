@@ -116,8 +116,7 @@ class llama_weight_store {
     // Gives the block's memory back. A first or last page that a resident neighbour shares is kept.
     void drop(uint32_t block, const std::function<bool(uint32_t)> & resident);
 
-    // The same, but most of the memory stays, spare, for blocks that come: freeing pages, zeroing and allocating them
-    // again costs more than moving them. Experts and other blocks have spare memory of their own.
+    // The same, but most of the memory stays, spare, for blocks that come.
     void keep(uint32_t block, const std::function<bool(uint32_t)> & resident);
     void use_spare(uint32_t block); // before it is read
     void trim_spare(bool experts, size_t bytes);
@@ -133,8 +132,6 @@ class llama_weight_store {
 
     uint64_t bytes_read() const;
     std::string content_key() const; // changes with the files' times of modification
-
-    static size_t page_size();
 
   private:
     void give_back(uint32_t block, const std::function<bool(uint32_t)> & resident, bool keep);

@@ -1,7 +1,7 @@
 // Pages against a plain array: random writes, reads, evictions, copies and faults, with and without readers ahead.
 
 #include "check.h"
-#include "llama-kv-memory.h"
+#include "llama-address-space.h"
 #include "llama-kv-pages.h"
 #include "llama-prefetch.h"
 
@@ -55,7 +55,8 @@ struct cache {
             std::vector<llama_kv_rows> rows;
             for (int i = 0; i < (il == 2 ? 1 : 2); ++i) {
                 const size_t size = (g.n_streams * g.n_cells * row_bytes / 4096 + 1) * 4096;
-                memory.push_back({ llama_kv_reserve(size), size });
+                memory.push_back({ llama_address_reserve(size), size });
+                llama_address_small_pages(memory.back().first, size);
                 CHECK(memory.back().first != nullptr);
                 rows.push_back({ memory.back().first, row_bytes });
             }
@@ -74,7 +75,7 @@ struct cache {
     ~cache() {
         pages.reset();
         for (const auto & m : memory) {
-            llama_kv_unreserve(m.first, m.second);
+            llama_address_release(m.first, m.second);
         }
     }
 

@@ -1,0 +1,94 @@
+#include "llama-address-space.h"
+
+#ifndef _WIN32
+#    include <sys/mman.h>
+#    include <unistd.h>
+
+#    ifndef MAP_NORESERVE
+#        define MAP_NORESERVE 0
+#    endif
+#    ifndef MAP_ANONYMOUS
+#        define MAP_ANONYMOUS MAP_ANON
+#    endif
+
+static const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+size_t llama_system_page() {
+    static const size_t size = (size_t) sysconf(_SC_PAGESIZE);
+    return size;
+}
+
+uint8_t * llama_address_reserve(size_t size) {
+    void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    return base == MAP_FAILED ? nullptr : (uint8_t *) base;
+}
+
+void llama_address_release(uint8_t * base, size_t size) {
+    munmap(base, size);
+}
+
+void llama_address_discard(uint8_t * at, size_t size) {
+#    ifdef __linux__
+    if (madvise(at, size, MADV_DONTNEED) == 0) {
+        return;
+    }
+#    endif
+    mmap(at, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
+}
+
+void llama_address_small_pages(uint8_t * at, size_t size) {
+#    ifdef MADV_NOHUGEPAGE
+    madvise(at, size, MADV_NOHUGEPAGE);
+#    else
+    (void) at, (void) size;
+#    endif
+}
+
+void llama_address_huge_pages(uint8_t * at, size_t size) {
+#    ifdef MADV_HUGEPAGE
+    uint8_t * first = (uint8_t *) (((size_t) at + llama_huge_page - 1) / llama_huge_page * llama_huge_page);
+    uint8_t * last = (uint8_t *) (((size_t) at + size) / llama_huge_page * llama_huge_page);
+    if (first < last) {
+        madvise(first, (size_t) (last - first), MADV_HUGEPAGE);
+    }
+#    else
+    (void) at, (void) size;
+#    endif
+}
+
+bool llama_address_move(uint8_t * to, uint8_t * from, size_t size) {
+#    ifdef MREMAP_DONTUNMAP
+    if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) != MAP_FAILED) {
+        return true;
+    }
+    // the kernel may have unmapped the target before it failed
+    mmap(to, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
+#    else
+    (void) to, (void) from, (void) size;
+#    endif
+    return false;
+}
+
+#else
+
+size_t llama_system_page() {
+    return 4096;
+}
+
+uint8_t * llama_address_reserve(size_t) {
+    return nullptr;
+}
+
+void llama_address_release(uint8_t *, size_t) {}
+
+void llama_address_discard(uint8_t *, size_t) {}
+
+void llama_address_small_pages(uint8_t *, size_t) {}
+
+void llama_address_huge_pages(uint8_t *, size_t) {}
+
+bool llama_address_move(uint8_t *, uint8_t *, size_t) {
+    return false;
+}
+
+#endif

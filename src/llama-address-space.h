@@ -1,0 +1,22 @@
+// Address space that costs memory only where it is written. Addresses and sizes are multiples of the system's page.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+static const size_t llama_huge_page = 2u << 20;
+
+size_t llama_system_page();
+
+uint8_t * llama_address_reserve(size_t size); // null on failure
+void llama_address_release(uint8_t * base, size_t size);
+void llama_address_discard(uint8_t * at, size_t size); // reads as zero afterwards
+
+// Huge pages: never, as one byte would commit all of one; or where they lie wholly inside, as one that reaches beyond
+// could not be given back alone.
+void llama_address_small_pages(uint8_t * at, size_t size);
+void llama_address_huge_pages(uint8_t * at, size_t size);
+
+// Moves the memory behind a range, which reads as zero afterwards; both ranges lie in one mapping each. False where the
+// system cannot.
+bool llama_address_move(uint8_t * to, uint8_t * from, size_t size);

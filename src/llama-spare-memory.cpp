@@ -1,0 +1,60 @@
+#include "llama-spare-memory.h"
+
+#include "llama-address-space.h"
+
+#include <algorithm>
+
+static const size_t move_bytes_min = 256u << 10; // less is not worth a mapping of its own
+static const size_t mappings_max = 32768;        // the kernel limits those of a process to some 65,000
+
+llama_spare_memory::range llama_spare_memory::of(uint8_t * first, uint8_t * last) {
+    uint8_t * huge_first = (uint8_t *) (((size_t) first + llama_huge_page - 1) / llama_huge_page * llama_huge_page);
+    uint8_t * huge_last = (uint8_t *) ((size_t) last / llama_huge_page * llama_huge_page);
+    if (huge_first < huge_last) {
+        return { huge_first, huge_last, llama_huge_page };
+    }
+    const size_t bytes = first < last ? (size_t) (last - first) : 0;
+    return { first, first + (bytes >= move_bytes_min ? bytes : 0), bytes };
+}
+
+void llama_spare_memory::add(bool experts, const range & r) {
+    pool & spare = pools[experts];
+    for (uint8_t * at = r.first; at < r.last; at += r.piece) {
+        spare.pieces[r.piece].push_back(at);
+        spare.bytes += r.piece;
+    }
+}
+
+void llama_spare_memory::take(bool experts, const range & r) {
+    pool & spare = pools[experts];
+    std::vector<uint8_t *> & pieces = spare.pieces[r.piece];
+    for (uint8_t * at = r.first; at < r.last && !pieces.empty(); at += r.piece) {
+        // the range's own memory may be spare still
+        const auto mine = std::find(pieces.begin(), pieces.end(), at);
+        if (mine != pieces.end()) {
+            pieces.erase(mine);
+        } else {
+            if (mapped.count(at) == 0 && mapped.size() >= mappings_max) {
+                continue;
+            }
+            if (!llama_address_move(at, pieces.back(), r.piece)) {
+                can_move = false;
+                return;
+            }
+            mapped.insert(at);
+            pieces.pop_back();
+        }
+        spare.bytes -= r.piece;
+    }
+}
+
+void llama_spare_memory::trim(bool experts, size_t bytes) {
+    pool & spare = pools[experts];
+    for (auto & entry : spare.pieces) {
+        while (spare.bytes > bytes && !entry.second.empty()) {
+            llama_address_discard(entry.second.back(), entry.first);
+            entry.second.pop_back();
+            spare.bytes -= entry.first;
+        }
+    }
+}
