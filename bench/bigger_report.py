@@ -40,11 +40,12 @@ class Row:
     stall_s: float | None
     peak_bytes: int | None
     over_budget_bytes: int | None  # peak - budget
-    expert_misses: float | None  # of a whole run
+    expert_misses: float | None  # of a whole run: read because they were asked for, guessed before or not
     bytes_read: float | None  # by a whole run's process
+    expert_reads: float | None = None  # misses and wrong guesses
     bound: float | None = None
     reached: float | None = None
-    bytes_to_misses: float | None = None  # bytes read / (misses x bytes of an expert), whole run
+    bytes_to_misses: float | None = None  # bytes read / (experts read x bytes of one), whole run
     hashes: int = 0  # different hashes over all logits; 1 = every run agrees
     error: str = ""
 
@@ -58,7 +59,8 @@ def _row(runs: list[dict]) -> Row:
     first, ok = runs[0], [r for r in runs if r["status"] == "ok"]
     metrics = [r["metrics"] for r in ok if r.get("metrics")]
     speeds = [r["decode_tokens_per_s"] for r in ok]
-    misses = [m["expert_misses"] for m in metrics if m.get("expert_misses")]
+    misses = [m["expert_misses"] + m.get("expert_guesses_used", 0) for m in metrics if m.get("expert_misses")]
+    reads = [m["expert_misses"] + m.get("expert_guesses", 0) for m in metrics if m.get("expert_misses")]
     peaks = [r["peak_bytes"] for r in runs if r["peak_bytes"]]
     peak = max(peaks, default=None)
     budget = first["budget_bytes"]
@@ -70,7 +72,7 @@ def _row(runs: list[dict]) -> Row:
         _median([r["decode_read_bytes"] / r["tokens"] for r in ok]),
         _median([m["stall_ms"] / 1000 for m in metrics if m.get("stall_ms")]),
         peak, peak - budget if peak and budget else None, _median(misses),
-        _median([r.get("total_read_bytes") for r in ok]), hashes=len({r["hash"] for r in ok}),
+        _median([r.get("total_read_bytes") for r in ok]), expert_reads=_median(reads), hashes=len({r["hash"] for r in ok}),
         error=errors[-1] if errors else "",
     )  # fmt: skip
 
@@ -95,9 +97,11 @@ def rows_of(runs: list[dict], where: TensorMap, speed: float) -> list[Row]:
         if not limits.moe:
             row.bound = limits.dense(row.budget_bytes)
         elif row.expert_misses and row.bytes_per_token is not None:
-            # the counter of misses has the prompt's in it, which would lower the bound: the bytes read while decoding
-            row.bound = limits.experts(row.bytes_per_token / limits.expert_bytes)
-            row.bytes_to_misses = row.bytes_read / (row.expert_misses * limits.expert_bytes) if row.bytes_read else None
+            # the counter of misses has the prompt's in it, which would lower the bound: the bytes read while decoding,
+            # less those of wrong guesses
+            right = row.expert_misses / row.expert_reads
+            row.bound = limits.experts(right * row.bytes_per_token / limits.expert_bytes)
+            row.bytes_to_misses = row.bytes_read / (row.expert_reads * limits.expert_bytes) if row.bytes_read else None
         if row.bound and row.decode:
             row.reached = row.decode / row.bound
     order = {e: i for i, e in enumerate(engine.load())}

@@ -80,6 +80,9 @@ struct superllama_stats {
     int64_t vram_own_bytes;    // weights, KV and compute buffers of this model's contexts on devices
     int64_t vram_budget_bytes; // that they may have there now, over all devices
     double move_ms;            // spent moving layers to and from devices
+
+    int64_t expert_guesses;      // experts read before the router had chosen them
+    int64_t expert_guesses_used; // those of them that it chose
 };
 
 // The paged KV cache of a context. Counters only grow.

@@ -3,6 +3,8 @@
 #include "ggml-impl.h"
 #include "ggml.h"
 
+#include <cstring>
+
 static const size_t n_stops_min = 16; // a pass over the weights stops at least so often, for memory to be given back
 
 static const ggml_tensor * weights_of(const ggml_tensor * src) {
@@ -23,6 +25,8 @@ llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml
         return graph.stops[i > 0 ? ggml_graph_node(gf, i - 1) : nullptr];
     };
     const ggml_tensor * last_moe = nullptr;
+    const ggml_tensor * router = nullptr;
+    llama_layer_stop * moe_stop = nullptr; // of the layer before
     int32_t moe_layer = -1;
 
     for (int i = 0; i < n_nodes; ++i) {
@@ -35,12 +39,21 @@ llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml
             if (src == nullptr || !store.is_here(src)) {
                 continue; // none of ours, or on a device
             }
+            if (node->op == GGML_OP_MUL_MAT && strstr(src->name, "ffn_gate_inp.weight") != nullptr) {
+                router = src;
+            }
             if (store.n_experts(src) > 0) {
                 if (node->op == GGML_OP_MUL_MAT_ID) {
                     const int32_t layer = store.blocks()[(size_t) store.block_of(src)].layer;
                     if (layer != moe_layer) {
-                        before(i).experts = node;
+                        if (moe_stop != nullptr) {
+                            moe_stop->next_router = router;
+                            moe_stop->next_experts = src;
+                        }
+                        moe_stop = &before(i);
+                        moe_stop->experts = node;
                         moe_layer = layer;
+                        router = nullptr;
                         if (last_moe != nullptr) {
                             graph.stops[last_moe].experts_done = last_moe;
                         }

@@ -1,13 +1,14 @@
 #include "llama-layer-sched.h"
 
 #include "ggml.h"
+#include "llama-expert-guess.h"
 
 #include <algorithm>
 #include <chrono>
 #include <map>
-#include <set>
 
 static const size_t queue_bytes = 16u << 20; // of reads that keep a drive busy
+static const int64_t guess_tokens_max = 4;   // more of them want most experts anyway
 
 static double now_ms() {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -62,7 +63,7 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         }
         if (block.expert < 0) {
             b.dense_bytes += block.bytes;
-            largest = std::max(largest, block.bytes);
+            largest = std::max(largest, store.wide_bytes(id));
         } else {
             b.expert_bytes += block.bytes;
             n_experts[block.layer]++;
@@ -75,7 +76,7 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         b.expert_pool_min = std::max(b.expert_pool_min, n_asked * entry.second);
     }
 
-    // the ring: one block in use and one on its way, or as much as fills the readers' queue where memory is plenty
+    // the ring: one block in use and one on its way; where memory is plenty, one more and a full queue of reads
     const size_t ring_min = std::min(b.dense_bytes, 2 * largest);
     b.min_bytes = ring_min + b.expert_pool_min;
     if (bytes < b.min_bytes) {
@@ -85,7 +86,7 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         b.pinned_bytes = b.dense_bytes;
     } else {
         const size_t left = bytes - b.expert_pool_min;
-        const size_t wanted = std::max(ring_min, std::min(largest + queue_bytes, left / 16));
+        const size_t wanted = std::max(ring_min, std::min(2 * largest + queue_bytes, left / 16));
         b.ring_bytes = cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU ? left : wanted;
         b.pinned_bytes = left - b.ring_bytes;
         b.streamed_bytes = b.dense_bytes - std::min(b.dense_bytes, b.pinned_bytes);
@@ -174,7 +175,10 @@ void llama_layer_sched::choose_pins() {
             evict(id);
         }
         b.pinned = pin;
-        streamed_used += !pin && b.state != ABSENT ? bytes_of(id) : 0;
+        if (pin && idle(id) && b.charged > bytes_of(id)) {
+            evict(id); // has more memory than a pinned block may
+        }
+        streamed_used += !pin && b.state != ABSENT ? b.charged : 0;
     }
     budget.streamed_bytes = budget.dense_bytes - budget.pinned_bytes;
     if (budget.streamed_bytes > 0) {
@@ -236,8 +240,8 @@ void llama_layer_sched::evict(uint32_t id, bool keep_memory) {
     b.state = ABSENT;
     b.n_evictions++;
     totals.blocks_evicted++;
-    (is_expert(id) ? expert_used : dense_used) -= bytes_of(id);
-    streamed_used -= !is_expert(id) && !b.pinned ? bytes_of(id) : 0;
+    (is_expert(id) ? expert_used : dense_used) -= b.charged;
+    streamed_used -= !is_expert(id) && !b.pinned ? b.charged : 0;
     if (b.listed) {
         lru.erase(b.lru);
         b.listed = false;
@@ -264,9 +268,10 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.state = LOADING;
     b.error.clear();
     b.jobs.clear();
-    (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
-    streamed_used += !is_expert(id) && !b.pinned ? bytes_of(id) : 0;
-    store.use_spare(id);
+    b.charged = charge_of(id);
+    (is_expert(id) ? expert_used : dense_used) += b.charged;
+    streamed_used += !is_expert(id) && !b.pinned ? b.charged : 0;
+    store.use_spare(id, b.charged > bytes_of(id));
     trim_spare(is_expert(id));
     const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
     b.n_parts = (int32_t) parts.size();
@@ -318,8 +323,8 @@ void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & 
     b.state = RESIDENT;
     b.n_loads++;
     totals.blocks_loaded++;
-    if (!b.error.empty() || (idle(id) && !b.pinned && !fits(0, is_expert(id)))) {
-        evict(id); // also what a smaller budget has no room for any more
+    if (!b.error.empty() || (idle(id) && (b.pinned ? b.charged > bytes_of(id) : !fits(0, is_expert(id))))) {
+        evict(id); // also what another budget has no room for any more
     }
     changed.notify_all();
 }
@@ -391,7 +396,7 @@ void llama_layer_sched::pump() {
             continue;
         }
         if (!b.pinned) {
-            full = full || !fits(bytes_of(id), false);
+            full = full || !fits(charge_of(id), false);
             if (full) {
                 continue;
             }
@@ -475,7 +480,13 @@ bool llama_layer_sched::run_stop(const llama_layer_stop & s, std::string * error
             return false;
         }
     }
-    return s.experts == nullptr || acquire_experts(s.experts, lock, error);
+    if (s.experts != nullptr) {
+        if (!acquire_experts(s.experts, lock, error)) {
+            return false;
+        }
+        guess_experts(s);
+    }
+    return true;
 }
 
 void llama_layer_sched::release(uint32_t id) {
@@ -509,7 +520,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
     for (int attempt = 0; b.state != RESIDENT && attempt < 3; ++attempt) {
         const bool mine = b.state == ABSENT;
         if (mine) {
-            if (!b.pinned && !make_room(bytes_of(id), false, lock)) {
+            if (!b.pinned && !make_room(charge_of(id), false, lock)) {
                 *error = "no memory left for a block of " + std::to_string(bytes_of(id)) +
                          " bytes of weights; raise --mem-budget";
                 return false;
@@ -547,48 +558,112 @@ bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lo
             wanted.insert((uint32_t) store.block_of(weights, e));
         }
     }
-    size_t missing = 0;
+    settle_guess(wanted, lock);
     for (uint32_t id : wanted) {
         blocks[id].in_use = true;
         touch(id);
-        if (blocks[id].state == ABSENT) {
-            missing += bytes_of(id);
-            totals.expert_misses++;
-        } else {
-            totals.expert_hits++;
-        }
+        (blocks[id].state == ABSENT ? totals.expert_misses : totals.expert_hits)++;
     }
     experts_in_use.assign(wanted.begin(), wanted.end());
-    if (missing == 0) {
-        return true;
-    }
 
     const double t_begin = now_ms();
-    if (!make_room(missing, true, lock)) {
-        *error = "no memory left for " + std::to_string(missing) +
-                 " bytes of experts that one ubatch asks for; raise " + "--mem-budget, or lower --ubatch-size";
-        return false;
-    }
-    for (uint32_t id : wanted) {
-        if (blocks[id].state == ABSENT) {
+    const auto there = [&](uint32_t id) { return blocks[id].state == RESIDENT; };
+    // once; again only where a read that a guess began has failed
+    while (!std::all_of(wanted.begin(), wanted.end(), there)) {
+        std::vector<uint32_t> missing;
+        size_t bytes = 0;
+        for (uint32_t id : wanted) {
+            if (blocks[id].state == ABSENT) {
+                missing.push_back(id);
+                bytes += bytes_of(id);
+            }
+        }
+        if (!make_room(bytes, true, lock)) {
+            *error = "no memory left for " + std::to_string(bytes) +
+                     " bytes of experts that one ubatch asks for; raise --mem-budget, or lower --ubatch-size";
+            return false;
+        }
+        for (uint32_t id : missing) {
             submit(id, -1);
+            touch(id);
             if (pool == nullptr) {
                 read_here(id, lock);
             }
+        }
+        changed.wait(lock, [&] {
+            return std::none_of(wanted.begin(), wanted.end(), [&](uint32_t id) { return blocks[id].state == LOADING; });
+        });
+        for (uint32_t id : missing) {
+            if (blocks[id].state == ABSENT) {
+                *error = blocks[id].error;
+                return false;
+            }
+        }
+    }
+    totals.stall_ms += now_ms() - t_begin;
+    return true;
+}
+
+// Reads ahead what the next layer will probably ask for. It goes to the cold end of the pool: what nobody asked for
+// is the first to leave.
+void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
+    if (pool == nullptr || s.next_router == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max) {
+        return;
+    }
+    const int32_t block_of_router = store.block_of(s.next_router);
+    if (block_of_router < 0 ? !store.is_resident(s.next_router) : blocks[(size_t) block_of_router].state != RESIDENT) {
+        return;
+    }
+    const auto experts = llama_expert_guess(s.next_router, s.experts->src[1], s.experts->src[2]->ne[0]);
+    for (int32_t e : experts) {
+        const auto id = (uint32_t) store.block_of(s.next_experts, e);
+        if (blocks[id].state == RESIDENT) {
             touch(id);
         }
     }
-    changed.wait(lock, [&] {
-        return std::none_of(wanted.begin(), wanted.end(), [&](uint32_t id) { return blocks[id].state == LOADING; });
-    });
-    totals.stall_ms += now_ms() - t_begin;
-    for (uint32_t id : wanted) {
-        if (blocks[id].state != RESIDENT) {
-            *error = blocks[id].error;
-            return false;
+    for (int32_t e : experts) {
+        const auto id = (uint32_t) store.block_of(s.next_experts, e);
+        if (blocks[id].state != ABSENT) {
+            continue;
+        }
+        while (!fits(bytes_of(id), true)) {
+            const int64_t victim = find_victim(true);
+            if (victim < 0) {
+                return;
+            }
+            evict((uint32_t) victim, true);
+        }
+        submit(id, 0);
+        blocks[id].lru = lru.insert(lru.begin(), id);
+        blocks[id].listed = true;
+        guessed.push_back(id);
+        totals.expert_guesses++;
+    }
+}
+
+// The router has chosen: what was guessed right is urgent now, what was guessed wrong is not read any more.
+void llama_layer_sched::settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock) {
+    std::vector<llama_prefetcher::job_id> wrong;
+    for (uint32_t id : guessed) {
+        const block & b = blocks[id];
+        const bool right = wanted.count(id) > 0;
+        totals.expert_guesses_used += right ? 1 : 0;
+        if (b.state == LOADING) {
+            for (llama_prefetcher::job_id job : b.jobs) {
+                if (right) {
+                    pool->promote(job, -1);
+                } else {
+                    wrong.push_back(job);
+                }
+            }
         }
     }
-    return true;
+    guessed.clear();
+    lock.unlock();
+    for (llama_prefetcher::job_id job : wrong) {
+        pool->cancel(job);
+    }
+    lock.lock();
 }
 
 void llama_layer_sched::release_experts() {
@@ -606,6 +681,7 @@ void llama_layer_sched::end_graph() {
             release(id);
         }
         passed.clear();
+        guessed.clear();
         release_experts();
         apply_budget(lock);
         head = current.order.size() - 1; // the first block comes next

@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <list>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,8 @@ class llama_layer_sched {
         int64_t bytes_resident;
         int64_t expert_hits;
         int64_t expert_misses;
+        int64_t expert_guesses;      // read before the router had chosen
+        int64_t expert_guesses_used; // and it chose them
         double stall_ms;
         llama_prefetcher::counters prefetch;
     };
@@ -93,6 +96,7 @@ class llama_layer_sched {
         int64_t n_evictions = 0;
         bool listed = false;    // in lru
         bool elsewhere = false; // on a device
+        size_t charged = 0;     // bytes of memory, while it is not absent
         std::string error;
         std::vector<llama_prefetcher::job_id> jobs;
         std::list<uint32_t>::iterator lru;
@@ -100,6 +104,8 @@ class llama_layer_sched {
 
     bool acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error);
     bool acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock, std::string * error);
+    void guess_experts(const llama_layer_stop & s);
+    void settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock);
     void release_experts();
     void release(uint32_t id);
     bool run_stop(const llama_layer_stop & s, std::string * error);
@@ -120,6 +126,10 @@ class llama_layer_sched {
     bool idle(uint32_t id) const { return blocks[id].state == RESIDENT && !blocks[id].in_use; }
     bool is_expert(uint32_t id) const { return store.blocks()[id].expert >= 0; }
     size_t bytes_of(uint32_t id) const { return store.blocks()[id].bytes; }
+    size_t charge_of(uint32_t id) const {
+        const bool wide = !blocks[id].pinned && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN;
+        return wide ? store.wide_bytes(id) : bytes_of(id);
+    }
 
     llama_weight_store & store;
     const config cfg;
@@ -141,6 +151,7 @@ class llama_layer_sched {
     size_t head = 0;              // position in current.order of the block that was acquired last
     std::vector<uint32_t> passed; // resident blocks that were used last where the graph did not stop
     std::vector<uint32_t> experts_in_use;
+    std::vector<uint32_t> guessed; // experts of the next layer that are read ahead
     int64_t n_graphs = 0;
 
     // bytes of blocks that are resident or loading

@@ -64,6 +64,8 @@ static const field fields_after_event[] = {
     FIELD(vram_own_bytes, FIELD_COUNT),
     FIELD(vram_budget_bytes, FIELD_COUNT),
     FIELD(move_ms, FIELD_MS),
+    FIELD(expert_guesses, FIELD_COUNT),
+    FIELD(expert_guesses_used, FIELD_COUNT),
 };
 
 static const char * event_name(llama_metrics_event event) {

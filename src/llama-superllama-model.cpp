@@ -56,6 +56,11 @@ void llama_superllama_model::prepare(llama_model_params & params) {
     params.no_host = true; // host memory is ours
 }
 
+// 0: no read-ahead.
+static int n_readers_of(const superllama_model_params & params) {
+    return !params.async_prefetch ? 0 : params.prefetch_threads > 0 ? params.prefetch_threads : read_threads_default;
+}
+
 llama_superllama_model::llama_superllama_model(llama_model & model, const llama_model_params & params,
                                                const llama_model_loader & ml) :
     model(model),
@@ -63,7 +68,8 @@ llama_superllama_model::llama_superllama_model(llama_model & model, const llama_
     params(params.superllama),
     n_gpu_layers(params.n_gpu_layers),
     progress(params.progress_callback),
-    progress_data(params.progress_callback_user_data) {
+    progress_data(params.progress_callback_user_data),
+    store(n_readers_of(params.superllama)) {
     for (const auto & file : ml.files) {
         store.add_file(file->file_id());
     }
@@ -128,9 +134,7 @@ size_t llama_superllama_model::converted_bytes() const {
 bool llama_superllama_model::load() {
     llama_layer_sched::config cfg = {};
     cfg.policy = params.layer_policy;
-    cfg.n_threads = !params.async_prefetch        ? 0
-                    : params.prefetch_threads > 0 ? params.prefetch_threads
-                                                  : read_threads_default;
+    cfg.n_threads = n_readers_of(params);
     cfg.part_bytes = read_part_bytes;
     cfg.n_expert_used = (int) model.hparams.n_expert_used_max();
     scheduler = std::make_unique<llama_layer_sched>(store, cfg);

@@ -218,6 +218,8 @@ struct llama_superllama::impl {
         s.weight_bytes_resident = c.bytes_resident;
         s.expert_hits = c.expert_hits;
         s.expert_misses = c.expert_misses;
+        s.expert_guesses = c.expert_guesses;
+        s.expert_guesses_used = c.expert_guesses_used;
         s.stall_ms = c.stall_ms;
         s.prefetch_pending = c.prefetch.pending;
         s.prefetch_completed = c.prefetch.completed;

@@ -20,7 +20,7 @@
 
 namespace fs = std::filesystem;
 
-static const uint64_t magic = 0x3252414345444953ull; // "SIDECAR2"
+static const uint64_t magic = 0x3352414345444953ull; // "SIDECAR3"
 
 // The file: this header, a checksum for each block, then the blocks, each part on whole pages.
 struct header {

@@ -5,6 +5,7 @@
 #include "ggml-cpu.h"
 #include "llama-address-space.h"
 #include "llama-checksum.h"
+#include "llama-read-staging.h"
 #include "llama-spare-memory.h"
 #include "llama-weight-file.h"
 
@@ -21,6 +22,9 @@ static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always re
 static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that may stay between two ubatches
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
+
+static const size_t wide_bytes_min = 4u << 20;         // of a block that may have its last huge page alone
+static const size_t arena_slack = 2 * llama_huge_page; // it begins and ends with a whole one
 
 static size_t round_up(size_t x, size_t to) {
     return (x + to - 1) / to * to;
@@ -63,6 +67,8 @@ struct arena {
 } // namespace
 
 struct llama_weight_store::impl {
+    explicit impl(int n_readers) : staging(n_readers) {}
+
     std::vector<std::unique_ptr<llama_weight_file>> files;
     std::vector<arena> arenas;
     std::unordered_set<const ggml_context *> contexts;
@@ -74,6 +80,7 @@ struct llama_weight_store::impl {
     size_t n_row_pages = 0;
 
     llama_spare_memory spare;
+    llama_read_staging staging;
 
     mutable std::atomic<uint64_t> n_read{ 0 };
 
@@ -83,11 +90,13 @@ struct llama_weight_store::impl {
     }
 };
 
-llama_weight_store::llama_weight_store() : pimpl(std::make_unique<impl>()) {}
+llama_weight_store::llama_weight_store(int n_readers) :
+    pimpl(std::make_unique<impl>(n_readers)),
+    n_resident(llama_read_staging::bytes()) {}
 
 llama_weight_store::~llama_weight_store() {
     for (const arena & a : pimpl->arenas) {
-        llama_address_release(a.base, a.bytes + llama_huge_page);
+        llama_address_release(a.base, a.bytes + arena_slack);
     }
 }
 
@@ -114,6 +123,39 @@ static tensor_role role_of(const ggml_tensor * t, bool by_row) {
         return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? ROLE_EXPERTS : ROLE_RESIDENT;
     }
     return ROLE_STREAM;
+}
+
+// The bytes of a range that are its block's own: experts of one tensor are neighbours, and share pages.
+static std::pair<uint8_t *, uint8_t *> bytes_of(const llama_weight_block & b, size_t i) {
+    const llama_weight_range & r = b.ranges[i];
+    if (b.expert < 0) {
+        return { r.addr, r.addr + r.bytes };
+    }
+    uint8_t * data = (uint8_t *) b.slices[i].tensor->data + b.slices[i].first;
+    return { data, data + b.slices[i].bytes };
+}
+
+// Its pages, without those that a block before or after it shares.
+static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b, size_t i, bool before, bool after) {
+    const auto own = bytes_of(b, i);
+    uint8_t * first = b.ranges[i].addr;
+    uint8_t * last = first + b.ranges[i].bytes;
+    first += own.first != first && before ? llama_system_page() : 0;
+    last -= own.second != last && after ? llama_system_page() : 0;
+    return { first, b.wide ? (uint8_t *) round_up((size_t) last, llama_huge_page) : last };
+}
+
+// The part of them that can be moved, whoever the neighbours are.
+static llama_spare_memory::range movable_of(const llama_weight_block & b, size_t i) {
+    const auto pages = pages_of(b, i, true, true);
+    return llama_spare_memory::of(pages.first, pages.second);
+}
+
+// The part of a range that lies on huge pages, where the system has any.
+static std::pair<uint8_t *, uint8_t *> huge_pages_of(const llama_weight_block & b, size_t i) {
+    const auto m = movable_of(b, i);
+    uint8_t * end = b.ranges[i].addr + b.ranges[i].bytes;
+    return m.piece == llama_huge_page ? std::make_pair(m.first, std::min(m.last, end)) : std::make_pair(end, end);
 }
 
 // A buffer over memory of ours that behaves like one that `buft` would allocate.
@@ -160,6 +202,9 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         held_tensor & h = mine[i];
         const size_t in_page = plain ? h.source.offset % page : 0;
         const size_t bytes = ggml_nbytes(h.tensor);
+        if (i > 0 && mine[i - 1].role == ROLE_STREAM && h.role != ROLE_STREAM) {
+            end = round_up(end, llama_huge_page); // the last huge page of a block is its own
+        }
         if (h.role == ROLE_EXPERTS) {
             h.n_experts = (int32_t) h.tensor->ne[2];
             h.addr_off = round_up(end, llama_huge_page) + in_page;
@@ -208,7 +253,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     }
 
     arena a = { nullptr, std::max(end, page) };
-    a.base = llama_address_reserve(a.bytes + llama_huge_page);
+    a.base = llama_address_reserve(a.bytes + arena_slack);
     if (a.base == nullptr) {
         throw std::runtime_error("cannot reserve " + std::to_string(a.bytes >> 20) +
                                  " MiB of address space for weights; is it limited (ulimit -v)?");
@@ -262,7 +307,10 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
             const llama_weight_slice & back = b.slices.back();
             add((uint8_t *) front.tensor->data, (uint8_t *) back.tensor->data + back.bytes, front.source,
                 pimpl->find(front.tensor)->converts);
-            llama_address_huge_pages(b.ranges.back().addr, b.ranges.back().bytes);
+        }
+        for (size_t i = 0; i < b.ranges.size(); ++i) {
+            const auto huge = huge_pages_of(b, i);
+            llama_address_huge_pages(huge.first, (size_t) (huge.second - huge.first));
         }
     }
     return buffer;
@@ -306,8 +354,9 @@ bool llama_weight_store::converts(uint32_t block) const {
 
 uint64_t llama_weight_store::checksum(uint32_t block) const {
     uint64_t sum = 0;
-    for (const llama_weight_range & r : all_blocks[block].ranges) {
-        sum = llama_checksum(r.addr, r.bytes, sum);
+    for (size_t i = 0; i < all_blocks[block].ranges.size(); ++i) {
+        const auto own = bytes_of(all_blocks[block], i);
+        sum = llama_checksum(own.first, (size_t) (own.second - own.first), sum);
     }
     return sum;
 }
@@ -336,20 +385,27 @@ void llama_weight_store::set_source(uint32_t block, int file, uint64_t offset, u
 std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t part_bytes) const {
     std::vector<llama_weight_part> result;
     const llama_weight_block & b = all_blocks[block];
-    const bool whole = !converts(block);
-    const auto cut = [&](uint32_t index, size_t bytes, size_t step) {
-        for (size_t first = 0; first < bytes; first += step) {
-            result.push_back({ block, index, first, std::min(step, bytes - first) });
+    const auto cut = [&](uint32_t index, size_t first, size_t last, size_t step) {
+        for (; first < last; first += step) {
+            result.push_back({ block, index, first, std::min(step, last - first) });
         }
     };
-    for (uint32_t i = 0; i < (whole ? b.ranges.size() : b.slices.size()); ++i) {
-        if (whole) {
-            cut(i, b.ranges[i].bytes, part_bytes);
-        } else {
+    if (converts(block)) {
+        for (uint32_t i = 0; i < b.slices.size(); ++i) {
             // rows are interleaved in groups of up to 16
             const size_t group = ggml_row_size(b.slices[i].tensor->type, b.slices[i].tensor->ne[0]) * 16;
-            cut(i, b.slices[i].bytes, std::max(group, round_down(convert_bytes, group)));
+            cut(i, 0, b.slices[i].bytes, std::max(group, round_down(convert_bytes, group)));
         }
+        return result;
+    }
+    const size_t staged = std::min(part_bytes, pimpl->staging.slice_bytes());
+    for (uint32_t i = 0; i < b.ranges.size(); ++i) {
+        const auto huge = huge_pages_of(b, i);
+        const size_t first = (size_t) (huge.first - b.ranges[i].addr);
+        const size_t last = (size_t) (huge.second - b.ranges[i].addr);
+        cut(i, 0, first, staged);
+        cut(i, first, last, part_bytes);
+        cut(i, last, b.ranges[i].bytes, staged);
     }
     return result;
 }
@@ -370,6 +426,23 @@ static bool convert_rows(const llama_weight_file & file, const llama_weight_slic
     return true;
 }
 
+// Into small pages by way of a huge one, if no other reader has it; of the pages only what lies in [first, last).
+static bool read_small_pages(const llama_weight_file & file, llama_read_staging & staging, uint8_t * addr, size_t bytes,
+                             uint64_t offset, uint8_t * first, uint8_t * last, std::string * error) {
+    uint8_t * slice = bytes <= staging.slice_bytes() ? staging.take() : nullptr;
+    if (slice == nullptr) {
+        return file.read_pages(addr, bytes, offset, error);
+    }
+    const bool ok = file.read_pages(slice, bytes, offset, error);
+    if (ok) {
+        first = std::max(first, addr);
+        last = std::min(last, addr + bytes);
+        memcpy(first, slice + (first - addr), (size_t) (last - first));
+    }
+    staging.give_back(slice);
+    return ok;
+}
+
 bool llama_weight_store::read_part(const llama_weight_part & part, std::string * error) const {
     const llama_weight_block & b = all_blocks[part.block];
     bool ok;
@@ -379,7 +452,13 @@ bool llama_weight_store::read_part(const llama_weight_part & part, std::string *
     } else {
         const llama_weight_range & range = b.ranges[part.index];
         const llama_weight_file & file = *pimpl->files[(size_t) range.file];
-        ok = file.read_pages(range.addr + part.first, part.bytes, range.offset + part.first, error);
+        uint8_t * addr = range.addr + part.first;
+        const uint64_t offset = range.offset + part.first;
+        const auto huge = huge_pages_of(b, part.index);
+        const auto own = bytes_of(b, part.index);
+        ok = addr >= huge.first && addr < huge.second
+                 ? file.read_pages(addr, part.bytes, offset, error)
+                 : read_small_pages(file, pimpl->staging, addr, part.bytes, offset, own.first, own.second, error);
     }
     pimpl->n_read += ok ? part.bytes : 0;
     return ok;
@@ -522,26 +601,6 @@ bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, s
     return true;
 }
 
-// The pages of a range that belong to its block alone.
-static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b, size_t i, bool before, bool after) {
-    uint8_t * first = b.ranges[i].addr;
-    uint8_t * last = first + b.ranges[i].bytes;
-    if (b.expert >= 0) {
-        // experts of one tensor are neighbours: a page at the border belongs to two of them
-        const llama_weight_slice & s = b.slices[i];
-        const uint8_t * data = (const uint8_t *) s.tensor->data + s.first;
-        first += data != first && before ? llama_system_page() : 0;
-        last -= data + s.bytes != last && after ? llama_system_page() : 0;
-    }
-    return { first, last };
-}
-
-// The part of them that can be moved, whoever the neighbours are.
-static llama_spare_memory::range movable_of(const llama_weight_block & b, size_t i) {
-    const auto pages = pages_of(b, i, true, true);
-    return llama_spare_memory::of(pages.first, pages.second);
-}
-
 void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)> & resident) {
     give_back(block, resident, false);
 }
@@ -569,8 +628,18 @@ void llama_weight_store::give_back(uint32_t block, const std::function<bool(uint
     }
 }
 
-void llama_weight_store::use_spare(uint32_t block) {
+size_t llama_weight_store::wide_bytes(uint32_t block) const {
     const llama_weight_block & b = all_blocks[block];
+    return b.expert < 0 && b.bytes >= wide_bytes_min ? round_up(b.bytes, llama_huge_page) : b.bytes;
+}
+
+void llama_weight_store::use_spare(uint32_t block, bool wide) {
+    llama_weight_block & b = all_blocks[block];
+    if (b.expert < 0 && b.wide != wide) {
+        b.wide = wide;
+        uint8_t * tail = (uint8_t *) round_down((size_t) (b.ranges[0].addr + b.ranges[0].bytes), llama_huge_page);
+        wide ? llama_address_huge_pages(tail, llama_huge_page) : llama_address_small_pages(tail, llama_huge_page);
+    }
     for (size_t i = 0; i < b.ranges.size(); ++i) {
         pimpl->spare.take(b.expert >= 0, movable_of(b, i));
     }

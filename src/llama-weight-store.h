@@ -46,6 +46,8 @@ struct llama_weight_block {
 
     size_t bytes = 0; // of the ranges
 
+    bool wide = false; // in memory as whole huge pages, to the last one
+
     uint64_t checksum = 0; // of the ranges together; 0 = not known, or found to be right
 };
 
@@ -65,7 +67,7 @@ struct llama_weight_part {
 
 class llama_weight_store {
   public:
-    llama_weight_store();
+    explicit llama_weight_store(int n_readers);
     ~llama_weight_store();
 
     // Opens the file behind fd once more, with O_DIRECT where the filesystem allows it. Throws.
@@ -118,7 +120,10 @@ class llama_weight_store {
 
     // The same, but most of the memory stays, spare, for blocks that come.
     void keep(uint32_t block, const std::function<bool(uint32_t)> & resident);
-    void use_spare(uint32_t block); // before it is read
+    void use_spare(uint32_t block, bool wide); // before it is read
+
+    // What a block takes as whole huge pages, which are read fastest; a small one never does.
+    size_t wide_bytes(uint32_t block) const;
     void trim_spare(bool experts, size_t bytes);
     size_t spare_bytes(bool experts) const;
 

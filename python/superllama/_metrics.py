@@ -65,6 +65,8 @@ class Metrics(BaseModel):
     vram_own_bytes: Count = Field(description="on devices, of the model and its contexts")
     vram_budget_bytes: Count = Field(description="that they may have there, over all devices")
     move_ms: Rate = Field(description="spent moving layers to and from devices")
+    expert_guesses: Count = Field(description="experts read before the router had chosen them")
+    expert_guesses_used: Count = Field(description="those of them that it chose")
 
 
 def schema() -> dict[str, Any]:

@@ -115,7 +115,8 @@ def test_the_demo_model(demo_model: Path, policy: str) -> None:
         assert ctx.metrics().layers_evicted > N_TOKENS
 
 
-def test_experts_that_share_pages(demo_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_experts_that_share_pages(demo_model: Path, tmp_path: Path, ahead: bool) -> None:
     """Whole pages are read: those at the border of two experts must be right for both, repacked or not."""
     path = tmp_path / "moe.gguf"
     spec = make_model.Spec(kind="moe", n_layer=4, n_embd=512, n_expert=16, n_expert_used=4, n_ff=224)
@@ -124,12 +125,19 @@ def test_experts_that_share_pages(demo_model: Path, tmp_path: Path) -> None:
     for repack in (True, False):
         reference = stock(path, use_extra_bufts=repack)
         least, _ = budgets(path, use_extra_bufts=repack)
-        with superllama.Model(path, dynamic_layers=True, use_extra_bufts=repack, mem_budget=least + MIB) as model:
+        with superllama.Model(
+            path, dynamic_layers=True, use_extra_bufts=repack, mem_budget=least + MIB, async_prefetch=ahead
+        ) as model:
             ctx = superllama.Context(model, **CONTEXT)
             assert same(greedy(ctx), reference)
             metrics = ctx.metrics()
         assert metrics.layers_evicted > N_TOKENS
-        assert metrics.expert_misses > N_TOKENS
+        if ahead:
+            assert metrics.expert_guesses_used > N_TOKENS
+            assert metrics.expert_guesses_used <= metrics.expert_guesses
+        else:
+            assert metrics.expert_misses > N_TOKENS
+            assert metrics.expert_guesses == 0
 
 
 def test_a_damaged_file_of_repacked_blocks(q4_0: Path, cache: Path) -> None:
