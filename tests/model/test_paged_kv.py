@@ -203,6 +203,8 @@ print(json.dumps({"paged": pages.paged, "reason": pages.reason, "restored": page
         ({"n_gpu_layers": 3}, {}, 2),  # one is the output
         ({"n_gpu_layers": 99}, {"offload_kqv": False}, 0),
         ({"n_gpu_layers": 0}, {}, 0),
+        ({"dynamic_layers": True}, {}, 4),
+        ({"dynamic_layers": True, "vram_budget": 0}, {}, 0),
     ],
 )
 def test_layers_with_their_cache_on_a_device_are_not_paged(
