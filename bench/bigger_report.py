@@ -72,7 +72,7 @@ def _row(runs: list[dict]) -> Row:
         _median([r["decode_read_bytes"] / r["tokens"] for r in ok]),
         _median([m["stall_ms"] / 1000 for m in metrics if m.get("stall_ms")]),
         peak, peak - budget if peak and budget else None, _median(misses),
-        _median([r.get("total_read_bytes") for r in ok]), expert_reads=_median(reads), hashes=len({r["hash"] for r in ok}),
+        _median([r.get("total_read_bytes") for r in ok]), _median(reads), hashes=len({r["hash"] for r in ok}),
         error=errors[-1] if errors else "",
     )  # fmt: skip
 

@@ -9,6 +9,7 @@
 #include "llama-metrics.h"
 #include "llama-model.h"
 #include "llama-prefetch.h"
+#include "llama-recurrent-guard.h"
 #include "llama-superllama-model.h"
 #include "superllama-error.h"
 
@@ -51,6 +52,8 @@ struct llama_superllama::impl {
     bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
     int64_t n_kv_evicted = 0; // as of the last event line
     int64_t n_kv_restored = 0;
+
+    std::unique_ptr<llama_recurrent_guard> recurrent; // where reads can fail in the middle of a graph
 
     impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
         for (const auto & dev : ctx.get_model().devices) {
@@ -289,6 +292,9 @@ superllama_context_params llama_superllama::default_context_params() {
 void llama_superllama::context_ready() {
     impl & self = *pimpl;
     self.close_paging();
+    if (self.weights != nullptr || self.paging.pager != nullptr) {
+        self.recurrent = llama_recurrent_guard::create(self.ctx.get_memory());
+    }
     if (self.weights == nullptr) {
         return;
     }
@@ -428,7 +434,6 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
 }
 
 bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
-    GGML_UNUSED(ubatch);
     pimpl->rates.begin(ggml_time_us());
     if (pimpl->tier != nullptr) {
         std::string error;
@@ -455,6 +460,12 @@ bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     if (pimpl->paging.pager != nullptr && !pimpl->devices.empty()) {
         ggml_backend_sched_synchronize(pimpl->ctx.get_sched()); // a device may still copy from KV pages
     }
+    std::string error;
+    if (pimpl->recurrent && !pimpl->recurrent->before_ubatch(ubatch, &error)) {
+        superllama_set_error(error);
+        LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+        return false;
+    }
     return true;
 }
 
@@ -468,16 +479,29 @@ bool llama_superllama::before_graph(ggml_cgraph * gf) {
             return false;
         }
     }
-    if (self.weights == nullptr) {
-        return true;
+    if (self.weights != nullptr) {
+        self.turn = true;
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+        self.weights->sched().begin_graph(gf, gf->uid, &self.error);
     }
-    self.turn = true;
-    ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
-    self.weights->sched().begin_graph(gf, gf->uid, &self.error);
+    if (self.recurrent && self.error.empty()) {
+        // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would pay
+        self.recurrent->before_graph(self.kv_cuts);
+    }
     return self.error.empty();
 }
 
-bool llama_superllama::after_graph() {
+bool llama_superllama::after_graph(bool computed) {
+    impl & self = *pimpl;
+    const bool ok = end_graph() && computed;
+    if (self.recurrent && !ok) {
+        ggml_backend_sched_synchronize(self.ctx.get_sched());
+        self.recurrent->undo(computed ? superllama_last_error() : "it was stopped");
+    }
+    return ok;
+}
+
+bool llama_superllama::end_graph() {
     impl & self = *pimpl;
     const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
     if (self.kv_cuts) { // other graphs, a context shift, run with the user's callback
@@ -491,6 +515,9 @@ bool llama_superllama::after_graph() {
     self.turn = false;
     ggml_backend_sched_synchronize(self.ctx.get_sched());
     self.weights->sched().end_graph();
+    if (!self.error.empty()) {
+        self.error = "the weights could not be read: " + self.error;
+    }
     if (self.tier != nullptr) {
         lost_device(&self.error);
     }

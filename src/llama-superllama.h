@@ -35,7 +35,7 @@ class llama_superllama {
 
     bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
     bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
-    bool after_graph();                              // false: what the graph computed is not to be used
+    bool after_graph(bool computed);                 // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
     // The result of saving or loading a state, or nothing where KV data could not be read or written.
@@ -56,6 +56,7 @@ class llama_superllama {
 
   private:
     bool take_kv_failure() const;
+    bool end_graph();
     void count_compute_buffers();
     bool lost_device(std::string * error); // one that this context computes on is gone
 

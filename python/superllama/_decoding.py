@@ -44,7 +44,8 @@ class Decoding(ContextBase):
 
         Raises: PromptError for no tokens or tokens that are not in the vocabulary, PromptTooLongError if they
         do not fit, CancelledError after cancel() from another thread, DecodeError if the library fails. After
-        an error the sequence is as it was, where the model allows to remove tokens.
+        an error the sequence is as it was, where the model allows to remove tokens; elsewhere it keeps the batches of
+        n_ubatch tokens before the error, and seq_pos_max() says up to where.
         """
         self._check_seq(seq)
         cancel_count = self._cancel_count
@@ -107,7 +108,7 @@ class Decoding(ContextBase):
             raise CancelledError("decoding was cancelled")
         why = last_error()
         if why and any(line.endswith(why) for line in errors):  # else it is of an earlier call
-            raise DecodeError(f"the weights of {self.model.path.name} could not be read: {why}")
+            raise DecodeError(why)
         raise DecodeError(
             f"the library could not decode {batch.n_tokens} tokens ({result}): {reason(errors, 'no reason given')}"
         )

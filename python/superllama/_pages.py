@@ -41,6 +41,7 @@ class KvPages:
     prefetched: int
     prefetched_used: int
     prefetched_wasted: int
+    ubatches_streamed: int  # layer by layer: their sequences are larger than the budget
     bytes_read: int
     bytes_written: int
     stall_ms: float

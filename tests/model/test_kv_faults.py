@@ -14,27 +14,52 @@ import superllama
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="faults are injected the Linux way")
 
 # a reference without pages, and a context whose budget holds some of its four sequences
-PRELUDE = """
+OPEN = """
 import ctypes, shutil, sys
 import numpy as np
 import superllama
 
 path, spill, async_prefetch = sys.argv[1], sys.argv[2], sys.argv[3] == "async"
-CONTEXT = {"n_ctx": 4 * 512, "n_seq_max": 4, "n_threads": 1, "flash_attn": "on"}
 EIO, NOSPC, MANY = 0, 6, 1 << 30
 model = superllama.Model(path)
-plain = superllama.Context(model, **CONTEXT)
-paged = superllama.Context(model, **CONTEXT, paged_kv=True, kv_page_size=64, kv_budget="14MiB", spill_dir=spill,
-                           async_prefetch=async_prefetch, prefetch_threads=2)
+
+def contexts(cells, **paging):
+    context = {"n_ctx": 4 * cells, "n_seq_max": 4, "n_threads": 1, "flash_attn": "on"}
+    paging |= {"spill_dir": spill, "async_prefetch": async_prefetch, "prefetch_threads": 2}
+    return superllama.Context(model, **context), superllama.Context(model, **context, paged_kv=True, **paging)
 
 def same(seq, tokens):
     for ctx in (plain, paged):
         ctx.decode(tokens, seq=seq)
     assert np.array_equal(plain.logits(), paged.logits()), seq
 
+def on_disk():
+    return [seq for seq, s in enumerate(paged.kv_pages().sequences) if s.pages_disk > 0]
+"""
+
+PRELUDE = (
+    OPEN
+    + """
+plain, paged = contexts(512, kv_page_size=64, kv_budget="14MiB")
 for seq in range(4):
     same(seq, list(range(seq, 250 + seq)))
 assert paged.kv_pages().evicted_dirty > 0
+"""
+)
+
+REFUSED = """
+shim = ctypes.CDLL(None)
+
+def refused(kind, error, text, call, after=0):
+    shim.fault_arm(after, MANY, kind)
+    try:
+        call()
+    except error as e:
+        assert text in str(e) and "spill file" in str(e), e
+    else:
+        raise AssertionError("no error")
+    assert shim.fault_count() > 0
+    shim.fault_arm(0, 0, 0)
 """
 
 REMOVED = (
@@ -51,23 +76,8 @@ print("exact")
 
 FAULTS = (
     PRELUDE
+    + REFUSED
     + """
-shim = ctypes.CDLL(None)
-
-def refused(kind, error, text, call):
-    shim.fault_arm(0, MANY, kind)
-    try:
-        call()
-    except error as e:
-        assert text in str(e) and "spill file" in str(e), e
-    else:
-        raise AssertionError("no error")
-    assert shim.fault_count() > 0
-    shim.fault_arm(0, 0, 0)
-
-def on_disk():
-    return [seq for seq, s in enumerate(paged.kv_pages().sequences) if s.pages_disk > 0]
-
 for round in range(3):
     gone = on_disk()[0]
     length = paged.seq_pos_max(gone)
@@ -109,6 +119,43 @@ print("exact")
 """
 )
 
+# a recurrent state beside the pages cannot be taken back position by position
+HYBRID = (
+    OPEN
+    + REFUSED
+    + """
+plain, paged = contexts(1024, kv_page_size=16, kv_budget=1500 << 10)
+assert paged.kv_pages().reason == ""
+for seq in range(4):
+    same(seq, [i % 128 for i in range(seq, 250 + seq)])
+
+# before the graph: a page does not come back
+gone = on_disk()[0]
+for _ in range(2):
+    refused(EIO, superllama.DecodeError, "Input/output error", lambda: paged.decode([1], seq=gone))
+for seq in (gone, *range(4)):
+    same(seq, [1])
+
+# in the middle of it: a sequence larger than the budget, read layer by layer
+for i in range(6):
+    same(0, list(range(i, 100 + i)))
+streamed = paged.kv_pages().ubatches_streamed
+assert streamed > 0
+length = paged.seq_pos_max(0)
+for after in (0, 20, 30):  # of 34 reads the first half comes before the graph runs
+    refused(EIO, superllama.DecodeError, "Input/output error", lambda: paged.decode([1], seq=0), after)
+    assert paged.seq_pos_max(0) == length
+same(1, [3])  # its last page has to be written before it leaves
+refused(NOSPC, superllama.DecodeError, "No space left", lambda: paged.decode(list(range(50)), seq=0))
+assert paged.seq_pos_max(0) == length
+assert paged.kv_pages().ubatches_streamed > streamed
+for seq in (0, 0, *range(4)):
+    same(seq, [2])
+assert paged.state_save(0)[-1000:] == plain.state_save(0)[-1000:]
+print("exact")
+"""
+)
+
 ADDRESS_SPACE = """
 import resource, sys
 import superllama
@@ -133,6 +180,16 @@ print("alive")
 def test_a_disk_that_fails(demo_model: Path, tmp_path: Path, mode: str, fault_shim: Path, run_python: Runner) -> None:
     env = {**os.environ, "LD_PRELOAD": str(fault_shim), "FAULT_PATH": f"{tmp_path}/"}
     done = run_python(FAULTS, demo_model, tmp_path, mode, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "exact\n"
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_hybrid_model_on_a_disk_that_fails(
+    architectures: dict[str, Path], tmp_path: Path, mode: str, fault_shim: Path, run_python: Runner
+) -> None:
+    env = {**os.environ, "LD_PRELOAD": str(fault_shim), "FAULT_PATH": f"{tmp_path}/"}
+    done = run_python(HYBRID, architectures["falcon-h1-dense"], tmp_path, mode, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "exact\n"
 

@@ -33,6 +33,14 @@ def test_schedule(demo_model: Path, page: int, threads: int, prefetch: int, kind
     assert run(demo_model, tmp_path, steps=60, **options)["steps"] == 60
 
 
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize(("page", "budget"), [(17, 40), (100, 8), (1000, 3)])
+def test_any_page_size_fits_any_row(demo_model: Path, page: int, budget: int, kind: str, tmp_path: Path) -> None:
+    """Pages whose ends lie within a page of the system, which neighbours then share."""
+    options = {"page": page, "threads": 2, "budget_pages": budget, "type": kind, "poison": 0}
+    assert run(demo_model, tmp_path, steps=60, **options)["resident_rss_bytes"] > 0
+
+
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_full_disk_and_a_batch_that_is_too_large(demo_model: Path, prefetch: int, tmp_path: Path) -> None:
     options = {"ctx": 512, "page": 16, "budget_pages": 2.5, "async": prefetch, "steps": 10, "seqs": 8}
