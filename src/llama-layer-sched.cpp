@@ -184,7 +184,7 @@ void llama_layer_sched::choose_pins() {
 
 // ------------------------------------------------------------------------------------------------- moving
 
-void llama_layer_sched::set_elsewhere(int32_t layer, bool elsewhere) {
+void llama_layer_sched::layer_moved(int32_t layer) {
     const std::lock_guard<std::mutex> no_graph(turn);
     std::unique_lock<std::mutex> lock(mutex);
     for (uint32_t id = 0; id < blocks.size(); ++id) {
@@ -192,10 +192,12 @@ void llama_layer_sched::set_elsewhere(int32_t layer, bool elsewhere) {
         if (store.blocks()[id].layer != layer) {
             continue;
         }
-        b.elsewhere = elsewhere;
+        const auto & slices = store.blocks()[id].slices;
+        b.elsewhere = std::none_of(slices.begin(), slices.end(),
+                                   [this](const llama_weight_slice & s) { return store.is_here(s.tensor); });
         changed.wait(lock, [&] { return b.state != LOADING; });
         b.in_use = false;
-        if (elsewhere && b.state == RESIDENT) {
+        if (b.elsewhere && b.state == RESIDENT) {
             evict(id);
         }
     }
