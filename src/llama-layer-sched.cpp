@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <map>
 #include <set>
 
@@ -477,7 +478,7 @@ bool llama_layer_sched::run_stop(const llama_layer_stop & s, std::string * error
             return false;
         }
     }
-    return s.experts == nullptr || acquire_experts(s.experts, lock, error);
+    return s.experts == nullptr || acquire_experts(s, lock, error);
 }
 
 void llama_layer_sched::release(uint32_t id) {
@@ -537,15 +538,22 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
 }
 
 // The router has chosen: read what is missing, all at once.
-bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock,
+bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock,
                                         std::string * error) {
-    const ggml_tensor * ids = node->src[2];
-    const ggml_tensor * weights = node->src[0];
+    const ggml_tensor * ids = s.expert_ids;
+    const ggml_tensor * weights = s.experts->src[0];
+    std::vector<char> data(ggml_nbytes(ids));
+    ggml_backend_tensor_get(ids, data.data(), 0, data.size());
     std::set<uint32_t> wanted;
     for (int64_t i1 = 0; i1 < ids->ne[1]; ++i1) {
         for (int64_t i0 = 0; i0 < ids->ne[0]; ++i0) {
-            const int32_t e =
-                *(const int32_t *) ((const char *) ids->data + i1 * (int64_t) ids->nb[1] + i0 * (int64_t) ids->nb[0]);
+            int32_t e = 0;
+            memcpy(&e, &data[(size_t) (i1 * (int64_t) ids->nb[1] + i0 * (int64_t) ids->nb[0])], sizeof(e));
+            if (e < 0 || e >= store.n_experts(weights)) { // of a device that is gone, say
+                *error = "the router asks for expert " + std::to_string(e) + " of " + weights->name + ", which has " +
+                         std::to_string(store.n_experts(weights));
+                return false;
+            }
             wanted.insert((uint32_t) store.block_of(weights, e));
         }
     }

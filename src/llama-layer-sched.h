@@ -100,7 +100,7 @@ class llama_layer_sched {
     };
 
     bool acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error);
-    bool acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock, std::string * error);
+    bool acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock, std::string * error);
     void release_experts();
     void release(uint32_t id);
     bool run_stop(const llama_layer_stop & s, std::string * error);

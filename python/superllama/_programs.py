@@ -156,7 +156,7 @@ def quantize() -> NoReturn:
 
 # glibc's allocator in an RPC server: what a layer had goes back to the system at once, whatever was freed before;
 # messages, a quarter MiB each, come from memory that stays
-SERVER_MALLOC = "glibc.malloc.mmap_threshold=524288:glibc.malloc.trim_threshold=16777216"
+SERVER_MALLOC = "glibc.malloc.mmap_threshold=327680:glibc.malloc.trim_threshold=1048576"
 
 
 def server_environment() -> dict[str, str]:

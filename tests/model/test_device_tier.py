@@ -314,7 +314,7 @@ PRESSURE = (
     PRELUDE
     + """
 taken_file, total = sys.argv[4], int(sys.argv[5])
-HIGH, LOW = 0.8, 0.6
+HIGH, LOW = 0.8, 0.7
 model, ctx = open_model(mem_pressure=HIGH, mem_pressure_low=LOW)
 ctx.decode(model.tokenize(PROMPT))
 
@@ -335,8 +335,8 @@ full = step()["own"]
 others = {
     "none": 0,
     "much": HIGH * total - full / 2,    # half of what we have is to go
-    "less": (HIGH - 0.1) * total - full / 2, # between the marks
-    "little": (LOW - 0.05) * total - full / 2, # below the low one
+    "less": (HIGH - 0.05) * total - full / 2, # between the marks
+    "little": (LOW - 0.02) * total - full / 2, # below the low one
     "back": 0,
 }
 print(json.dumps({"full": full, "taken": others, "phases": {name: phase(taken) for name, taken in others.items()}}))
@@ -346,7 +346,7 @@ print(json.dumps({"full": full, "taken": others, "phases": {name: phase(taken) f
 
 def test_layers_follow_the_memory_that_is_there(demo_model: Path, run_python: Runner, tmp_path: Path) -> None:
     """No call of ours: the server's device tells that another program has taken memory, and given it back."""
-    total = 200_000_000
+    total = 300_000_000  # of which the model takes 115
     with limited_server(total, tmp_path) as server:
         done = run_python(PRESSURE, demo_model, server.endpoint, server.process.pid, server.taken, total)
     assert done.returncode == 0, done.stderr
@@ -367,7 +367,7 @@ def test_layers_follow_the_memory_that_is_there(demo_model: Path, run_python: Ru
     assert little[0]["layers"] < 31
     assert little[0]["own"] <= 0.8 * total - seen["taken"]["little"]
     assert sum(step["evictions"] for step in little) == 0
-    assert phases["back"][0]["layers"] == 31 or phases["back"][-1]["layers"] == 31
+    assert phases["back"][-1]["layers"] == 31
     assert phases["back"][-1]["own"] == seen["full"]
 
 
@@ -378,9 +378,9 @@ taken_file, total = sys.argv[4], int(sys.argv[5])
 def open_here(**kwargs): # nothing moves for a mark; the budget is more than there is
     return open_model(vram_budget="1GiB", mem_pressure=1.0, mem_pressure_low=0.0, **kwargs)
 
-def take_all():
+def take_rest(own):
     with open(taken_file, "w") as file:
-        file.write(str(total))
+        file.write(str(total - own))
 
 # more than fits: what the device refuses stays on the host
 model, ctx = open_here()
@@ -389,7 +389,7 @@ ctx.decode(model.tokenize(PROMPT))
 tokens = greedy(ctx, 4)
 
 # nothing is free any more, and another context comes
-take_all()
+take_rest(ctx.metrics().vram_own_bytes)
 second = superllama.Context(model, n_ctx=1024, n_ubatch=64, n_threads=1)
 placed.append(on_device())
 second.decode(model.tokenize(PROMPT))
@@ -423,28 +423,24 @@ TIGHT = (
 taken_file, total = sys.argv[4], int(sys.argv[5])
 kwargs = {"mem_pressure": 1.0, "mem_pressure_low": 0.0, "use_extra_bufts": False}
 errors = []
+def least(**more): # in MiB, with a context
+    mib = 1
+    while True:
+        try:
+            model = superllama.Model(path, dynamic_layers=True, mem_budget=f"{mib}MiB", **kwargs, **more)
+            with model:
+                superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1).close()
+            return mib
+        except superllama.Error as e:
+            mib = max(mib, int(re.search(r"least that works is (\d+) MiB", str(e))[1])) + 1
+
 def fails(what):
     try:
         what()
     except superllama.Error as e:
         errors.append(str(e))
 
-def attempt(**more):
-    model = superllama.Model(path, dynamic_layers=True, **kwargs, **more)
-    try:
-        superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1).close()
-    finally:
-        model.close()
-
-# the least for the host alone
-fails(lambda: attempt(vram_budget=0, mem_budget="1MiB"))
-first = int(re.search(r"least that works is (\d+) MiB", errors[0])[1]) + 1
-fails(lambda: attempt(vram_budget=0, mem_budget=f"{first}MiB"))
-host = int(re.search(r"least that works is (\d+) MiB", errors[1])[1])
-fails(lambda: attempt(vram_budget="1GiB", mem_budget="1MiB"))
-first = int(re.search(r"least that works is (\d+) MiB", errors[2])[1]) + 1
-fails(lambda: attempt(vram_budget="1GiB", mem_budget=f"{first}MiB"))
-both = int(re.search(r"least that works is (\d+) MiB", errors[3])[1]) + 1
+host, both = least(vram_budget=0), least(vram_budget="1GiB")
 
 # what is on the device needs no room on the host
 model, ctx = open_model(vram_budget="1GiB", mem_budget=f"{both}MiB", **kwargs)
@@ -459,7 +455,7 @@ with open(taken_file, "w") as file:
 fails(lambda: superllama.Context(model, n_ctx=4096, n_ubatch=64, n_threads=1)) # no room anywhere
 placed.append(on_device())
 tokens += greedy(ctx, 4)
-model.set_budget(mem_budget=f"{host + 1}MiB", vram=0)
+model.set_budget(mem_budget=f"{host}MiB", vram=0)
 placed.append(on_device())
 tokens += greedy(ctx, 4)
 ctx.close(); model.close()
@@ -468,7 +464,7 @@ model = superllama.Model(path, use_extra_bufts=False)
 ctx = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
 ctx.decode(model.tokenize(PROMPT))
 same = greedy(ctx, 16) == tokens
-print(json.dumps({"errors": errors[4:], "host": host, "both": both, "placed": placed, "same": same}))
+print(json.dumps({"errors": errors, "host": host, "both": both, "placed": placed, "same": same}))
 """
 )
 
