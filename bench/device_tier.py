@@ -1,11 +1,13 @@
-"""The device tier on an RPC device of this machine: against every static -ngl, and while its budget changes.
+"""The device tier: against every static -ngl, while its budget changes, and how fast layers move.
 
-    python -m bench.device_tier --model MODEL.gguf [--shares 0.25 0.5 0.75 1] [--turns 5] [--tokens 32]
+    python -m bench.device_tier --model MODEL.gguf [--shares 0.25 0.5 0.75 1] [--turns 60] [--rounds 10] [--gpu]
 
-Part one: at each share of what the whole model takes on the device, --dynamic-layers with that --vram-budget takes
-turns with stock's -ngl for the same number of layers, which is the best that fits; each has a server of its own.
-Part two: the budget is cut in half in the middle of generation and restored: the time of every token, and how fast
-layers move beside the plain upload bandwidth of the device. Prints Markdown.
+The device is an RPC server on this machine, or with --gpu the first one of this build. Placements: at each share of
+what the whole model takes there, --dynamic-layers with that --vram-budget takes turns with stock's -ngl for the same
+number of layers, which is the best that fits; both stay loaded, each with a server of its own. Phases: the budget is
+cut in half in the middle of generation and restored. Moves: loading back from host memory and from the file, in turns
+with plain uploads to the device (a server of its own again) and direct reads of the file. Prints Markdown; ratios are
+medians of the pairs with their 95 % intervals.
 """
 
 from __future__ import annotations
@@ -13,34 +15,47 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import mmap
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+import superllama
+from superllama._programs import server_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import programs  # noqa: E402
+from bench.off_is_stock import REST_S, interval  # noqa: E402
+
+UPLOAD_BYTES = 512 << 20
 
 
 @contextlib.contextmanager
-def rpc_server(threads: int) -> Iterator[str]:
-    """Its endpoint."""
+def device(args: argparse.Namespace) -> Iterator[list[str]]:
+    """A device of its own: HOST:PORT of a server, or nothing for the GPU."""
+    if args.gpu:
+        yield []
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [programs.find("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [programs.find("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", args.threads]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(list(map(str, command)), env=server_environment(), **quiet)
     try:
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
+        yield [f"127.0.0.1:{port}"]
     finally:
         process.kill()
         process.wait()
@@ -49,9 +64,21 @@ def rpc_server(threads: int) -> Iterator[str]:
 class Probe:
     """A program that decodes the same prompt at every turn."""
 
-    def __init__(self, name: str, args: argparse.Namespace, *flags: object) -> None:
-        command = [programs.find(name), "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens, "-t", 1]
+    def __init__(self, name: str, args: argparse.Namespace, place: list[str], *flags: object) -> None:
+        command = [
+            programs.find(name),
+            "-m",
+            args.model,
+            "--n-prompt",
+            args.prompt,
+            "-n",
+            args.tokens,
+            "-t",
+            args.threads,
+        ]
         command += ["-c", args.prompt + args.tokens + 8, "--turns", 1, "--repack", 0, *flags]
+        for endpoint in place:
+            command += ["--rpc", endpoint]
         self.child = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.last: dict[str, object] = {}
 
@@ -62,6 +89,7 @@ class Probe:
         self.child.stdin.flush()
         self.last = json.loads(self.child.stdout.readline())
         out: dict[str, float] = self.last  # type: ignore[assignment]
+        time.sleep(REST_S)
         return out["n_prompt"] / out["prompt_s"], len(self.last["tokens"]) / out["decode_s"]  # type: ignore[arg-type]
 
     def close(self) -> None:
@@ -70,22 +98,26 @@ class Probe:
         self.child.wait()
 
 
+def with_interval(ratios: list[float]) -> str:
+    low, high = interval(ratios)
+    return f"{median(ratios):.3f} ({low:.3f}-{high:.3f})"
+
+
 def placements(args: argparse.Namespace) -> None:
-    with rpc_server(1) as endpoint:
-        whole = Probe("probe", args, "--rpc", endpoint, "-ngl", 99, "--dynamic-layers")
+    with device(args) as place:
+        whole = Probe("probe", args, place, "-ngl", 99, "--dynamic-layers")
         whole.turn()
         full = int(whole.last["metrics"]["vram_own_bytes"])  # type: ignore[index]
         whole.close()
-    print(f"\n{args.model.name}: {full / 1e6:.0f} MB on the device in all\n")
-    print("| budget, MB | layers | static prompt | dynamic prompt | ratio | static decode | dynamic decode | ratio |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"\n{args.model.name}, {args.turns} turns: {full / 1e6:.0f} MB on the device in all\n")
+    print("| budget, MB | layers | what | static, tok/s | dynamic, tok/s | ratio (95 %) | logits |")
+    print("|---:|---:|---|---:|---:|---|---|")
     for share in args.shares:
-        with rpc_server(1) as a, rpc_server(1) as b:
-            budget = int(full * share) + 1
-            ours = Probe("probe", args, "--rpc", a, "-ngl", 99, "--dynamic-layers", "--vram-budget", budget)
+        budget = int(full * share) + 1
+        with device(args) as a, device(args) as b:
+            ours = Probe("probe", args, a, "-ngl", 99, "--dynamic-layers", "--vram-budget", budget)
             ours.turn()
-            layers = n_layers(ours)
-            stock = Probe("probe-stock", args, "--rpc", b, "-ngl", layers)
+            stock = Probe("probe-stock", args, b, "-ngl", n_layers(ours))
             stock.turn()
             rows = []
             for i in range(args.turns):
@@ -95,13 +127,13 @@ def placements(args: argparse.Namespace) -> None:
             same = ours.last["hash"] == stock.last["hash"]
             ours.close()
             stock.close()
-        prompt, decode, prompt_stock, decode_stock = (median(column) for column in zip(*rows, strict=True))
-        ratio = [median(r[i] / r[i + 2] for r in rows) for i in (0, 1)]
-        print(
-            f"| {budget / 1e6:.0f} | {layers} | {prompt_stock:.1f} | {prompt:.1f} | {ratio[0]:.3f} | "
-            f"{decode_stock:.1f} | {decode:.1f} | {ratio[1]:.3f} |{'' if same else ' different logits!'}",
-            flush=True,
-        )
+        for i, what in enumerate(("prompt", "decode")):
+            print(
+                f"| {budget / 1e6:.0f} | {n_layers(ours)} | {what} | {median(r[i + 2] for r in rows):.1f} | "
+                f"{median(r[i] for r in rows):.1f} | {with_interval([r[i] / r[i + 2] for r in rows])} | "
+                f"{'identical' if same else 'DIFFERENT'} |",
+                flush=True,
+            )
 
 
 def n_layers(probe: Probe) -> int:
@@ -110,71 +142,141 @@ def n_layers(probe: Probe) -> int:
     return metrics["gpu_layers_active"] + (1 if metrics["vram_own_bytes"] > 0 else 0)
 
 
-def cut(args: argparse.Namespace) -> None:
-    import superllama
-
-    with rpc_server(1) as endpoint:
-        done = subprocess.run([programs.find("upload"), endpoint], capture_output=True, text=True, check=True)
-        upload = float(done.stdout)
-    with rpc_server(1) as endpoint:
+def open_model(args: argparse.Namespace, place: list[str]) -> tuple[superllama.Model, superllama.Context]:
+    """Host weights as in the file, so that they can be sent as they are."""
+    for endpoint in place:
         superllama.add_rpc_server(endpoint)
-        with superllama.Model(args.model, dynamic_layers=True, async_prefetch=True, use_extra_bufts=False) as model:
-            ctx = superllama.Context(model, n_ctx=512, n_threads=1)
-            ctx.decode(list(range(1, 33)))
-            full = ctx.metrics().vram_own_bytes
-            print("\n| phase | device layers | first token, ms | 2nd to 5th, ms | later, median ms | moved, MB |")
-            print("|---|---:|---:|---:|---:|---:|", flush=True)
-            n = max(8, args.tokens)
-            move_s = moved = n_moves = 0.0
-            for phase, budget in (
-                ("full", "auto"),
-                ("half", full // 2),
-                ("restored", "auto"),
-                ("half again", full // 2),
-            ):
-                before, layers = ctx.metrics(), model.layers()
-                begin = time.perf_counter()
-                model.set_budget(vram=budget)
-                times = []
-                for _ in range(n):
-                    ctx.decode([1])
-                    ctx.logits()
-                    now = time.perf_counter()
-                    times.append(1e3 * (now - begin))
-                    begin = now
-                after = ctx.metrics()
-                pairs = list(zip(layers, model.layers(), strict=True))
-                loaded = [new for old, new in pairs if new.tier == "device" != old.tier]
-                evicted = [old for old, new in pairs if old.tier == "device" != new.tier]
-                bytes_moved = sum(layer.bytes for layer in loaded + evicted)  # of weights
-                if loaded:
-                    move_s += (after.move_ms - before.move_ms) / 1e3
-                    moved += bytes_moved
-                    n_moves += len(loaded)
-                on_device = sum(layer.tier == "device" for layer in model.layers())
-                print(
-                    f"| {phase} | {on_device} | {times[0]:.1f} | {median(times[1:5]):.1f} | {median(times[5:]):.1f} | "
-                    f"{bytes_moved / 1e6:.0f} |",
-                    flush=True,
-                )
-            ctx.close()
-    print(
-        f"\nLoading back: {1e3 * move_s / n_moves:.2f} ms per layer, {moved / move_s / 1e9:.2f} GB/s; "
-        f"plain upload {upload / 1e9:.2f} GB/s; ratio {moved / move_s / upload:.2f}"
-    )
+    model = superllama.Model(args.model, dynamic_layers=True, async_prefetch=True, use_extra_bufts=False)
+    ctx = superllama.Context(model, n_ctx=512, n_threads=args.threads)
+    ctx.decode(list(range(1, 33)))
+    return model, ctx
+
+
+def phases(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Context, half: int) -> None:
+    print(f"\n{args.model.name}\n\n| phase | device layers | first token, ms | 2nd to 5th, ms | later, median ms |")
+    print("|---|---:|---:|---:|---:|", flush=True)
+    for phase, budget in (("full", "auto"), ("half", half), ("restored", "auto")):
+        begin = time.perf_counter()
+        model.set_budget(vram=budget)
+        times = []
+        for _ in range(max(8, args.tokens)):
+            ctx.decode([1])
+            ctx.logits()
+            now = time.perf_counter()
+            times.append(1e3 * (now - begin))
+            begin = now
+        on_device = sum(layer.tier == "device" for layer in model.layers())
+        print(
+            f"| {phase} | {on_device} | {times[0]:.1f} | {median(times[1:5]):.1f} | {median(times[5:]):.1f} |",
+            flush=True,
+        )
+
+
+class Upload:
+    """A program that uploads once at every turn."""
+
+    def __init__(self, place: list[str], buffer_bytes: int) -> None:
+        command = [programs.find("upload"), str(UPLOAD_BYTES >> 20), str(buffer_bytes), *place]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(self) -> tuple[float, ...]:
+        """Bytes per second: in messages of 8 MiB, of 256 KiB, of 256 KiB into fresh buffers."""
+        assert self.child.stdin and self.child.stdout
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
+        return tuple(map(float, self.child.stdout.readline().split()))
+
+    def close(self) -> None:
+        self.child.communicate()
+
+
+def read_directly(path: Path) -> float:
+    """Bytes per second of the file, one request of 4 MiB after another."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 4 << 20) as buffer:
+        begin, done = time.perf_counter(), 0
+        while done < UPLOAD_BYTES and (n := os.preadv(fd, [buffer], done)) == len(buffer):
+            done += n
+        seconds = time.perf_counter() - begin
+    os.close(fd)
+    return done / seconds
+
+
+@dataclass
+class Move:
+    """Layers loaded onto the device."""
+
+    n: int
+    n_bytes: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.n_bytes / self.seconds
+
+
+def move_there(model: superllama.Model, ctx: superllama.Context) -> Move:
+    before, layers = ctx.metrics(), model.layers()
+    model.set_budget(vram="auto")
+    loaded = [new for old, new in zip(layers, model.layers(), strict=True) if new.tier == "device" != old.tier]
+    seconds = (ctx.metrics().move_ms - before.move_ms) / 1e3
+    return Move(len(loaded), sum(layer.bytes for layer in loaded), seconds)
+
+
+def moves(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Context, half: int) -> None:
+    """The token after a cut makes the host read what it needs, so that it comes from memory."""
+    with device(args) as place:
+        plain = Upload(place, max(layer.bytes for layer in model.layers()[:-1]))
+        plain.turn()
+        from_memory, from_file, uploads, reads = [], [], [], []
+        for _ in range(args.rounds):
+            uploads.append(plain.turn())
+            model.set_budget(vram=half)
+            ctx.decode([1])
+            ctx.logits()
+            from_memory.append(move_there(model, ctx))
+            reads.append(read_directly(args.model))
+            model.set_budget(vram=half)
+            from_file.append(move_there(model, ctx))
+        plain.close()
+    print(f"\n{args.model.name}, {args.rounds} rounds, medians\n\n| plain upload | GB/s |\n|---|---:|")
+    for i, name in enumerate(("8 MiB at a time", "256 KiB at a time", "256 KiB at a time, into fresh buffers")):
+        print(f"| {name} | {median(u[i] for u in uploads) / 1e9:.2f} |")
+    print(f"| direct reads of the file | {median(reads) / 1e9:.2f} |\n")
+    print("| layers from | n | MB each | ms each | GB/s | of plain, 8 MiB (95 %) | 256 KiB | fresh | of reads |")
+    print("|---|---:|---:|---:|---:|---|---|---|---|")
+    for name, done in (("host memory", from_memory), ("file", from_file)):
+        shares = [with_interval([move.rate / u[i] for move, u in zip(done, uploads, strict=True)]) for i in range(3)]
+        of_reads = with_interval([move.rate / read for move, read in zip(done, reads, strict=True)])
+        print(
+            f"| {name} | {done[0].n} | {done[0].n_bytes / done[0].n / 1e6:.1f} | "
+            f"{median(1e3 * m.seconds / m.n for m in done):.2f} | {median(m.rate for m in done) / 1e9:.2f} | "
+            f"{' | '.join(shares)} | {of_reads if name == 'file' else ''} |",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--gpu", action="store_true", help="the first GPU of this build instead of an RPC server")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75, 1.0])
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=60, help="of each placement")
+    parser.add_argument("--rounds", type=int, default=10, help="of moves")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1, help="of the program and of the server")
     args = parser.parse_args()
-    if args.shares:
+    if args.turns > 0:
         placements(args)
-    cut(args)
+    if args.rounds > 0:
+        with device(args) as place:
+            model, ctx = open_model(args, place)
+            half = int(ctx.metrics().vram_own_bytes) // 2
+            phases(args, model, ctx, half)
+            moves(args, model, ctx, half)
+            ctx.close()
+            model.close()
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ void llama_device_kv::add(buffers & allocated) {
     for (auto & [ctx, buffer] : allocated) {
         self->parts.push_back({ layer_of_cache(ctx.get()), ctx.get(), &buffer });
     }
+    self->tier.refresh();
 }
 
 std::unique_lock<std::recursive_mutex> llama_device_kv::hold(const llama_model & model) {

@@ -1,7 +1,7 @@
 #include "llama-device-tier.h"
 
-#include "llama-address-space.h"
 #include "llama-device-kv.h"
+#include "llama-device-upload.h"
 #include "llama-impl.h"
 #include "llama-mem-telemetry.h"
 
@@ -11,14 +11,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <future>
 
 static double mib(size_t bytes) {
     return (double) bytes / 1048576.0;
 }
 
-static const size_t upload_bytes_max = 8u << 20; // read and uploaded at once
-static const size_t upload_gap_max = 64u << 10;  // bytes between two tensors that are read along
 static const int device_sample_us = 50000;
 static const int device_retry_us = 10000000;
 static const uint64_t budget_unknown = 1ull << 50;
@@ -27,11 +24,14 @@ static const double device_grow_margin = 0.02; // below the high mark, so that g
 llama_device_tier::llama_device_tier(llama_weight_store & store, const config & cfg) :
     store(store),
     cfg(cfg),
-    layers(cfg.host_only.size()),
+    layers((size_t) cfg.n_layers_all),
     places(cfg.devices.size()) {
     const int n_output = (int) layers.size() - 1;
     for (const llama_weight_tensor & t : store.tensors()) {
         const int il = t.layer >= 0 ? t.layer : n_output;
+        if (cfg.pinned(t.tensor)) {
+            continue;
+        }
         if (t.layer >= 0 || strncmp(t.tensor->name, "output", 6) == 0) {
             layers[(size_t) il].weights.push_back({ t.tensor, t.source, *t.tensor });
         } else if (t.tensor == *cfg.output && t.tensor == cfg.tok_embd) {
@@ -83,13 +83,26 @@ size_t llama_device_tier::kv_bytes(int il) const {
     return bytes;
 }
 
-size_t llama_device_tier::used_bytes(size_t dev) const {
+size_t llama_device_tier::placed_bytes(size_t dev) const {
     size_t bytes = 0;
     for (size_t il = 0; il < layers.size(); ++il) {
         bytes += layers[il].device == (int) dev ? layers[il].bytes + kv_bytes((int) il) : 0;
     }
+    return bytes;
+}
+
+size_t llama_device_tier::used_bytes(size_t dev) const {
+    size_t bytes = placed_bytes(dev);
     for (const llama_device_kv * kv : contexts) {
         bytes += kv->compute_now[dev];
+    }
+    return bytes;
+}
+
+size_t llama_device_tier::compute_need(size_t dev) const {
+    size_t bytes = 0;
+    for (const llama_device_kv * kv : contexts) {
+        bytes += kv->compute_need[dev];
     }
     return bytes;
 }
@@ -100,20 +113,13 @@ std::vector<int> llama_device_tier::target() const {
     std::vector<size_t> left(n_devices());
     std::vector<int32_t> n_left = cfg.n_layers;
     for (size_t d = 0; d < n_devices(); ++d) {
-        size_t compute = 0;
-        for (const llama_device_kv * kv : contexts) {
-            compute += kv->compute_need[d];
-        }
-        left[d] = places[d].budget_now - std::min<uint64_t>(places[d].budget_now, compute);
+        left[d] = places[d].budget_now - std::min<uint64_t>(places[d].budget_now, compute_need(d));
     }
     int dev = (int) n_devices() - 1;
     const int first = std::max(0, (int) layers.size() - cfg.n_layers_max);
     for (int il = (int) layers.size() - 1; il >= first; --il) {
-        if (cfg.host_only[(size_t) il]) {
-            continue;
-        }
         const size_t bytes = layers[(size_t) il].bytes + kv_bytes(il);
-        while (dev >= 0 && (bytes > left[(size_t) dev] || n_left[(size_t) dev] == 0)) {
+        while (dev >= 0 && (bytes > left[(size_t) dev] || left[(size_t) dev] == 0 || n_left[(size_t) dev] == 0)) {
             dev--;
         }
         if (dev < 0) {
@@ -178,7 +184,7 @@ bool llama_device_tier::sample(std::string * error) {
         const double pressure = 1.0 - (double) memory[d].free / total;
         highest = std::max({ highest, pressure, used / (double) std::max<uint64_t>(1, p.budget_now) });
         double budget = (double) p.budget_now;
-        if (pressure > cfg.mem_pressure) {
+        if (pressure > cfg.mem_pressure && now >= p.t_shrink_us) {
             budget = std::max(0.0, used - (pressure - cfg.mem_pressure) * total);
         } else if (pressure < cfg.mem_pressure_low && now >= p.t_grow_us) {
             budget = std::max(budget, used + (cfg.mem_pressure - device_grow_margin - pressure) * total);
@@ -206,7 +212,10 @@ bool llama_device_tier::allocation_failed(size_t dev, std::string * error) {
 bool llama_device_tier::device_lost(size_t dev, std::string * error) {
     places[dev].budget_now = 0;
     places[dev].t_grow_us = ggml_time_us() + device_retry_us;
-    return place(error);
+    places[dev].lost = true;
+    const bool ok = place(error);
+    places[dev].lost = false;
+    return ok;
 }
 
 void llama_device_tier::forget(llama_device_kv * kv) {
@@ -223,14 +232,21 @@ bool llama_device_tier::place(std::string * error) {
     std::vector<int> coming;
     bool ok = true;
     bool moved = false;
-    for (int il = 0; il < (int) layers.size(); ++il) {
+    for (int il = 0; ok && il < (int) layers.size(); ++il) {
         const int from = layers[(size_t) il].device;
-        if (from >= 0 && from != to[(size_t) il]) {
-            ok = evict(il, error) && ok;
-            moved = true;
+        if (from < 0 || from == to[(size_t) il]) {
+            continue;
+        }
+        ok = evict(il, error);
+        moved = true;
+        if (!ok) { // it stays, and what is above it, until a budget changes
+            place_state & p = places[(size_t) from];
+            p.budget_now = placed_bytes((size_t) from) + compute_need((size_t) from);
+            p.budget_max = std::max<uint64_t>(p.budget_max, p.budget_now);
+            p.t_shrink_us = ggml_time_us() + device_retry_us;
         }
     }
-    for (int il = (int) layers.size() - 1; il >= 0; --il) {
+    for (int il = (int) layers.size() - 1; ok && il >= 0; --il) {
         const int dev = layers[(size_t) il].device;
         if (dev < 0 && to[(size_t) il] >= 0) {
             coming.push_back(il);
@@ -291,17 +307,23 @@ bool llama_device_tier::evict(int il, std::string * error) {
     }
     l.device = -1;
     refresh();
-    cfg.layer_moves(il, false);
-    *error = format("no host memory for the KV of layer %d; it stays on %s", il,
-                    ggml_backend_dev_name(cfg.devices[(size_t) from]));
-    if (!move_kv(il, -1) || !store.load_resident(error)) {
+    bool ok = cfg.layer_moves(il, false, places[(size_t) from].lost, error);
+    if (ok && !move_kv(il, -1)) {
+        *error = format("no host memory for the %.0f MiB of KV of layer %d", mib(kv_bytes(il)), il);
+        ok = false;
+    }
+    if (!ok || !store.load_resident(error)) {
         move_kv(il, from);
         for (size_t i = 0; i < l.weights.size(); ++i) {
             *l.weights[i].tensor = on_device[i];
             store.hold_resident(l.weights[i].tensor, false);
         }
         l.device = from;
-        cfg.layer_moves(il, true);
+        refresh();
+        std::string ignored;
+        cfg.layer_moves(il, true, false, &ignored);
+        *error =
+            format("layer %d stays on %s: %s", il, ggml_backend_dev_name(cfg.devices[(size_t) from]), error->c_str());
         return false;
     }
     error->clear();
@@ -348,7 +370,8 @@ bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<
         if (!ok) {
             move_kv(il, -1);
             on_host(l);
-            cfg.layer_moves(il, false);
+            std::string ignored;
+            cfg.layer_moves(il, false, true, &ignored); // it never left
             continue;
         }
         l.device = to[(size_t) il];
@@ -360,100 +383,45 @@ bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<
             }
         }
         refresh();
-        cfg.layer_moves(il, true);
+        cfg.layer_moves(il, true, false, error);
     }
     return ok && (!out_of_memory || place(error)); // what is below may fit on another device
 }
 
-// Points the tensors at their new memory and fills it: from host memory where the bytes are there as they are in the
-// file, else from the file, the next piece being read while one is on its way.
+// Points the tensors at their new memory and fills it.
 bool llama_device_tier::upload(const std::vector<int> & coming, std::string * error) {
-    struct piece {
-        ggml_tensor * tensor;
-        size_t first;
-        size_t bytes;
-        llama_weight_source source;
-    };
-
-    struct run {
-        llama_weight_source source;
-        size_t bytes;
-        std::vector<piece> pieces;
-    };
-
-    std::vector<run> runs;
+    std::vector<llama_device_upload_tensor> tensors;
     for (int il : coming) {
         layer & l = layers[(size_t) il];
         ggml_tallocr place = ggml_tallocr_new(l.buffer.get());
         for (weight & w : l.weights) {
-            const uint8_t * held = cfg.keep(w.tensor) ? (const uint8_t *) w.host.data : nullptr;
+            const ggml_tensor * on_host = w.tensor == twin ? tied : &w.host;
+            const bool held = cfg.keep(w.tensor == twin ? tied : w.tensor);
             w.tensor->buffer = nullptr;
             w.tensor->data = nullptr;
             w.tensor->extra = nullptr;
             ggml_tallocr_alloc(&place, w.tensor);
-            const size_t bytes = ggml_nbytes(w.tensor);
-            for (size_t first = 0; first < bytes; first += upload_bytes_max) {
-                const size_t n = std::min(upload_bytes_max, bytes - first);
-                if (held != nullptr) {
-                    ggml_backend_tensor_set(w.tensor, held + first, first, n);
-                    continue;
-                }
-                const llama_weight_source from = { w.source.file, w.source.offset + first };
-                const uint64_t end = runs.empty() ? 0 : runs.back().source.offset + runs.back().bytes;
-                if (runs.empty() || runs.back().source.file != from.file || from.offset < end ||
-                    from.offset - end > upload_gap_max ||
-                    from.offset + n - runs.back().source.offset > upload_bytes_max) {
-                    runs.push_back({ from, 0, {} });
-                }
-                runs.back().bytes = from.offset + n - runs.back().source.offset;
-                runs.back().pieces.push_back({ w.tensor, first, n, from });
-            }
+            tensors.push_back({ w.tensor, w.source, held ? (const uint8_t *) on_host->data : nullptr });
         }
     }
-
-    const size_t page = llama_system_page();
-    std::vector<uint8_t> staging[2];
-    for (auto & s : staging) {
-        s.resize(runs.empty() ? 0 : upload_bytes_max + 4 * page);
-    }
-    std::string read_error;
-    const auto read = [&](size_t i) -> const uint8_t * {
-        uint8_t * at = (uint8_t *) GGML_PAD((uintptr_t) staging[i % 2].data(), page);
-        return store.read(runs[i].source, runs[i].bytes, at, &read_error);
-    };
-    const auto when = cfg.async ? std::launch::async : std::launch::deferred;
-    std::future<const uint8_t *> next;
-    for (size_t i = 0; i < runs.size(); ++i) {
-        const uint8_t * data = i == 0 ? read(0) : next.get();
-        if (data == nullptr) {
-            *error = read_error;
-            return false;
-        }
-        if (i + 1 < runs.size()) {
-            next = std::async(when, read, i + 1);
-        }
-        for (const piece & p : runs[i].pieces) {
-            ggml_backend_tensor_set(p.tensor, data + (p.source.offset - runs[i].source.offset), p.first, p.bytes);
-        }
-    }
-    return true;
+    return llama_device_upload(store, tensors, cfg.async, error);
 }
 
 // ------------------------------------------------------------------------------------------------- reports
 
 void llama_device_tier::refresh() {
     int n = 0;
-    size_t on_devices = 0;
+    size_t on_host = 0;
     for (size_t il = 0; il < layers.size(); ++il) {
         n += layers[il].device >= 0 ? 1 : 0;
-        on_devices += layers[il].device >= 0 ? kv_bytes((int) il) : 0;
+        on_host += layers[il].device < 0 ? kv_bytes((int) il) : 0;
     }
     size_t own = 0;
     for (size_t d = 0; d < n_devices(); ++d) {
         own += used_bytes(d);
     }
     n_on_devices = n;
-    n_kv_device = on_devices;
+    n_kv_host = on_host;
     n_own = own;
 }
 

@@ -25,7 +25,7 @@ class llama_device_tier {
         std::vector<uint64_t> budgets; // of each, 0 = automatic
         std::vector<int32_t> n_layers; // upper bound of each
         int32_t n_layers_max;          // of all, as -ngl
-        std::vector<bool> host_only;   // layers that the user pinned to the host
+        int32_t n_layers_all;          // that the model has, the output matrix counted
         float mem_pressure;
         float mem_pressure_low;
         bool async; // read the file in a thread while uploading
@@ -33,8 +33,11 @@ class llama_device_tier {
         ggml_tensor ** output; // the model's, which may be its token embedding as well
         const ggml_tensor * tok_embd;
 
-        // A layer's host memory is about to be needed again, or no longer is.
-        std::function<void(int32_t layer, bool on_device)> layer_moves;
+        // Whether the user pinned a tensor to the host: it stays when its layer goes.
+        std::function<bool(const ggml_tensor *)> pinned;
+        // A layer's host memory is about to be needed again, or no longer is. False with the reason in `error` where
+        // the host has no room for it, which is not asked with `force`.
+        std::function<bool(int32_t layer, bool on_device, bool force, std::string * error)> layer_moves;
         // Whether all of a tensor is in host memory, as it is in the file; then it stays until its layer moved or not.
         std::function<bool(const ggml_tensor *)> keep;
     };
@@ -81,9 +84,9 @@ class llama_device_tier {
         double pressure; // of the fullest device, 0..1
         double move_ms;
     };
-    void refresh();                                        // what count() says, after a change
-    counters count() const;                                // from any thread
-    size_t kv_device_bytes() const { return n_kv_device; } // KV that would be on the host without devices
+    void refresh();                                    // what count() says, after a change
+    counters count() const;                            // from any thread
+    size_t kv_host_bytes() const { return n_kv_host; } // KV of layers that are on the host
 
     // Of all contexts on the model.
     std::vector<llama_device_kv *> contexts;
@@ -108,12 +111,16 @@ class llama_device_tier {
     struct place_state {
         uint64_t budget_max = 0; // as asked for; automatic: all there is
         std::atomic<uint64_t> budget_now{ 0 };
-        int64_t t_grow_us = 0; // an allocation failed: not before this time
+        int64_t t_grow_us = 0;   // an allocation failed: not before this time
+        int64_t t_shrink_us = 0; // the host had no room: not before this time
+        bool lost = false;       // its layers go to the host, whatever the host's budget
     };
 
     void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
     std::vector<int> target() const;
-    size_t kv_bytes(int il) const; // of all contexts
+    size_t kv_bytes(int il) const;         // of all contexts
+    size_t placed_bytes(size_t dev) const; // weights and KV there
+    size_t compute_need(size_t dev) const; // of all contexts
     bool evict(int il, std::string * error);
     bool load(const std::vector<int> & coming, const std::vector<int> & to, std::string * error);
     bool make_buffer(layer & l, size_t dev);
@@ -135,7 +142,7 @@ class llama_device_tier {
     std::vector<place_state> places;
     std::atomic<int> n_on_devices{ 0 };
     std::atomic<int64_t> n_generation{ 0 };
-    std::atomic<size_t> n_kv_device{ 0 };
+    std::atomic<size_t> n_kv_host{ 0 };
     std::atomic<size_t> n_own{ 0 };
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };

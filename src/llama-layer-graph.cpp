@@ -4,6 +4,7 @@
 #include "ggml.h"
 
 #include <cstring>
+#include <string>
 
 static const size_t n_stops_min = 16; // a pass over the weights stops at least so often, for memory to be given back
 
@@ -12,6 +13,18 @@ static const ggml_tensor * weights_of(const ggml_tensor * src) {
         src = src->view_src;
     }
     return src;
+}
+
+// What a device computed and the host needs is copied just before the host's turn, into a tensor "CPU#name#0": too late
+// to ask it which experts to have ready.
+static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) {
+    const char * first = strchr(t->name, '#');
+    const char * last = strrchr(t->name, '#');
+    if (first == last) {
+        return t;
+    }
+    const ggml_tensor * original = ggml_graph_get_tensor(gf, std::string(first + 1, last).c_str());
+    return original != nullptr ? original : t;
 }
 
 llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml_cgraph * gf, uint64_t id) {
@@ -52,6 +65,7 @@ llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml
                         }
                         moe_stop = &before(i);
                         moe_stop->experts = node;
+                        moe_stop->expert_ids = original_of(gf, node->src[2]);
                         moe_layer = layer;
                         router = nullptr;
                         if (last_moe != nullptr) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <map>
 
 static const size_t queue_bytes = 16u << 20; // of reads that keep a drive busy
@@ -188,7 +189,7 @@ void llama_layer_sched::choose_pins() {
 
 // ------------------------------------------------------------------------------------------------- moving
 
-void llama_layer_sched::set_elsewhere(int32_t layer, bool elsewhere) {
+void llama_layer_sched::layer_moved(int32_t layer) {
     const std::lock_guard<std::mutex> no_graph(turn);
     std::unique_lock<std::mutex> lock(mutex);
     for (uint32_t id = 0; id < blocks.size(); ++id) {
@@ -196,10 +197,12 @@ void llama_layer_sched::set_elsewhere(int32_t layer, bool elsewhere) {
         if (store.blocks()[id].layer != layer) {
             continue;
         }
-        b.elsewhere = elsewhere;
+        const auto & slices = store.blocks()[id].slices;
+        b.elsewhere = std::none_of(slices.begin(), slices.end(),
+                                   [this](const llama_weight_slice & s) { return store.is_here(s.tensor); });
         changed.wait(lock, [&] { return b.state != LOADING; });
         b.in_use = false;
-        if (elsewhere && b.state == RESIDENT) {
+        if (b.elsewhere && b.state == RESIDENT) {
             evict(id);
         }
     }
@@ -481,7 +484,7 @@ bool llama_layer_sched::run_stop(const llama_layer_stop & s, std::string * error
         }
     }
     if (s.experts != nullptr) {
-        if (!acquire_experts(s.experts, lock, error)) {
+        if (!acquire_experts(s, lock, error)) {
             return false;
         }
         guess_experts(s);
@@ -546,15 +549,22 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
 }
 
 // The router has chosen: read what is missing, all at once.
-bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock,
+bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock,
                                         std::string * error) {
-    const ggml_tensor * ids = node->src[2];
-    const ggml_tensor * weights = node->src[0];
+    const ggml_tensor * ids = s.expert_ids;
+    const ggml_tensor * weights = s.experts->src[0];
+    std::vector<char> data(ggml_nbytes(ids));
+    ggml_backend_tensor_get(ids, data.data(), 0, data.size());
     std::set<uint32_t> wanted;
     for (int64_t i1 = 0; i1 < ids->ne[1]; ++i1) {
         for (int64_t i0 = 0; i0 < ids->ne[0]; ++i0) {
-            const int32_t e =
-                *(const int32_t *) ((const char *) ids->data + i1 * (int64_t) ids->nb[1] + i0 * (int64_t) ids->nb[0]);
+            int32_t e = 0;
+            memcpy(&e, &data[(size_t) (i1 * (int64_t) ids->nb[1] + i0 * (int64_t) ids->nb[0])], sizeof(e));
+            if (e < 0 || e >= store.n_experts(weights)) { // of a device that is gone, say
+                *error = "the router asks for expert " + std::to_string(e) + " of " + weights->name + ", which has " +
+                         std::to_string(store.n_experts(weights));
+                return false;
+            }
             wanted.insert((uint32_t) store.block_of(weights, e));
         }
     }
@@ -607,8 +617,9 @@ bool llama_layer_sched::acquire_experts(const ggml_tensor * node, std::unique_lo
 // Reads ahead what the next layer will probably ask for. It goes to the cold end of the pool: what nobody asked for
 // is the first to leave.
 void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
-    if (pool == nullptr || s.next_router == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max) {
-        return;
+    if (pool == nullptr || s.next_router == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max ||
+        s.expert_ids != s.experts->src[2]) {
+        return; // also where this layer's input is on its way from a device
     }
     const int32_t block_of_router = store.block_of(s.next_router);
     if (block_of_router < 0 ? !store.is_resident(s.next_router) : blocks[(size_t) block_of_router].state != RESIDENT) {

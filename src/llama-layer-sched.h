@@ -52,9 +52,10 @@ class llama_layer_sched {
     bool after_node(const ggml_tensor * node, std::string * error);
     void end_graph();
 
-    // A layer whose blocks are not needed in host memory, being on a device. Not between begin_graph() and end_graph().
-    void set_elsewhere(int32_t layer, bool elsewhere);
-    // Whether all blocks of a tensor are in memory; then they stay until set_elsewhere() for their layer.
+    // Tensors of a layer point to a device now, or no longer do: which blocks are needed in host memory. Not between
+    // begin_graph() and end_graph().
+    void layer_moved(int32_t layer);
+    // Whether all blocks of a tensor are in memory; then they stay until layer_moved() for their layer.
     bool keep(const ggml_tensor * t);
 
     struct counters {
@@ -95,7 +96,7 @@ class llama_layer_sched {
         int64_t n_loads = 0;
         int64_t n_evictions = 0;
         bool listed = false;    // in lru
-        bool elsewhere = false; // on a device
+        bool elsewhere = false; // on a device, all of it
         size_t charged = 0;     // bytes of memory, while it is not absent
         std::string error;
         std::vector<llama_prefetcher::job_id> jobs;
@@ -103,7 +104,7 @@ class llama_layer_sched {
     };
 
     bool acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error);
-    bool acquire_experts(const ggml_tensor * node, std::unique_lock<std::mutex> & lock, std::string * error);
+    bool acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock, std::string * error);
     void guess_experts(const llama_layer_stop & s);
     void settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock);
     void release_experts();

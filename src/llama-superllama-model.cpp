@@ -1,5 +1,6 @@
 #include "llama-superllama-model.h"
 
+#include "llama-device-upload.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
@@ -53,6 +54,15 @@ void llama_superllama_model::prepare(llama_model_params & params) {
         LLAMA_LOG_WARN("%s: --dynamic-layers moves whole layers, --split-mode is layer\n", __func__);
         params.split_mode = LLAMA_SPLIT_MODE_LAYER;
     }
+    for (const auto * o = params.tensor_buft_overrides; o != nullptr && o->pattern != nullptr; ++o) {
+        if (!ggml_backend_buft_is_host(o->buft)) {
+            throw std::runtime_error(
+                format("--override-tensor %s=%s: with --dynamic-layers tensors can be pinned to the "
+                       "host only (=CPU); what goes to devices follows from --vram-budget, "
+                       "--gpu-layers and --tensor-split",
+                       o->pattern, ggml_backend_buft_name(o->buft)));
+        }
+    }
     params.no_host = true; // host memory is ours
 }
 
@@ -74,9 +84,7 @@ llama_superllama_model::llama_superllama_model(llama_model & model, const llama_
         store.add_file(file->file_id());
     }
     for (const auto * o = params.tensor_buft_overrides; o != nullptr && o->pattern != nullptr; ++o) {
-        if (ggml_backend_buft_is_host(o->buft)) {
-            host_patterns.push_back(o->pattern);
-        }
+        host_patterns.push_back(o->pattern);
     }
     const auto memory = telemetry.sample();
     budget_max = this->params.mem_budget_bytes > 0 ? this->params.mem_budget_bytes : memory.host_total;
@@ -144,19 +152,20 @@ bool llama_superllama_model::load() {
         return true;
     }
 
-    // before anything is read: can it work at all?
+    // what is on devices needs no room on the host; can the rest work at all?
+    std::string error;
+    create_tier();
+    if (devices && !devices->place(&error)) {
+        throw std::runtime_error(error);
+    }
     const llama_layer_budget least = scheduler->plan(0, 1);
-    const uint64_t need = fixed_bytes() + least.min_bytes;
-    if (budget_now < need) {
+    if (budget_now < least_bytes()) {
         throw std::runtime_error(format(
             "--mem-budget: %.0f MiB are too few for this model: %.0f MiB are always resident and %.0f MiB are "
             "needed for the blocks in use; the least that works is %.0f MiB plus the KV cache and compute buffers",
-            budget_now / MiB, fixed_bytes() / MiB, least.min_bytes / MiB, need / MiB));
+            budget_now / MiB, taken_bytes() / MiB, least.min_bytes / MiB, least_bytes() / MiB));
     }
-
-    std::string error;
-    create_tier();
-    if ((devices && !devices->place(&error)) || !store.load_resident(&error)) {
+    if (!store.load_resident(&error)) {
         throw std::runtime_error(error);
     }
 
@@ -192,7 +201,7 @@ bool llama_superllama_model::load() {
     watcher = std::thread([this] { watch(); });
     LLAMA_LOG_INFO(
         "%s: dynamic layers: budget %.0f MiB, %.0f MiB always resident, %.0f MiB in %zu blocks, %d readers\n", __func__,
-        budget_now / MiB, fixed_bytes() / MiB, (least.dense_bytes + least.expert_bytes) / MiB, store.blocks().size(),
+        budget_now / MiB, taken_bytes() / MiB, (least.dense_bytes + least.expert_bytes) / MiB, store.blocks().size(),
         cfg.n_threads);
     return progress == nullptr || progress(1.0f, progress_data);
 }
@@ -234,24 +243,31 @@ void llama_superllama_model::create_tier() {
         cfg.devices.push_back(model.devices[d].dev);
         cfg.budgets.push_back(params.vram_budget_bytes[d]);
     }
-    cfg.host_only.assign((size_t) n_all, false);
-    for (const llama_weight_tensor & t : store.tensors()) {
-        for (const std::string & pattern : host_patterns) {
-            const bool of_output = strncmp(t.tensor->name, "output", 6) == 0;
-            if ((t.layer >= 0 || of_output) && std::regex_search(t.tensor->name, std::regex(pattern))) {
-                cfg.host_only[(size_t) (t.layer >= 0 ? t.layer : n_all - 1)] = true;
-            }
-        }
-    }
+    cfg.n_layers_all = n_all;
+    cfg.pinned = [this](const ggml_tensor * t) {
+        return std::any_of(host_patterns.begin(), host_patterns.end(), [t](const std::string & pattern) {
+            return std::regex_search(t->name, std::regex(pattern));
+        });
+    };
     cfg.mem_pressure = params.mem_pressure;
     cfg.mem_pressure_low = params.mem_pressure_low;
     cfg.async = params.async_prefetch;
     cfg.output = &model.output;
     cfg.tok_embd = model.tok_embd;
-    cfg.layer_moves = [this](int32_t layer, bool on_device) {
+    cfg.layer_moves = [this](int32_t layer, bool on_device, bool force, std::string * error) {
         const std::lock_guard<std::mutex> lock(mutex);
-        scheduler->set_elsewhere(layer, on_device);
+        scheduler->layer_moved(layer);
+        if (!on_device && params.mem_budget_bytes > 0 && budget_now < least_bytes()) {
+            *error = format("with it the host needs %.0f MiB at least, --mem-budget is %.0f MiB; raise it, or lower "
+                            "--ctx-size or --ubatch-size",
+                            least_bytes() / MiB, budget_now / MiB);
+            if (!force) {
+                return false;
+            }
+            LLAMA_LOG_WARN("%s: layer %d: %s\n", __func__, layer, error->c_str());
+        }
         apply();
+        return true;
     };
     cfg.keep = [this](const ggml_tensor * t) {
         return store.is_plain(t) && (store.is_resident(t) || scheduler->keep(t));
@@ -269,29 +285,44 @@ size_t llama_superllama_model::context_bytes() const {
     return bytes;
 }
 
-void llama_superllama_model::apply() {
+size_t llama_superllama_model::taken_bytes() const {
+    const size_t for_devices = devices ? devices->kv_host_bytes() + llama_device_upload_staging() : 0;
+    return fixed_bytes() + context_bytes() + for_devices;
+}
+
+size_t llama_superllama_model::least_bytes() const {
+    return taken_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes;
+}
+
+int llama_superllama_model::n_ubatch_max() const {
     int n_ubatch = 1;
     for (const auto & entry : contexts) {
         n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
     }
-    const size_t on_devices = devices ? devices->kv_device_bytes() : 0;
-    const uint64_t taken = fixed_bytes() + context_bytes() - std::min(context_bytes(), on_devices);
-    const uint64_t least = scheduler->plan(0, n_ubatch).min_bytes;
-    scheduler->set_budget(std::max<uint64_t>(least, budget_now - std::min<uint64_t>(budget_now, taken)), n_ubatch);
+    return n_ubatch;
+}
+
+void llama_superllama_model::apply() {
+    const uint64_t taken = taken_bytes();
+    const uint64_t least = scheduler->plan(0, n_ubatch_max()).min_bytes;
+    scheduler->set_budget(std::max<uint64_t>(least, budget_now - std::min<uint64_t>(budget_now, taken)),
+                          n_ubatch_max());
 }
 
 void llama_superllama_model::add_context(const void * ctx, size_t bytes, int n_ubatch) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const llama_layer_budget least = scheduler->plan(0, n_ubatch);
-    const uint64_t need = fixed_bytes() + context_bytes() + bytes + least.min_bytes;
-    if (budget_now < need) {
-        throw std::runtime_error(format(
-            "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
-            "the blocks in use, %.0f MiB for KV cache and compute buffers; the least that works is %.0f MiB "
-            "(less with a smaller --ctx-size or --ubatch-size)",
-            budget_now / MiB, fixed_bytes() / MiB, least.min_bytes / MiB, (context_bytes() + bytes) / MiB, need / MiB));
-    }
     contexts[ctx] = { bytes, n_ubatch };
+    const size_t need = least_bytes();
+    if (budget_now < need) {
+        const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
+        const std::string why = format(
+            "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
+            "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
+            "(less with a smaller --ctx-size or --ubatch-size)",
+            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() - fixed_bytes()) / MiB, need / MiB);
+        contexts.erase(ctx);
+        throw std::runtime_error(why);
+    }
     apply();
 }
 
@@ -305,11 +336,7 @@ void llama_superllama_model::remove_context(const void * ctx) {
 bool llama_superllama_model::set_budget(uint64_t bytes, std::string * error) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto memory = telemetry.sample();
-    int n_ubatch = 1;
-    for (const auto & entry : contexts) {
-        n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
-    }
-    const uint64_t need = fixed_bytes() + context_bytes() + scheduler->plan(0, n_ubatch).min_bytes;
+    const uint64_t need = least_bytes();
     if (bytes > 0 && bytes < need) {
         *error = format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, need / MiB);
         return false;
@@ -345,7 +372,7 @@ size_t llama_superllama_model::follow_pressure() {
     }
     // memory that the budget grants and that is not filled yet counts as used
     const auto counters = scheduler->count();
-    const size_t filled = (size_t) counters.bytes_resident + context_bytes();
+    const size_t filled = (size_t) counters.bytes_resident + taken_bytes() - fixed_bytes();
     const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
     const double wanted = std::min(unfilled, (double) scheduler->block_bytes());
     const double pressure = 1.0 - (available - wanted) / total;

@@ -62,6 +62,9 @@ class llama_superllama_model {
     void create_tier();
 
     size_t context_bytes() const; // of all contexts
+    size_t taken_bytes() const;   // of the budget, at the present placement: all but blocks
+    size_t least_bytes() const;   // that works at the present placement
+    int n_ubatch_max() const;     // of all contexts
     void apply();                 // hands what is left to the scheduler
     size_t follow_pressure();     // sets the budget after the memory that is there now; returns what is available
     void watch();                 // does so again and again, until the end

@@ -312,8 +312,8 @@ void llama_superllama::context_ready() {
     }
     if (self.tier != nullptr) {
         const auto placement = hold();
-        for (int il = 0; il < self.tier->n_layers(); ++il) {
-            host_bytes += self.tier->device_of(il) != nullptr ? self.device_kv->bytes(il) : 0; // can come back
+        for (int il = 0; il < self.tier->n_layers(); ++il) { // the tier says how much of its KV is on the host
+            host_bytes -= self.tier->device_of(il) == nullptr ? self.device_kv->bytes(il) : 0;
         }
         self.device_kv->ready();
     }
@@ -405,6 +405,7 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
         return; // nothing is left there; the next ubatch says so
     }
     for (;;) {
+        error.clear();
         bool fits = tier->place(&error);
         std::vector<size_t> sizes(ctx.backend_ptrs.size());
         ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx, true, sizes.data());
@@ -425,6 +426,10 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
         bool fewer = false;
         for (size_t d = 0; d < need.size(); ++d) {
             fewer = tier->allocation_failed(d, &error) || fewer;
+        }
+        if (!fewer && !error.empty()) {
+            throw std::runtime_error("a device has no memory for the compute buffers, and no layer can leave it: " +
+                                     error);
         }
         if (!fewer) {
             break; // upstream's own attempt says it again, and what it wanted

@@ -70,8 +70,9 @@ static std::vector<common_arg> superllama_options() {
 
     add(common_arg({ "--dynamic-layers" },
                    "place layers on devices, in host memory or on disk and move them with memory pressure; runs models "
-                   "larger than memory; --gpu-layers and --tensor-split become upper bounds, a layer with a tensor "
-                   "that --override-tensor puts on the host stays there (default: disabled)",
+                   "larger than memory; --gpu-layers is the most layers that go to devices, counted from the output, "
+                   "--tensor-split the most for each device; tensors that --override-tensor (=CPU only) or --cpu-moe "
+                   "pins stay on the host, the rest of their layer moves (default: disabled)",
                    [](common_params & params) {
                        params.superllama.model.dynamic_layers = true;
                        params.fit_params = false; // placement is ours

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build"
+BUILD = Path(os.environ.get("SUPERLLAMA_BUILD", ROOT / "build"))
 
 
 @functools.cache

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from superllama._programs import find_program
+from native_build import native_programs
+
+from superllama._programs import find_program, server_environment
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # of processes whose only devices are to be servers, and of the servers
 
 
 @dataclass
@@ -29,13 +33,40 @@ class Server:
 
 @contextlib.contextmanager
 def rpc_server(threads: int = 1) -> Iterator[Server]:
-    """A server with one CPU device, that gives freed memory back to the system at once."""
+    """A server with one CPU device, as superllama-rpc-server starts it."""
+    port = free_port()
+    with _running(port, find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads) as server:
+        yield server
+
+
+@dataclass
+class LimitedServer(Server):
+    """One whose device has little memory, and says so."""
+
+    total_bytes: int
+    taken: Path  # the bytes that "another program" has there
+
+
+@contextlib.contextmanager
+def limited_server(total_bytes: int, folder: Path) -> Iterator[LimitedServer]:
+    taken = folder / "taken"
+    taken.write_text("0")
+    port = free_port()
+    with _running(port, native_programs() / "limited-server", port, total_bytes, taken) as server:
+        yield LimitedServer(server.process, server.endpoint, total_bytes, taken)
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port), "-t", str(threads)]
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(port: int, *command: object) -> Iterator[Server]:
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=server_environment() | NO_GPU
+    )
     try:
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):

@@ -1,9 +1,12 @@
-// Plain upload bandwidth of an RPC device: 8 MiB at a time into a buffer of its own. Prints bytes per second.
+// Plain upload bandwidth of a device. For every line on standard input three uploads from memory of this process: in
+// messages of 8 MiB, of 256 KiB into a buffer that is there and was written before, and of 256 KiB into buffers of the
+// given size that are allocated now and freed afterwards, as layers are. Prints bytes per second of each.
 //
-//   upload HOST:PORT [MiB]
+//   upload MiB BUFFER_BYTES [HOST:PORT]
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
+#include "ggml-cpp.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -12,37 +15,83 @@
 #include <cstdlib>
 #include <vector>
 
+using clock_type = std::chrono::steady_clock;
+
+static double rate(size_t bytes, clock_type::time_point begin) {
+    return (double) bytes / std::chrono::duration<double>(clock_type::now() - begin).count();
+}
+
+static void send(ggml_tensor * t, const char * data, size_t step) {
+    for (size_t first = 0; first < ggml_nbytes(t); first += step) {
+        ggml_backend_tensor_set(t, data + first, first, std::min(step, ggml_nbytes(t) - first));
+    }
+}
+
+static void wait_for(const ggml_tensor * t) { // all of it has arrived
+    char last = 0;
+    ggml_backend_tensor_get(t, &last, ggml_nbytes(t) - 1, 1);
+}
+
+static double upload(ggml_tensor * t, const std::vector<char> & data, size_t step) {
+    const auto begin = clock_type::now();
+    send(t, data.data(), step);
+    wait_for(t);
+    return rate(data.size(), begin);
+}
+
+static double upload_fresh(ggml_backend_buffer_type_t buft, const std::vector<char> & data, size_t buffer_bytes) {
+    struct piece {
+        ggml_context_ptr ctx;
+        ggml_backend_buffer_ptr buffer;
+    };
+    std::vector<piece> pieces;
+    const auto begin = clock_type::now();
+    ggml_tensor * t = nullptr;
+    for (size_t first = 0; first + buffer_bytes <= data.size(); first += buffer_bytes) {
+        ggml_context * ctx = ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true });
+        t = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) buffer_bytes);
+        pieces.push_back(
+            { ggml_context_ptr(ctx), ggml_backend_buffer_ptr(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft)) });
+        send(t, data.data() + first, 256u << 10);
+    }
+    wait_for(t);
+    return rate(pieces.size() * buffer_bytes, begin);
+}
+
 int main(int argc, char ** argv) {
-    if (argc < 2) {
-        fprintf(stderr, "usage: upload HOST:PORT [MiB]\n");
+    if (argc < 3) {
+        fprintf(stderr, "usage: upload MiB BUFFER_BYTES [HOST:PORT]\n");
         return 2;
     }
-    const size_t total = (size_t) (argc > 2 ? atoi(argv[2]) : 256) << 20;
-    const size_t step = 8u << 20;
     ggml_backend_load_all();
-    using add_server = ggml_backend_reg_t (*)(const char *);
-    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
-    ggml_backend_reg_t server =
-        ((add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"))(argv[1]);
-    ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(ggml_backend_reg_dev_get(server, 0));
-
-    ggml_context * ctx = ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true });
-    ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) total);
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
-    const std::vector<char> data(step, 1);
-    double best = 0;
-    for (int round = 0; round < 5; ++round) {
-        const auto begin = std::chrono::steady_clock::now();
-        for (size_t first = 0; first < total; first += step) {
-            ggml_backend_tensor_set(t, data.data(), first, std::min(step, total - first));
-        }
-        char last = 0;
-        ggml_backend_tensor_get(t, &last, total - 1, 1); // all of it has arrived
-        best = std::max(best, (double) total /
-                                  std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-        ggml_backend_buffer_clear(buffer, 0);
+    ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
+    if (argc > 3) {
+        using add_server = ggml_backend_reg_t (*)(const char *);
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        dev = ggml_backend_reg_dev_get(
+            ((add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"))(argv[3]), 0);
     }
-    printf("%.0f\n", best);
+    if (dev == nullptr) {
+        fprintf(stderr, "upload: no GPU; name an RPC server\n");
+        return 1;
+    }
+    const std::vector<char> data((size_t) atoi(argv[1]) << 20, 1);
+    const size_t buffer_bytes = std::min<size_t>(data.size(), strtoull(argv[2], nullptr, 10));
+    ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(dev);
+    ggml_context * ctx = ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true });
+    ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) data.size());
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+    if (buffer == nullptr) {
+        fprintf(stderr, "upload: no %zu MiB on the device\n", data.size() >> 20);
+        return 1;
+    }
+    ggml_backend_buffer_clear(buffer, 0);
+    while (getchar() != EOF) {
+        const double large = upload(t, data, 8u << 20);
+        const double small = upload(t, data, 256u << 10);
+        printf("%.0f %.0f %.0f\n", large, small, upload_fresh(buft, data, buffer_bytes));
+        fflush(stdout);
+    }
     ggml_backend_buffer_free(buffer);
     ggml_free(ctx);
     return 0;

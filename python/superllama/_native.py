@@ -81,6 +81,10 @@ def reason(errors: collections.deque[str], fallback: str) -> str:
     lines = [
         line for line in lines if not re.fullmatch(r"failed to (load|decode|encode)( model)?(, ret = -?\d+)?", line)
     ]
+    # a device that refuses an allocation is not the end, layers make room: what ended it says more
+    for line in lines:
+        if ended := re.fullmatch(r"failed to initialize the context: (?!failed to)(.+)", line):
+            return ended[1]
     return lines[0] if lines else fallback
 
 

@@ -90,15 +90,15 @@ def find_program(name: str) -> Path:
 # ---------------------------------------------------------------- run
 
 
-def run(name: str, arguments: Sequence[str]) -> NoReturn:
+def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> NoReturn:
     """Become the program: same process on POSIX, so signals and the exit code are its own."""
     program = str(find_program(name))
     command = [program, *arguments]
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.platform != "win32":
-        os.execv(program, command)
-    process = subprocess.Popen(command)
+        os.execve(program, command, environment)
+    process = subprocess.Popen(command, env=environment)
     while True:
         try:
             sys.exit(process.wait())
@@ -154,6 +154,16 @@ def quantize() -> NoReturn:
     run("llama-quantize", sys.argv[1:])
 
 
+# glibc's allocator in an RPC server: what a layer had goes back to the system at once, whatever was freed before;
+# messages, a quarter MiB each, come from memory that stays
+SERVER_MALLOC = "glibc.malloc.mmap_threshold=327680:glibc.malloc.trim_threshold=1048576"
+
+
+def server_environment() -> dict[str, str]:
+    """Of an RPC server, the user's own settings of the allocator left as they are."""
+    return {"GLIBC_TUNABLES": SERVER_MALLOC} | os.environ
+
+
 def rpc_server() -> NoReturn:
     """superllama-rpc-server: offer this machine's devices to others."""
-    run("ggml-rpc-server", sys.argv[1:])
+    run("ggml-rpc-server", sys.argv[1:], server_environment())

@@ -1,20 +1,23 @@
 """The device tier: the same results as a static -ngl, whatever moves; memory that really comes and goes.
 
-The devices are RPC servers on this machine. Processes that use them are not the tests' own: a server that goes away
-ends its client.
+The devices are RPC servers on this machine, and where this build has a GPU, that as well. Processes that use them are
+not the tests' own: a server that goes away ends its client.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import make_model
 from native_build import native_programs
-from rpc_devices import Server, rpc_server
+from rpc_devices import NO_GPU, Server, limited_server, rpc_server
 from running import Runner
 
 import superllama
@@ -25,6 +28,34 @@ from superllama._programs import find_program
 def servers() -> Iterator[list[Server]]:
     with rpc_server() as a, rpc_server() as b:
         yield [a, b]
+
+
+@pytest.fixture(autouse=True)
+def hidden_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests that are for a GPU see one."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is None or callspec.params.get("device") != "gpu":
+        for name, value in NO_GPU.items():
+            monkeypatch.setenv(name, value)
+
+
+@dataclass
+class Device:
+    endpoint: str  # "gpu": the first one of this build
+    pid: int  # of the server
+
+    @property
+    def flags(self) -> list[object]:
+        return [] if self.endpoint == "gpu" else ["--rpc", self.endpoint]
+
+
+@pytest.fixture(params=["rpc", "gpu"])
+def device(request: pytest.FixtureRequest, servers: list[Server]) -> Device:
+    if request.param == "rpc":
+        return Device(servers[0].endpoint, servers[0].process.pid)
+    if not any(d.kind == "gpu" and d.backend != "RPC" for d in superllama.devices()):
+        pytest.skip("this build, or this machine, has no GPU")
+    return Device("gpu", 0)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +78,8 @@ def run(program: str, *arguments: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("repack", [0, 1])
 @pytest.mark.parametrize("layers", [1, 12, 99])
-def test_placement_at_load(layers: int, repack: int, demo_model: Path, servers: list[Server]) -> None:
-    arguments = ["-m", demo_model, "-n", 8, "-t", 1, "-c", 256, "--repack", repack]
-    arguments += ["--rpc", servers[0].endpoint, "-ngl", layers]
+def test_placement_at_load(layers: int, repack: int, demo_model: Path, device: Device) -> None:
+    arguments = ["-m", demo_model, "-n", 8, "-t", 1, "-c", 256, "--repack", repack, "-ngl", layers, *device.flags]
     ours, stock = run("probe", *arguments, "--dynamic-layers"), run("probe-stock", *arguments)
     assert ours["tokens"] == stock["tokens"]
     assert ours["hash"] == stock["hash"]
@@ -58,9 +88,9 @@ def test_placement_at_load(layers: int, repack: int, demo_model: Path, servers: 
 
 @pytest.mark.parametrize("family", ["llama-dense", "qwen3moe-moe", "gemma3-dense", "mamba2-dense", "falcon-h1-dense"])
 @pytest.mark.parametrize("layers", [2, 99])
-def test_families(layers: int, family: str, random_models: dict[str, Path], servers: list[Server]) -> None:
+def test_families(layers: int, family: str, random_models: dict[str, Path], device: Device) -> None:
     arguments = ["-m", random_models[family], "-n", 6, "-t", 1, "-c", 256, "--n-prompt", 20, "-ub", 16]
-    arguments += ["--rpc", servers[0].endpoint, "-ngl", layers]
+    arguments += ["-ngl", layers, *device.flags]
     ours, stock = run("probe", *arguments, "--dynamic-layers"), run("probe-stock", *arguments)
     assert ours["hash"] == stock["hash"]
     assert ours["metrics"]["vram_own_bytes"] > 0
@@ -81,24 +111,31 @@ def test_two_devices_as_split(demo_model: Path, servers: list[Server]) -> None:
 @pytest.mark.parametrize("n_devices", [1, 2])
 @pytest.mark.parametrize("name", ["demo", "llama-dense", "qwen3moe-moe"])
 def test_random_moves_change_no_logit(
-    name: str, n_devices: int, demo_model: Path, random_models: dict[str, Path], servers: list[Server]
+    name: str, n_devices: int, demo_model: Path, random_models: dict[str, Path], servers: list[Server], device: Device
 ) -> None:
     """Two contexts, budgets at random, also from another thread; the program compares every step with the host."""
     model = demo_model if name == "demo" else random_models[name]
-    report = run("stress-devices", model, 300, 1, *[server.endpoint for server in servers[:n_devices]])
+    endpoints = [] if device.endpoint == "gpu" else [server.endpoint for server in servers[:n_devices]]
+    if device.endpoint == "gpu" and n_devices > 1:
+        pytest.skip("one GPU")
+    report = run("stress-devices", model, 300, 1, *endpoints)
     assert report["moves"] >= 300
     assert report["gpu_layers_max"] > report["gpu_layers_min"]
 
 
 PRELUDE = """
-import json, os, sys, threading, time
+import json, os, re, sys, threading, time
 import superllama
 
 path, endpoint, pid = sys.argv[1], sys.argv[2], int(sys.argv[3])
-superllama.add_rpc_server(endpoint)
+if endpoint != "gpu":
+    superllama.add_rpc_server(endpoint)
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 
-def resident():
+def resident(): # on the device
+    if endpoint == "gpu":
+        gpu = next(d for d in superllama.devices() if d.kind == "gpu")
+        return gpu.memory_total - gpu.memory_free
     fields = open(f"/proc/{pid}/statm").read().split()
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
 
@@ -112,7 +149,47 @@ def greedy(ctx, n):
         tokens.append(int(ctx.logits()[0].argmax()))
         ctx.decode([tokens[-1]])
     return tokens
+
+def on_device():
+    return [l.tier for l in model.layers()].count("device")
 """
+
+STATIC = (
+    PRELUDE
+    + """
+def logits(model):
+    ctx = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+    ctx.decode(model.tokenize(PROMPT))
+    rows = []
+    for _ in range(8):
+        rows.append(ctx.logits()[0].tobytes().hex())
+        ctx.decode([int(ctx.logits()[0].argmax())])
+    ctx.close()
+    return rows
+
+model, ctx = open_model()
+full = ctx.metrics().vram_own_bytes
+placed, same = [], []
+for budget in [9 * full // 10, "auto", 3 * full // 4]:
+    model.set_budget(vram=budget)
+    greedy(ctx, 1) if placed else ctx.decode(model.tokenize(PROMPT))
+    seen = logits(model)
+    placed.append(on_device())
+    static = superllama.Model(path, n_gpu_layers=placed[-1])
+    same.append(seen == logits(static))
+    static.close()
+print(json.dumps({"placed": placed, "same": same}))
+"""
+)
+
+
+def test_logits_after_moves_are_those_of_a_static_load(demo_model: Path, device: Device, run_python: Runner) -> None:
+    done = run_python(STATIC, demo_model, device.endpoint, device.pid)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["same"] == [True] * 3
+    assert 0 < seen["placed"][2] < seen["placed"][0] < seen["placed"][1] == 31
+
 
 MEMORY = (
     PRELUDE
@@ -135,16 +212,16 @@ print(json.dumps({"samples": samples, "own": own}))
 )
 
 
-def test_memory_of_the_server(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
-    server = servers[0]
-    done = run_python(MEMORY, demo_model, server.endpoint, server.process.pid)
+def test_memory_of_the_device(demo_model: Path, device: Device, run_python: Runner) -> None:
+    done = run_python(MEMORY, demo_model, device.endpoint, device.pid)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     for before, after, own_before, own_after in zip(
         seen["samples"], seen["samples"][1:], seen["own"], seen["own"][1:], strict=False
     ):
         assert abs(own_after - own_before) > 20e6
-        assert after - before == pytest.approx(own_after - own_before, rel=0.1)
+        rounded = 31 * 2 * (2 << 20) if device.endpoint == "gpu" else 0  # up to whole pages of 2 MiB, by each buffer
+        assert abs((after - before) - (own_after - own_before)) <= 0.1 * abs(own_after - own_before) + rounded
 
 
 BUDGET = (
@@ -229,6 +306,253 @@ def test_tokens_are_those_of_a_static_placement(demo_model: Path, servers: list[
     assert 2 < seen["placed"][1] < 30
     assert all(tokens == seen["tokens"] for tokens in seen["static"])
     assert {tuple(m) for m in seen["moves"]} == {(1, 0), (2, 1)}
+
+
+# ---------------------------------------------------------------- memory that others take
+
+PRESSURE = (
+    PRELUDE
+    + """
+taken_file, total = sys.argv[4], int(sys.argv[5])
+HIGH, LOW = 0.8, 0.7
+model, ctx = open_model(mem_pressure=HIGH, mem_pressure_low=LOW)
+ctx.decode(model.tokenize(PROMPT))
+
+def step():
+    time.sleep(0.06) # devices are sampled at most every 50 ms
+    before = [(l.device_loads, l.device_evictions) for l in model.layers()]
+    greedy(ctx, 1)
+    after = [(l.device_loads, l.device_evictions) for l in model.layers()]
+    loads, evictions = (sum(b[i] - a[i] for a, b in zip(before, after)) for i in (0, 1))
+    return {"layers": on_device(), "loads": loads, "evictions": evictions, "own": ctx.metrics().vram_own_bytes}
+
+def phase(taken):
+    with open(taken_file, "w") as file:
+        file.write(str(int(taken)))
+    return [step() for _ in range(4)]
+
+full = step()["own"]
+others = {
+    "none": 0,
+    "much": HIGH * total - full / 2,    # half of what we have is to go
+    "less": (HIGH - 0.05) * total - full / 2, # between the marks
+    "little": (LOW - 0.02) * total - full / 2, # below the low one
+    "back": 0,
+}
+print(json.dumps({"full": full, "taken": others, "phases": {name: phase(taken) for name, taken in others.items()}}))
+"""
+)
+
+
+def test_layers_follow_the_memory_that_is_there(demo_model: Path, run_python: Runner, tmp_path: Path) -> None:
+    """No call of ours: the server's device tells that another program has taken memory, and given it back."""
+    total = 300_000_000  # of which the model takes 115
+    with limited_server(total, tmp_path) as server:
+        done = run_python(PRESSURE, demo_model, server.endpoint, server.process.pid, server.taken, total)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    phases = seen["phases"]
+    assert all(step["loads"] == 0 or step["evictions"] == 0 for steps in phases.values() for step in steps)
+    still = {"layers": 31, "loads": 0, "evictions": 0, "own": seen["full"]}
+    assert phases["none"] == [still] * 4
+
+    much = phases["much"]
+    assert much[0]["evictions"] > 5  # within one ubatch, all at once
+    assert 0 < much[0]["own"] <= 0.8 * total - seen["taken"]["much"]
+    assert much[1:] == [{**much[0], "evictions": 0}] * 3
+    assert phases["less"] == [much[1]] * 4
+
+    little = phases["little"]
+    assert little[0]["loads"] > 0
+    assert little[0]["layers"] < 31
+    assert little[0]["own"] <= 0.8 * total - seen["taken"]["little"]
+    assert sum(step["evictions"] for step in little) == 0
+    assert phases["back"][-1]["layers"] == 31
+    assert phases["back"][-1]["own"] == seen["full"]
+
+
+FULL = (
+    PRELUDE
+    + """
+taken_file, total = sys.argv[4], int(sys.argv[5])
+def open_here(**kwargs): # nothing moves for a mark; the budget is more than there is
+    return open_model(vram_budget="1GiB", mem_pressure=1.0, mem_pressure_low=0.0, **kwargs)
+
+def take_rest(own):
+    with open(taken_file, "w") as file:
+        file.write(str(total - own))
+
+# more than fits: what the device refuses stays on the host
+model, ctx = open_here()
+placed = [on_device()]
+ctx.decode(model.tokenize(PROMPT))
+tokens = greedy(ctx, 4)
+
+# nothing is free any more, and another context comes
+take_rest(ctx.metrics().vram_own_bytes)
+second = superllama.Context(model, n_ctx=1024, n_ubatch=64, n_threads=1)
+placed.append(on_device())
+second.decode(model.tokenize(PROMPT))
+tokens += greedy(ctx, 4)
+same = greedy(second, 8) == tokens
+third = superllama.Context(model, n_ctx=256, n_ubatch=256, n_threads=1) # larger compute buffers
+third.decode(model.tokenize(PROMPT) * 6)
+placed.append(on_device())
+third.close(); second.close(); ctx.close(); model.close()
+with open(taken_file, "w") as file:
+    file.write("0")
+print(json.dumps({"placed": placed, "same": same}))
+"""
+)
+
+
+def test_a_full_device_makes_room(demo_model: Path, run_python: Runner, tmp_path: Path) -> None:
+    """Its allocations fail, as on a card: layers leave for the KV and compute buffers of a context, and go on."""
+    total = 70_000_000
+    with limited_server(total, tmp_path) as server:
+        done = run_python(FULL, demo_model, server.endpoint, server.process.pid, server.taken, total)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["same"]
+    assert 31 > seen["placed"][0] > seen["placed"][1] > seen["placed"][2] >= 0
+
+
+TIGHT = (
+    PRELUDE
+    + r"""
+taken_file, total = sys.argv[4], int(sys.argv[5])
+kwargs = {"mem_pressure": 1.0, "mem_pressure_low": 0.0, "use_extra_bufts": False}
+errors = []
+def least(**more): # in MiB, with a context
+    mib = 1
+    while True:
+        try:
+            model = superllama.Model(path, dynamic_layers=True, mem_budget=f"{mib}MiB", **kwargs, **more)
+            with model:
+                superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1).close()
+            return mib
+        except superllama.Error as e:
+            mib = max(mib, int(re.search(r"least that works is (\d+) MiB", str(e))[1])) + 1
+
+def fails(what):
+    try:
+        what()
+    except superllama.Error as e:
+        errors.append(str(e))
+
+host, both = least(vram_budget=0), least(vram_budget="1GiB")
+
+# what is on the device needs no room on the host
+model, ctx = open_model(vram_budget="1GiB", mem_budget=f"{both}MiB", **kwargs)
+ctx.decode(model.tokenize(PROMPT))
+tokens = greedy(ctx, 4)
+placed = [on_device()]
+fails(lambda: model.set_budget(vram=0)) # the host has no room for them all
+placed.append(on_device())
+tokens += greedy(ctx, 4)
+with open(taken_file, "w") as file:
+    file.write(str(total - ctx.metrics().vram_own_bytes))
+fails(lambda: superllama.Context(model, n_ctx=4096, n_ubatch=64, n_threads=1)) # no room anywhere
+placed.append(on_device())
+tokens += greedy(ctx, 4)
+model.set_budget(mem_budget=f"{host}MiB", vram=0)
+placed.append(on_device())
+tokens += greedy(ctx, 4)
+ctx.close(); model.close()
+
+model = superllama.Model(path, use_extra_bufts=False)
+ctx = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+ctx.decode(model.tokenize(PROMPT))
+same = greedy(ctx, 16) == tokens
+print(json.dumps({"errors": errors, "host": host, "both": both, "placed": placed, "same": same}))
+"""
+)
+
+
+def test_the_host_budget_with_layers_on_a_device(demo_model: Path, run_python: Runner, tmp_path: Path) -> None:
+    """It holds what is on the host; layers that would not fit there stay where they are, and the error has numbers."""
+    path, total = tmp_path / "wide.gguf", 400_000_000
+    make_model.make_model(path, demo_model, make_model.Spec(n_layer=6, n_embd=512, n_ff=2048))
+    with limited_server(total, tmp_path) as server:
+        done = run_python(TIGHT, path, server.endpoint, server.process.pid, server.taken, total)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["both"] < seen["host"] - 10
+    assert len(seen["errors"]) == 2
+    for error in seen["errors"]:
+        assert re.search(r"the host needs (\d+) MiB at least, --mem-budget is (\d+) MiB", error)
+    assert "stays on RPC0" in seen["errors"][0]
+    assert seen["placed"][0] > 0
+    assert seen["placed"][0] >= seen["placed"][1] == seen["placed"][2] > 0
+    assert seen["placed"][3] == 0
+    assert seen["same"]
+
+
+# ---------------------------------------------------------------- what the user placed
+
+PINNED = (
+    PRELUDE
+    + """
+import numpy as np
+pattern = sys.argv[4]
+def logits(**kwargs):
+    model = superllama.Model(path, override_tensor={pattern: "CPU"} if pattern else {}, **kwargs)
+    ctx = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+    ctx.decode(list(range(1, 30)))
+    rows = [ctx.logits()[0].tobytes().hex()]
+    ctx.decode([7])
+    return model, ctx, rows + [ctx.logits()[0].tobytes().hex()]
+
+model, ctx, ours = logits(dynamic_layers=True)
+bytes_there = [l.bytes for l in model.layers()]
+tiers = [l.tier for l in model.layers()]
+for budget in [ctx.metrics().vram_own_bytes // 2, "auto"]:
+    model.set_budget(vram=budget)
+    ctx.decode([9])
+ours.append(ctx.logits()[0].tobytes().hex())
+ctx.close(); model.close()
+static, ctx, stock = logits(n_gpu_layers=999)
+for _ in range(2):
+    ctx.decode([9])
+stock.append(ctx.logits()[0].tobytes().hex())
+print(json.dumps({"same": ours == stock, "bytes": bytes_there, "tiers": tiers}))
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern", "share"),
+    [
+        ("qwen3moe-moe", "exps", 0.9),
+        ("llama-dense", "ffn_down", 0.9),
+        ("llama-dense", "blk\\.1\\.", 1.0),
+        ("llama-dense", "attn_k", 0.999),
+    ],
+)
+def test_tensors_pinned_to_the_host(
+    family: str, pattern: str, share: float, random_models: dict[str, Path], device: Device, run_python: Runner
+) -> None:
+    """The rest of a layer goes to the device, as in a static load with the same --override-tensor."""
+    everything, pinned = [], []
+    for rest, into in (("", everything), (pattern, pinned)):
+        done = run_python(PINNED, random_models[family], device.endpoint, device.pid, rest)
+        assert done.returncode == 0, done.stderr
+        seen = json.loads(done.stdout)
+        assert seen["same"]
+        assert set(seen["tiers"]) == {"device"}
+        into += seen["bytes"]
+    assert sum(pinned) < share * sum(everything)
+    if pattern.startswith("blk"):
+        assert pinned[1] == 0 < pinned[0]
+    else:
+        assert all(a > b > 0 for a, b in zip(everything[:-1], pinned[:-1], strict=True))
+
+
+def test_tensors_pinned_to_a_device_are_refused(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
+    script = PRELUDE + "open_model(override_tensor={'ffn_up': f'RPC0[{endpoint}]'})"
+    done = run_python(script, demo_model, servers[0].endpoint, servers[0].process.pid)
+    assert done.returncode != 0
+    assert "pinned to the host only" in done.stderr
 
 
 # ---------------------------------------------------------------- errors

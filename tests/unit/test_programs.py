@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from running import Runner
 
-from superllama._programs import MODEL_VARIABLES, find_program, names_model
+from superllama._programs import MODEL_VARIABLES, find_program, names_model, server_environment
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX programs")
 
@@ -152,3 +152,12 @@ def test_the_package_has_its_programs(name: str) -> None:
 
 def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+
+
+def test_environment_of_the_rpc_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freed layers go back to the system; the user's own settings win."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert "mmap_threshold" in server_environment()["GLIBC_TUNABLES"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert server_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
+    assert server_environment()["PATH"] == os.environ["PATH"]

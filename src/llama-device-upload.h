@@ -1,0 +1,22 @@
+// Fills tensors on devices with their weights: from host memory where their bytes lie there as they are in the file,
+// else from the file, the next range being read while one is on its way.
+#pragma once
+
+#include "llama-weight-store.h"
+
+#include <string>
+#include <vector>
+
+// A tensor that already has its place on a device.
+struct llama_device_upload_tensor {
+    ggml_tensor * tensor;
+    llama_weight_source source;
+    const uint8_t * held; // its bytes in host memory; null: in the file
+};
+
+// Host memory that an upload takes at most.
+size_t llama_device_upload_staging();
+
+// `ahead`: read in a thread of its own. False with the reason in `error`; the tensors are then not to be used.
+bool llama_device_upload(const llama_weight_store & store, const std::vector<llama_device_upload_tensor> & tensors,
+                         bool ahead, std::string * error);
