@@ -17,7 +17,7 @@
 static const double MiB = 1024.0 * 1024.0;
 
 // reading four ranges of 4 MiB at once fills the drives that were measured; more threads hurt small ones
-static const int read_threads_default = 4;
+static const int read_threads_default = 6;
 static const size_t read_part_bytes = 4u << 20;
 // how often to look at the memory that is left: half of it could be gone by the next time
 static const double take_bytes_per_s = 4e9; // by another process

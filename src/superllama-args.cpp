@@ -84,7 +84,7 @@ static std::vector<common_arg> superllama_options() {
             "(default: disabled)",
             [](common_params & params) { params.superllama.model.async_prefetch = true; })
             .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
-    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 4)",
+    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 6)",
                    [](common_params & params, int value) {
                        if (value < 1 || value > 64) {
                            throw std::invalid_argument(std::to_string(value) + " is not in the range 1 to 64");
