@@ -24,6 +24,7 @@ static const size_t convert_bytes = 1u << 20;      // converted at a time: the s
 static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
 
 static const size_t wide_bytes_min = 4u << 20;         // of a block that may have its last huge page alone
+static const size_t huge_ranges_max = 16384;           // each is a mapping, of which the kernel limits the number
 static const size_t arena_slack = 2 * llama_huge_page; // it begins and ends with a whole one
 
 static size_t round_up(size_t x, size_t to) {
@@ -78,6 +79,7 @@ struct llama_weight_store::impl {
     std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks;        // (layer, expert)
     std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
     size_t n_row_pages = 0;
+    size_t n_huge_ranges = 0;
 
     llama_spare_memory spare;
     llama_read_staging staging;
@@ -258,6 +260,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         throw std::runtime_error("cannot reserve " + std::to_string(a.bytes >> 20) +
                                  " MiB of address space for weights; is it limited (ulimit -v)?");
     }
+    llama_address_small_pages(a.base, a.bytes + arena_slack); // whatever the system's default: the budget counts pages
     pimpl->arenas.push_back(a);
     uint8_t * base = (uint8_t *) round_up((size_t) a.base, llama_huge_page);
 
@@ -310,7 +313,10 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         }
         for (size_t i = 0; i < b.ranges.size(); ++i) {
             const auto huge = huge_pages_of(b, i);
-            llama_address_huge_pages(huge.first, (size_t) (huge.second - huge.first));
+            if (huge.first < huge.second && pimpl->n_huge_ranges < huge_ranges_max) {
+                llama_address_huge_pages(huge.first, (size_t) (huge.second - huge.first));
+                pimpl->n_huge_ranges++;
+            }
         }
     }
     return buffer;
