@@ -1,20 +1,11 @@
 #include "llama-layer-sched.h"
 
 #include "ggml.h"
-#include "llama-expert-guess.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 #include <map>
 
 static const size_t queue_bytes = 16u << 20; // of reads that keep a drive busy
-static const int64_t guess_tokens_max = 4;   // more of them want most experts anyway
-
-static double now_ms() {
-    const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double, std::milli>(now).count();
-}
 
 llama_layer_sched::llama_layer_sched(llama_weight_store & store, const config & cfg) :
     store(store),
@@ -518,7 +509,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
         return true;
     }
 
-    const double t_begin = now_ms();
+    const int64_t t_begin = ggml_time_us();
     // a read ahead that fails, or is called off, is tried again here
     for (int attempt = 0; b.state != RESIDENT && attempt < 3; ++attempt) {
         const bool mine = b.state == ABSENT;
@@ -538,7 +529,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
             break;
         }
     }
-    totals.stall_ms += now_ms() - t_begin;
+    totals.stall_ms += (double) (ggml_time_us() - t_begin) / 1000.0;
     if (b.state != RESIDENT) {
         *error = b.error;
         b.error = "";
@@ -546,142 +537,6 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
     }
     pump();
     return true;
-}
-
-// The router has chosen: read what is missing, all at once.
-bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock,
-                                        std::string * error) {
-    const ggml_tensor * ids = s.expert_ids;
-    const ggml_tensor * weights = s.experts->src[0];
-    std::vector<char> data(ggml_nbytes(ids));
-    ggml_backend_tensor_get(ids, data.data(), 0, data.size());
-    std::set<uint32_t> wanted;
-    for (int64_t i1 = 0; i1 < ids->ne[1]; ++i1) {
-        for (int64_t i0 = 0; i0 < ids->ne[0]; ++i0) {
-            int32_t e = 0;
-            memcpy(&e, &data[(size_t) (i1 * (int64_t) ids->nb[1] + i0 * (int64_t) ids->nb[0])], sizeof(e));
-            if (e < 0 || e >= store.n_experts(weights)) { // of a device that is gone, say
-                *error = "the router asks for expert " + std::to_string(e) + " of " + weights->name + ", which has " +
-                         std::to_string(store.n_experts(weights));
-                return false;
-            }
-            wanted.insert((uint32_t) store.block_of(weights, e));
-        }
-    }
-    settle_guess(wanted, lock);
-    for (uint32_t id : wanted) {
-        blocks[id].in_use = true;
-        touch(id);
-        (blocks[id].state == ABSENT ? totals.expert_misses : totals.expert_hits)++;
-    }
-    experts_in_use.assign(wanted.begin(), wanted.end());
-
-    const double t_begin = now_ms();
-    const auto there = [&](uint32_t id) { return blocks[id].state == RESIDENT; };
-    // once; again only where a read that a guess began has failed
-    while (!std::all_of(wanted.begin(), wanted.end(), there)) {
-        std::vector<uint32_t> missing;
-        size_t bytes = 0;
-        for (uint32_t id : wanted) {
-            if (blocks[id].state == ABSENT) {
-                missing.push_back(id);
-                bytes += bytes_of(id);
-            }
-        }
-        if (!make_room(bytes, true, lock)) {
-            *error = "no memory left for " + std::to_string(bytes) +
-                     " bytes of experts that one ubatch asks for; raise --mem-budget, or lower --ubatch-size";
-            return false;
-        }
-        for (uint32_t id : missing) {
-            submit(id, -1);
-            touch(id);
-            if (pool == nullptr) {
-                read_here(id, lock);
-            }
-        }
-        changed.wait(lock, [&] {
-            return std::none_of(wanted.begin(), wanted.end(), [&](uint32_t id) { return blocks[id].state == LOADING; });
-        });
-        for (uint32_t id : missing) {
-            if (blocks[id].state == ABSENT) {
-                *error = blocks[id].error;
-                return false;
-            }
-        }
-    }
-    totals.stall_ms += now_ms() - t_begin;
-    return true;
-}
-
-// Reads ahead what the next layer will probably ask for. It goes to the cold end of the pool: what nobody asked for
-// is the first to leave.
-void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
-    if (pool == nullptr || s.next_router == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max ||
-        s.expert_ids != s.experts->src[2]) {
-        return; // also where this layer's input is on its way from a device
-    }
-    const int32_t block_of_router = store.block_of(s.next_router);
-    if (block_of_router < 0 ? !store.is_resident(s.next_router) : blocks[(size_t) block_of_router].state != RESIDENT) {
-        return;
-    }
-    const auto experts = llama_expert_guess(s.next_router, s.experts->src[1], s.experts->src[2]->ne[0]);
-    for (int32_t e : experts) {
-        const auto id = (uint32_t) store.block_of(s.next_experts, e);
-        if (blocks[id].state == RESIDENT) {
-            touch(id);
-        }
-    }
-    for (int32_t e : experts) {
-        const auto id = (uint32_t) store.block_of(s.next_experts, e);
-        if (blocks[id].state != ABSENT) {
-            continue;
-        }
-        while (!fits(bytes_of(id), true)) {
-            const int64_t victim = find_victim(true);
-            if (victim < 0) {
-                return;
-            }
-            evict((uint32_t) victim, true);
-        }
-        submit(id, 0);
-        blocks[id].lru = lru.insert(lru.begin(), id);
-        blocks[id].listed = true;
-        guessed.push_back(id);
-        totals.expert_guesses++;
-    }
-}
-
-// The router has chosen: what was guessed right is urgent now, what was guessed wrong is not read any more.
-void llama_layer_sched::settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock) {
-    std::vector<llama_prefetcher::job_id> wrong;
-    for (uint32_t id : guessed) {
-        const block & b = blocks[id];
-        const bool right = wanted.count(id) > 0;
-        totals.expert_guesses_used += right ? 1 : 0;
-        if (b.state == LOADING) {
-            for (llama_prefetcher::job_id job : b.jobs) {
-                if (right) {
-                    pool->promote(job, -1);
-                } else {
-                    wrong.push_back(job);
-                }
-            }
-        }
-    }
-    guessed.clear();
-    lock.unlock();
-    for (llama_prefetcher::job_id job : wrong) {
-        pool->cancel(job);
-    }
-    lock.lock();
-}
-
-void llama_layer_sched::release_experts() {
-    for (uint32_t id : experts_in_use) {
-        blocks[id].in_use = false;
-    }
-    experts_in_use.clear();
 }
 
 void llama_layer_sched::end_graph() {
