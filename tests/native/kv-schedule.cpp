@@ -201,6 +201,19 @@ struct schedule {
         llama_batch_free(batch);
     }
 
+    // But for signs of zeros: a context shift turns all keys of the standard cache, those that stay where they are by
+    // no angle, which makes 0 of some -0; of pages it turns only those that move.
+    template <typename T>
+    static bool same_state(const T & a, const T & b) {
+        bool same = a.size() == b.size();
+        for (size_t i = 0; same && i < a.size(); ++i) {
+            const auto x = (uint8_t) a[i];
+            const auto y = (uint8_t) b[i];
+            same = x == y || ((x ^ y) == 0x80 && (x & 0x7f) == 0 && i > 0 && a[i - 1] == 0 && b[i - 1] == 0);
+        }
+        return same;
+    }
+
     // By files: what a tool saves and loads between runs.
     void save_and_load_file(int from, int to) { // -1: all sequences
         std::string data[2];
@@ -214,7 +227,7 @@ struct schedule {
             std::ifstream file(path, std::ios::binary);
             data[i++].assign(std::istreambuf_iterator<char>(file), {});
         });
-        CHECK(data[0] == data[1]);
+        CHECK(same_state(data[0], data[1]));
         bool loaded[2] = {};
         i = 0;
         both([&](llama_context * ctx) {
@@ -235,7 +248,7 @@ struct schedule {
                                       : llama_state_seq_get_data(ctx, data.data(), data.size(), from);
             CHECK(n == data.size());
         });
-        CHECK(blob[0] == blob[1]);
+        CHECK(same_state(blob[0], blob[1]));
         both([&](llama_context * ctx) {
             const size_t n = from < 0 ? llama_state_set_data(ctx, blob[0].data(), blob[0].size())
                                       : llama_state_seq_set_data(ctx, blob[0].data(), blob[0].size(), to);
