@@ -6,6 +6,7 @@
 //
 // --host-cache 1: one sequence; a conversation that rests is a saved state in host memory, as in llama-server.
 
+#include "../../tests/native/log.h"
 #include "llama.h"
 
 #include <chrono>
@@ -141,13 +142,7 @@ int main(int argc, char ** argv) {
     argc = superllama_args_take(argc, argv, args);
 #endif
     const options o = parse(argc, argv);
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) {
-            if (level >= GGML_LOG_LEVEL_WARN && level != GGML_LOG_LEVEL_CONT) {
-                fputs(text, stderr);
-            }
-        },
-        nullptr);
+    log_from(GGML_LOG_LEVEL_WARN);
     ggml_backend_load_all();
     llama_backend_init();
     llama_model_params mparams = llama_model_default_params();

@@ -4,6 +4,7 @@
 //     routing MODEL N_TOKENS N_THREADS [PROMPT]     ->  lines "token <tab> layer <tab> id,id,..."
 
 #include "ggml-backend.h"
+#include "../../tests/native/log.h"
 #include "llama.h"
 
 #include <cstdio>
@@ -41,11 +42,7 @@ int main(int argc, char ** argv) {
     const int n_tokens = atoi(argv[2]);
     const std::string prompt = argc > 4 ? argv[4] : "The capital of France is";
 
-    llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            fputs(text, stderr);
-        }
-    }, nullptr);
+    log_from(GGML_LOG_LEVEL_ERROR);
     ggml_backend_load_all();
     llama_backend_init();
 

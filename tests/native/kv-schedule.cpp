@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "llama.h"
+#include "log.h"
 #include "superllama.h"
 
 #include "llama-context.h"
@@ -376,13 +377,7 @@ static void try_large_batch(schedule & s) {
 
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) {
-            if (level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) {
-                fputs(text, stderr);
-            }
-        },
-        nullptr);
+    log_from(GGML_LOG_LEVEL_ERROR);
     ggml_backend_load_all();
     llama_model_params mparams = llama_model_default_params();
     mparams.n_gpu_layers = 0;

@@ -4,6 +4,7 @@
 // input, so that two programs can take turns.
 
 #include "llama.h"
+#include "log.h"
 
 #include <chrono>
 #include <cstdio>
@@ -163,13 +164,7 @@ int main(int argc, char ** argv) {
 #endif
     const options o = parse(argc, argv);
 
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) {
-            if (level >= GGML_LOG_LEVEL_WARN && level != GGML_LOG_LEVEL_CONT) {
-                fputs(text, stderr);
-            }
-        },
-        nullptr);
+    log_from(GGML_LOG_LEVEL_WARN);
     ggml_backend_load_all();
     for (const std::string & server : o.servers) {
         using add_server = ggml_backend_reg_t (*)(const char *);
