@@ -58,14 +58,6 @@ def device(request: pytest.FixtureRequest, servers: list[Server]) -> Device:
     return Device("gpu", 0)
 
 
-@pytest.fixture(scope="module")
-def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("random")
-    command = [native_programs() / "make-arch-models", "-o", f"{folder}/"]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
-    return {path.stem: path for path in folder.glob("*.gguf")}
-
-
 def run(program: str, *arguments: object) -> dict[str, Any]:
     command = [native_programs() / program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -88,8 +80,8 @@ def test_placement_at_load(layers: int, repack: int, demo_model: Path, device: D
 
 @pytest.mark.parametrize("family", ["llama-dense", "qwen3moe-moe", "gemma3-dense", "mamba2-dense", "falcon-h1-dense"])
 @pytest.mark.parametrize("layers", [2, 99])
-def test_families(layers: int, family: str, random_models: dict[str, Path], device: Device) -> None:
-    arguments = ["-m", random_models[family], "-n", 6, "-t", 1, "-c", 256, "--n-prompt", 20, "-ub", 16]
+def test_families(layers: int, family: str, architectures: dict[str, Path], device: Device) -> None:
+    arguments = ["-m", architectures[family], "-n", 6, "-t", 1, "-c", 256, "--n-prompt", 20, "-ub", 16]
     arguments += ["-ngl", layers, *device.flags]
     ours, stock = run("probe", *arguments, "--dynamic-layers"), run("probe-stock", *arguments)
     assert ours["hash"] == stock["hash"]
@@ -111,10 +103,10 @@ def test_two_devices_as_split(demo_model: Path, servers: list[Server]) -> None:
 @pytest.mark.parametrize("n_devices", [1, 2])
 @pytest.mark.parametrize("name", ["demo", "llama-dense", "qwen3moe-moe"])
 def test_random_moves_change_no_logit(
-    name: str, n_devices: int, demo_model: Path, random_models: dict[str, Path], servers: list[Server], device: Device
+    name: str, n_devices: int, demo_model: Path, architectures: dict[str, Path], servers: list[Server], device: Device
 ) -> None:
     """Two contexts, budgets at random, also from another thread; the program compares every step with the host."""
-    model = demo_model if name == "demo" else random_models[name]
+    model = demo_model if name == "demo" else architectures[name]
     endpoints = [] if device.endpoint == "gpu" else [server.endpoint for server in servers[:n_devices]]
     if device.endpoint == "gpu" and n_devices > 1:
         pytest.skip("one GPU")
@@ -530,12 +522,12 @@ print(json.dumps({"same": ours == stock, "bytes": bytes_there, "tiers": tiers}))
     ],
 )
 def test_tensors_pinned_to_the_host(
-    family: str, pattern: str, share: float, random_models: dict[str, Path], device: Device, run_python: Runner
+    family: str, pattern: str, share: float, architectures: dict[str, Path], device: Device, run_python: Runner
 ) -> None:
     """The rest of a layer goes to the device, as in a static load with the same --override-tensor."""
     everything, pinned = [], []
     for rest, into in (("", everything), (pattern, pinned)):
-        done = run_python(PINNED, random_models[family], device.endpoint, device.pid, rest)
+        done = run_python(PINNED, architectures[family], device.endpoint, device.pid, rest)
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
         assert seen["same"]
