@@ -16,7 +16,7 @@
 
 static const double MiB = 1024.0 * 1024.0;
 
-// reading four ranges of 4 MiB at once fills the drives that were measured; more threads hurt small ones
+// two reads of 4 MiB at once fill the drive that was measured; more of them wait for a processor that computes
 static const int read_threads_default = 6;
 static const size_t read_part_bytes = 4u << 20;
 // how often to look at the memory that is left: half of it could be gone by the next time
@@ -303,10 +303,8 @@ int llama_superllama_model::n_ubatch_max() const {
 }
 
 void llama_superllama_model::apply() {
-    const uint64_t taken = taken_bytes();
-    const uint64_t least = scheduler->plan(0, n_ubatch_max()).min_bytes;
-    scheduler->set_budget(std::max<uint64_t>(least, budget_now - std::min<uint64_t>(budget_now, taken)),
-                          n_ubatch_max());
+    const uint64_t bytes = std::max<uint64_t>(budget_now, least_bytes());
+    scheduler->set_budget(bytes - taken_bytes(), n_ubatch_max());
 }
 
 void llama_superllama_model::add_context(const void * ctx, size_t bytes, int n_ubatch) {
