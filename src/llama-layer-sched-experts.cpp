@@ -81,8 +81,8 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
 // is the first to leave.
 void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
     if (pool == nullptr || s.next_router == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max ||
-        s.expert_ids != s.experts->src[2]) {
-        return; // also where this layer's input is on its way from a device
+        s.expert_ids != s.experts->src[2] || expert_used >= budget.expert_bytes) {
+        return; // also where this layer's input is on its way from a device, or where all experts are there
     }
     const int32_t block_of_router = store.block_of(s.next_router);
     if (block_of_router < 0 ? !store.is_resident(s.next_router) : blocks[(size_t) block_of_router].state != RESIDENT) {
