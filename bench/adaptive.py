@@ -3,8 +3,9 @@
 
 bench/adaptive.py MODEL.gguf [--limit 110] [--take 40] [--from 10 --for 10] [--tokens 200] [--out FOLDER]
 
-A program in the run's own cgroup locks --take percent of the model's size for some seconds. A second run has from its
-start the budget that the first one had meanwhile. Writes FOLDER/adaptive.json and adaptive.png, speed over time.
+A program in the run's own cgroup locks --take percent of the model's size for some seconds. A second run is left alone:
+tokens take longer as a text grows, so that the speed after is compared with its speed at the same tokens. A third has
+from its start the budget that the first one had meanwhile. Writes FOLDER/adaptive.json and adaptive.png.
 """
 
 from __future__ import annotations
@@ -27,40 +28,51 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bench import engine, page_cache, plots, programs
-from bench.pressure import pressure, start_locker
+from bench.pressure import Pressure, pressure, start_locker
 from bench.run_one import wait
 from bench.sizes import format_size
 from bench.undo import Journal, start_time
 
 AFTER_TOKENS = 10  # until speed must be back
 
+Point = tuple[float, int, int, int]  # Unix time, tokens generated, resident bytes of weights, budget
 
-def run(a: argparse.Namespace, metrics: Path) -> dict:
-    size = a.model.stat().st_size
-    command = engine.get(a.engine).command(a.model, a.tokens, 16, None, a.threads, (), a.build)
-    command += ["--metrics-file", str(metrics), "--metrics-interval", "100"]
+
+def run(a: argparse.Namespace, take: bool) -> tuple[dict, list[Point]]:
     page_cache.evict(a.model)
     marks: dict[str, float] = {}
-    with Journal() as journal, pressure(journal, size * a.limit // 100, "cgroup") as p:
+    limit = a.model.stat().st_size * a.limit // 100
+    with tempfile.TemporaryDirectory() as folder, Journal() as journal, pressure(journal, limit, "cgroup") as p:
+        metrics = Path(folder) / "metrics.jsonl"
+        command = engine.get(a.engine).command(a.model, a.tokens, 16, None, a.threads, (), a.build)
+        command += ["--metrics-file", str(metrics), "--metrics-interval", "100"]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=p.enter)
         with journal.process(child):
-            time.sleep(a.start)
-            locker = [str(programs.find("mem_locker", a.build)), str(size * a.take // 100), str(256 << 20)]
-            marks["taken"] = time.time()
-            try:
-                holder, locked = start_locker(locker, p.enter)
-                journal.add("process", pid=holder.pid, start=start_time(holder.pid))
-                time.sleep(a.seconds)
-                holder.stdin.close()
-                code = holder.wait()
-            except RuntimeError as error:
-                locked, code = 0, str(error)
-            marks["given_back"] = time.time()
+            locked, code = hold(a, p, journal, marks) if take else (0, None)
             wait(child, a.timeout)
         printed, errors = child.communicate()
-        return {"model": a.model.name, "limit_bytes": p.limit, "locked_bytes": locked, "locker_exit": code,
-                "exit_code": child.returncode, "oom_kills": p.oom_kills(), "peak_bytes": p.peak(), "marks": marks,
-                "result": engine.parse_output(printed), "error": errors.strip()[-500:]}  # fmt: skip
+        result = {"model": a.model.name, "limit_bytes": p.limit, "locked_bytes": locked, "locker_exit": code,
+                  "exit_code": child.returncode, "oom_kills": p.oom_kills(), "peak_bytes": p.peak(), "marks": marks,
+                  "result": engine.parse_output(printed), "error": errors.strip()[-500:]}  # fmt: skip
+        return result, samples(metrics) if metrics.exists() else []
+
+
+def hold(a: argparse.Namespace, p: Pressure, journal: Journal, marks: dict[str, float]) -> tuple[int, int | str]:
+    """Takes the memory for a while: bytes locked, and the program's exit code or its complaint."""
+    size = a.model.stat().st_size
+    time.sleep(a.start)
+    locker = [str(programs.find("mem_locker", a.build)), str(size * a.take // 100), str(256 << 20)]
+    marks["taken"] = time.time()
+    try:
+        holder, locked = start_locker(locker, p.enter)
+        journal.add("process", pid=holder.pid, start=start_time(holder.pid))
+        time.sleep(a.seconds)
+        holder.stdin.close()
+        return locked, holder.wait()
+    except RuntimeError as error:
+        return 0, str(error)
+    finally:
+        marks["given_back"] = time.time()
 
 
 def run_steadily(a: argparse.Namespace, budget: int, limit: int) -> float | None:
@@ -77,8 +89,7 @@ def run_steadily(a: argparse.Namespace, budget: int, limit: int) -> float | None
         return len(printed["tokens"]) / printed["decode_s"] if printed else None
 
 
-def samples(metrics: Path) -> list[tuple[float, int, int, int]]:
-    """(Unix time, tokens generated, resident bytes of weights, budget)"""
+def samples(metrics: Path) -> list[Point]:
     out = []
     for line in metrics.read_text().splitlines():
         with contextlib.suppress(ValueError, KeyError):
@@ -88,7 +99,7 @@ def samples(metrics: Path) -> list[tuple[float, int, int, int]]:
     return out
 
 
-def speeds(points: list[tuple[float, int, int, int]]) -> list[tuple[float, float]]:
+def speeds(points: list[Point]) -> list[tuple[float, float]]:
     """(time, tokens/s) between samples that are at least half a second apart."""
     out = []
     last = points[0]
@@ -99,23 +110,23 @@ def speeds(points: list[tuple[float, int, int, int]]) -> list[tuple[float, float
     return out
 
 
-def judge(result: dict, points: list[tuple[float, int, int, int]]) -> dict:
-    """Speed before, meanwhile, and after the first AFTER_TOKENS tokens with the memory back; medians."""
+def judge(result: dict, points: list[Point], alone: list[Point]) -> dict:
+    """Median speeds: before, meanwhile, AFTER_TOKENS tokens after the memory is back, left alone at the same tokens."""
     taken, back = result["marks"]["taken"], result["marks"]["given_back"]
-    at_back = max((n for t, n, *_ in points if t <= back), default=0)
-    settled = min((t for t, n, *_ in points if n >= at_back + AFTER_TOKENS), default=float("inf"))
-    series = [x for x in speeds(points) if x[1] > 0]
+    settled = max((n for t, n, *_ in points if t <= back), default=0) + AFTER_TOKENS
 
-    def of(low: float, high: float) -> float | None:
-        found = [v for t, v in series if low <= t < high]
+    def of(some: list[Point]) -> float | None:
+        found = [v for _, v in speeds(some) if v > 0] if some else []
         return median(found) if found else None
 
-    budget = median(b for t, _, _, b in points if taken + 1 <= t < back)
-    return {"before": of(0, taken), "meanwhile": of(taken + 1, back), "after": of(settled, float("inf")),
-            "budget_meanwhile": int(budget)}  # fmt: skip
+    return {"before": of([x for x in points if x[0] < taken]),
+            "meanwhile": of([x for x in points if taken + 1 <= x[0] < back]),
+            "after": of([x for x in points if x[1] >= settled]),
+            "left_alone": of([x for x in alone if x[1] >= settled]),
+            "budget_meanwhile": int(median(b for t, _, _, b in points if taken + 1 <= t < back))}  # fmt: skip
 
 
-def draw(result: dict, points: list[tuple[float, int, int, int]], path: Path) -> None:
+def draw(result: dict, points: list[Point], path: Path) -> None:
     t0 = points[0][0]
     figure, axes = plt.subplots(figsize=(8, 4.2))
     axes.axvspan(result["marks"]["taken"] - t0, result["marks"]["given_back"] - t0, color="#d9a441", alpha=0.25, lw=0,
@@ -154,22 +165,20 @@ def main() -> int:
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            metrics = Path(folder) / "metrics.jsonl"
-            result = run(a, metrics)
-            points = samples(metrics) if metrics.exists() else []
+        result, points = run(a, take=True)
         if len(speeds(points) if points else []) < 2:
             raise RuntimeError(
                 f"too few samples ({len(points)}): generate more --tokens; the run said: {result['error']}"
             )
+        _, alone = run(a, take=False)
     except (RuntimeError, ValueError, FileNotFoundError) as error:
         print(f"adaptive: {error}", file=sys.stderr)
         return 1
-    result |= judge(result, points)
+    result |= judge(result, points, alone)
     result["from_the_start"] = run_steadily(a, result["budget_meanwhile"], result["limit_bytes"])
     (a.out / "adaptive.json").write_text(json.dumps(result | {"samples": points}, indent=1) + "\n")
     draw(result, points, a.out / "adaptive.png")
-    for name in ("before", "meanwhile", "from_the_start", "after"):
+    for name in ("before", "meanwhile", "from_the_start", "after", "left_alone"):
         print(
             f"{name.replace('_', ' ')}: {result[name]:.2f} tokens/s"
             if result[name] is not None
