@@ -4,18 +4,21 @@
 
 #include <algorithm>
 
+// slices of 1 MiB for six readers: an expert's matrix in one read
+static const size_t n_pages = 3;
+
 size_t llama_read_staging::bytes() {
-    return llama_huge_page;
+    return n_pages * llama_huge_page;
 }
 
-llama_read_staging::llama_read_staging(int n_readers) : reserved(llama_address_reserve(2 * llama_huge_page)) {
+llama_read_staging::llama_read_staging(int n_readers) : reserved(llama_address_reserve(bytes() + llama_huge_page)) {
     const auto n_slices = (size_t) std::clamp(n_readers, 1, 8);
-    n_slice = llama_huge_page / n_slices / llama_system_page() * llama_system_page();
+    n_slice = bytes() / n_slices / llama_system_page() * llama_system_page();
     if (reserved == nullptr) {
         return;
     }
     uint8_t * page = (uint8_t *) (((size_t) reserved + llama_huge_page - 1) / llama_huge_page * llama_huge_page);
-    llama_address_huge_pages(page, llama_huge_page);
+    llama_address_huge_pages(page, bytes());
     for (size_t i = 0; i < n_slices; ++i) {
         free.push_back(page + i * n_slice);
     }
@@ -23,7 +26,7 @@ llama_read_staging::llama_read_staging(int n_readers) : reserved(llama_address_r
 
 llama_read_staging::~llama_read_staging() {
     if (reserved != nullptr) {
-        llama_address_release(reserved, 2 * llama_huge_page);
+        llama_address_release(reserved, bytes() + llama_huge_page);
     }
 }
 

@@ -1,4 +1,4 @@
-// Reads into small pages go through a huge page that all readers share, and are copied from there: a drive fills a few
+// Reads into small pages go through huge pages that all readers share, and are copied from there: a drive fills a few
 // large pieces of memory much faster than many small ones, where every 4 KiB are an entry of their own in its queue.
 #pragma once
 
