@@ -102,7 +102,7 @@ def samples(metrics: Path) -> list[Point]:
 def speeds(points: list[Point]) -> list[tuple[float, float]]:
     """(time, tokens/s) between samples that are at least half a second apart."""
     out = []
-    last = points[0]
+    last = points[0] if points else None
     for point in points[1:]:
         if point[0] - last[0] >= 0.5:
             out.append(((point[0] + last[0]) / 2, (point[1] - last[1]) / (point[0] - last[0])))
@@ -116,7 +116,7 @@ def judge(result: dict, points: list[Point], alone: list[Point]) -> dict:
     settled = max((n for t, n, *_ in points if t <= back), default=0) + AFTER_TOKENS
 
     def of(some: list[Point]) -> float | None:
-        found = [v for _, v in speeds(some) if v > 0] if some else []
+        found = [v for _, v in speeds(some) if v > 0]
         return median(found) if found else None
 
     return {"before": of([x for x in points if x[0] < taken]),
@@ -166,7 +166,7 @@ def main() -> int:
     a.out.mkdir(parents=True, exist_ok=True)
     try:
         result, points = run(a, take=True)
-        if len(speeds(points) if points else []) < 2:
+        if len(speeds(points)) < 2:
             raise RuntimeError(
                 f"too few samples ({len(points)}): generate more --tokens; the run said: {result['error']}"
             )
