@@ -127,10 +127,7 @@ def test_killed_run_leaves_nothing(study, tmp_path, state_dir, how):
     command = [sys.executable, str(ROOT / "bench/run_experiment.py"), "--model", str(tmp_path / "dense.gguf"),
                "--scenario", "900percent", "--engine", "stock", "--swappiness", "7", "--tokens", "4",
                "--build", str(build), "--out", str(tmp_path / "out")]  # fmt: skip
-    child = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, env=os.environ,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
     deadline = time.monotonic() + 60
     while not log.read_text() and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.05)
