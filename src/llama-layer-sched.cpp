@@ -3,35 +3,46 @@
 #include "ggml.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 
 static const size_t queue_bytes = 16u << 20; // of reads that keep a drive busy
 
-llama_layer_sched::llama_layer_sched(llama_weight_store & store, const config & cfg) :
-    store(store),
-    cfg(cfg),
-    blocks(store.blocks().size()) {
-    // dense blocks in the order of bit-reversed numbers: whatever prefix is pinned, the streamed rest is spread
-    // evenly, so that reading and computing overlap all the way
-    std::vector<uint32_t> dense;
-    for (uint32_t id = 0; id < blocks.size(); ++id) {
-        n_block_bytes += bytes_of(id);
-        if (!is_expert(id)) {
-            dense.push_back(id);
-        }
-    }
+// In the order of bit-reversed positions: whatever prefix is pinned, it and the rest are spread evenly over the layers,
+// so that reading and computing overlap all the way.
+static std::vector<uint32_t> spread(const std::vector<uint32_t> & ids) {
     size_t n_bits = 0;
-    while (((size_t) 1 << n_bits) < dense.size()) {
+    while (((size_t) 1 << n_bits) < ids.size()) {
         n_bits++;
     }
+    std::vector<uint32_t> order;
     for (size_t i = 0; i < (size_t) 1 << n_bits; ++i) {
         size_t reversed = 0;
         for (size_t bit = 0; bit < n_bits; ++bit) {
             reversed |= (i >> bit & 1) << (n_bits - 1 - bit);
         }
-        if (reversed < dense.size()) {
-            pin_order.push_back(dense[reversed]);
+        if (reversed < ids.size()) {
+            order.push_back(ids[reversed]);
         }
+    }
+    return order;
+}
+
+llama_layer_sched::llama_layer_sched(llama_weight_store & store, const config & cfg) :
+    store(store),
+    cfg(cfg),
+    blocks(store.blocks().size()) {
+    // The largest first: the smaller the blocks that are streamed, the smaller the ring that holds some of them.
+    std::map<size_t, std::vector<uint32_t>, std::greater<size_t>> by_size;
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        n_block_bytes += bytes_of(id);
+        if (!is_expert(id)) {
+            by_size[bytes_of(id) >> 20].push_back(id); // the same matrix of another layer may lie on a page more
+        }
+    }
+    for (const auto & entry : by_size) {
+        const std::vector<uint32_t> order = spread(entry.second);
+        pin_order.insert(pin_order.end(), order.begin(), order.end());
     }
     if (cfg.n_threads > 0) {
         pool = std::make_unique<llama_prefetcher>(cfg.n_threads);
@@ -47,7 +58,6 @@ llama_layer_sched::~llama_layer_sched() {
 llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
     llama_layer_budget b = {};
     std::map<int32_t, size_t> expert_max, n_experts;
-    size_t largest = 0;
     for (uint32_t id = 0; id < blocks.size(); ++id) {
         const llama_weight_block & block = store.blocks()[id];
         if (blocks[id].elsewhere) {
@@ -55,7 +65,6 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         }
         if (block.expert < 0) {
             b.dense_bytes += block.bytes;
-            largest = std::max(largest, store.wide_bytes(id));
         } else {
             b.expert_bytes += block.bytes;
             n_experts[block.layer]++;
@@ -68,20 +77,40 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         b.expert_pool_min = std::max(b.expert_pool_min, n_asked * entry.second);
     }
 
-    // the ring: one block in use and one on its way; where memory is plenty, one more and a full queue of reads
-    const size_t ring_min = std::min(b.dense_bytes, 2 * largest);
-    b.min_bytes = ring_min + b.expert_pool_min;
-    if (bytes < b.min_bytes) {
-        return b;
+    // The ring: one block in use, one on its way, and a queue of reads. The longest prefix of pin_order is pinned that
+    // leaves this much for the rest.
+    const size_t left = bytes - std::min(bytes, b.expert_pool_min);
+    const size_t queue = std::min(queue_bytes, left / 16);
+    const bool pins = cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN;
+    bool fits = left >= b.dense_bytes && (pins || b.dense_bytes == 0);
+    b.pinned_bytes = fits ? b.dense_bytes : 0;
+    size_t least = b.dense_bytes;
+    size_t rest = 0;
+    size_t rest_wide = 0;
+    size_t largest = 0;
+    for (size_t k = pin_order.size(); k-- > 0;) {
+        if (blocks[pin_order[k]].elsewhere) {
+            continue;
+        }
+        rest += bytes_of(pin_order[k]);
+        rest_wide += store.wide_bytes(pin_order[k]);
+        largest = std::max(largest, store.wide_bytes(pin_order[k]));
+        if (!pins && rest < b.dense_bytes) {
+            continue; // this policy pins nothing
+        }
+        const size_t ring = std::min(rest_wide, 2 * largest);
+        const size_t need = b.dense_bytes - rest + ring;
+        least = std::min(least, need + std::min(queue_bytes, need / 15 + 1)); // where `queue` fits besides
+        if (!fits && need + queue <= left) {
+            fits = true;
+            b.ring_bytes = pins ? ring + queue : left;
+            b.pinned_bytes = left - b.ring_bytes;
+        }
     }
-    if (bytes >= b.dense_bytes + b.expert_pool_min && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN) {
-        b.pinned_bytes = b.dense_bytes;
-    } else {
-        const size_t left = bytes - b.expert_pool_min;
-        const size_t wanted = std::max(ring_min, std::min(2 * largest + queue_bytes, left / 16));
-        b.ring_bytes = cfg.policy == SUPERLLAMA_LAYER_POLICY_LRU ? left : wanted;
-        b.pinned_bytes = left - b.ring_bytes;
-        b.streamed_bytes = b.dense_bytes - std::min(b.dense_bytes, b.pinned_bytes);
+    b.streamed_bytes = b.dense_bytes - std::min(b.dense_bytes, b.pinned_bytes);
+    b.min_bytes = least + b.expert_pool_min;
+    if (!fits || bytes < b.expert_pool_min) {
+        return b;
     }
     b.pool_bytes = std::min(b.expert_bytes, bytes - b.pinned_bytes - b.ring_bytes);
     return b;
