@@ -204,7 +204,7 @@ def read_directly(path: Path) -> float:
 
 @dataclass
 class Move:
-    """Layers loaded onto the device."""
+    """Layers loaded onto the device, with their KV."""
 
     n: int
     n_bytes: int
@@ -219,8 +219,8 @@ def move_there(model: superllama.Model, ctx: superllama.Context) -> Move:
     before, layers = ctx.metrics(), model.layers()
     model.set_budget(vram="auto")
     loaded = [new for old, new in zip(layers, model.layers(), strict=True) if new.tier == "device" != old.tier]
-    seconds = (ctx.metrics().move_ms - before.move_ms) / 1e3
-    return Move(len(loaded), sum(layer.bytes for layer in loaded), seconds)
+    after = ctx.metrics()
+    return Move(len(loaded), after.vram_own_bytes - before.vram_own_bytes, (after.move_ms - before.move_ms) / 1e3)
 
 
 def moves(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Context, half: int) -> None:
