@@ -16,7 +16,7 @@ static double mib(size_t bytes) {
     return (double) bytes / 1048576.0;
 }
 
-static const int device_sample_us = 50000;
+static const int device_sample_us = 100000;
 static const int device_retry_us = 10000000;
 static const uint64_t budget_unknown = 1ull << 50;
 static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking

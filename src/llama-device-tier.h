@@ -60,7 +60,7 @@ class llama_device_tier {
     // `error` and it stays where it was.
     bool place(std::string * error);
     bool apply_asked(std::string * error);                   // budgets that were asked for, if any
-    bool sample(std::string * error);                        // follows the devices' memory, at most every 50 ms
+    bool sample(std::string * error);                        // follows the devices' memory, at most every 100 ms
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
     bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
 

@@ -346,13 +346,18 @@ static std::vector<size_t> by_device(const std::vector<llama_device> & devices,
     return result;
 }
 
-void llama_superllama::count_compute_buffers() {
-    llama_context & ctx = pimpl->ctx;
+// Of compute buffers, per device.
+std::vector<size_t> llama_superllama::buffer_sizes() const {
+    const llama_context & ctx = pimpl->ctx;
     std::vector<size_t> sizes;
     for (ggml_backend_t backend : ctx.backend_ptrs) {
         sizes.push_back(ggml_backend_sched_get_buffer_size(ctx.sched.get(), backend));
     }
-    pimpl->device_kv->compute_now = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+    return by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+}
+
+void llama_superllama::count_compute_buffers() {
+    pimpl->device_kv->compute_now = buffer_sizes();
     pimpl->placement = pimpl->tier->generation();
     pimpl->tier->refresh();
 }
@@ -423,9 +428,10 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
         if (tier->n_device_layers() == 0 || ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx) != nullptr) {
             break;
         }
+        const std::vector<size_t> got = buffer_sizes();
         bool fewer = false;
-        for (size_t d = 0; d < need.size(); ++d) {
-            fewer = tier->allocation_failed(d, &error) || fewer;
+        for (size_t d = 0; d < need.size() && !fewer; ++d) { // the first whose buffer is missing, or too small still
+            fewer = got[d] < need[d] && tier->allocation_failed(d, &error);
         }
         if (!fewer && !error.empty()) {
             throw std::runtime_error("a device has no memory for the compute buffers, and no layer can leave it: " +

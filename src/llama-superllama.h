@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 struct llama_context;
 struct llama_ubatch;
@@ -57,6 +58,7 @@ class llama_superllama {
   private:
     bool take_kv_failure() const;
     bool end_graph();
+    std::vector<size_t> buffer_sizes() const;
     void count_compute_buffers();
     bool lost_device(std::string * error); // one that this context computes on is gone
 

@@ -311,7 +311,7 @@ model, ctx = open_model(mem_pressure=HIGH, mem_pressure_low=LOW)
 ctx.decode(model.tokenize(PROMPT))
 
 def step():
-    time.sleep(0.06) # devices are sampled at most every 50 ms
+    time.sleep(0.11) # devices are sampled at most every 100 ms
     before = [(l.device_loads, l.device_evictions) for l in model.layers()]
     greedy(ctx, 1)
     after = [(l.device_loads, l.device_evictions) for l in model.layers()]
@@ -407,6 +407,41 @@ def test_a_full_device_makes_room(demo_model: Path, run_python: Runner, tmp_path
     seen = json.loads(done.stdout)
     assert seen["same"]
     assert 31 > seen["placed"][0] > seen["placed"][1] > seen["placed"][2] >= 0
+
+
+ONE_FULL = (
+    PRELUDE
+    + """
+taken_file, total, roomy = sys.argv[4], int(sys.argv[5]), sys.argv[6]
+superllama.add_rpc_server(roomy)
+def placed():
+    return [sum(l.device == name for l in model.layers()) for name in ("RPC0", "RPC1")]
+
+model, ctx = open_model(vram_budget=["1GiB", "1GiB"], mem_pressure=1.0, mem_pressure_low=0.0, tensor_split=[0.5, 0.5])
+seen = [placed()]
+with open(taken_file, "w") as file:
+    file.write(str(total - ctx.metrics().vram_own_bytes // 4)) # less than RPC0 has
+second = superllama.Context(model, n_ctx=512, n_ubatch=256, n_threads=1) # larger compute buffers
+second.decode(model.tokenize(PROMPT) * 6)
+seen.append(placed())
+second.close(); ctx.close(); model.close()
+print(json.dumps(seen))
+"""
+)
+
+
+def test_layers_leave_the_device_that_is_full(
+    demo_model: Path, servers: list[Server], run_python: Runner, tmp_path: Path
+) -> None:
+    total = 150_000_000
+    with limited_server(total, tmp_path) as full:
+        args = [full.endpoint, full.process.pid, full.taken, total, servers[0].endpoint]
+        done = run_python(ONE_FULL, demo_model, *args)
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout)
+    assert min(before) > 10
+    assert after[0] < before[0]
+    assert after[1] == before[1]
 
 
 TIGHT = (
