@@ -202,9 +202,16 @@ bool llama_kv_pages::evict_layer(const std::vector<page_id> & list, uint32_t lay
 }
 
 bool llama_kv_pages::make_room(uint64_t bytes, std::string * error) {
-    if (resident + bytes <= budget) {
-        return true;
+    if (resident + bytes > budget && !evict_some(bytes, error)) {
+        return false;
     }
+    if (growth) {
+        growth(resident + bytes);
+    }
+    return true;
+}
+
+bool llama_kv_pages::evict_some(uint64_t bytes, std::string * error) {
     struct candidate {
         usage use;
         page_id p;

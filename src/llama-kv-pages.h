@@ -47,6 +47,8 @@ class llama_kv_pages : public llama_kv_layout {
     ~llama_kv_pages(); // waits for reads under way
 
     uint64_t budget_bytes() const { return budget; }
+    // Called with the bytes that are going to be in memory, before they are.
+    void before_growth(std::function<void(uint64_t)> fn) { growth = std::move(fn); }
 
     bool is_empty(page_id p) const { return pages[p].n_resident == 0 && pages[p].n_disk == 0; }
     bool on_disk(page_id p) const { return pages[p].n_disk > 0; } // at least one slice
@@ -126,6 +128,7 @@ class llama_kv_pages : public llama_kv_layout {
     bool write_slices(page_id p, uint32_t first, uint32_t last, std::string * error);
     bool save(page_id p, uint32_t first, uint32_t last, std::string * error);
     void free_record(page_id p);
+    bool evict_some(uint64_t bytes, std::string * error);
 
     std::vector<slice> on_disk_slices(page_id p, uint32_t first, uint32_t last) const;
     std::shared_ptr<read_job> start(std::vector<slice> slices);
@@ -138,6 +141,7 @@ class llama_kv_pages : public llama_kv_layout {
     std::unique_ptr<llama_kv_spill> spill;
     llama_prefetcher * pool;
     inspect_fn inspect;
+    std::function<void(uint64_t)> growth;
 
     uint64_t resident = 0;
     uint64_t pin_epoch = 1;

@@ -277,21 +277,24 @@ void llama_superllama_model::create_tier() {
 
 // ------------------------------------------------------------------------------------------------- budget
 
-size_t llama_superllama_model::context_bytes() const {
-    size_t bytes = 0;
+size_t llama_superllama_model::taken_bytes() const {
+    size_t bytes = fixed_bytes() + (devices ? devices->kv_host_bytes() + llama_device_upload_staging() : 0);
     for (const auto & entry : contexts) {
         bytes += entry.second.bytes;
     }
     return bytes;
 }
 
-size_t llama_superllama_model::taken_bytes() const {
-    const size_t for_devices = devices ? devices->kv_host_bytes() + llama_device_upload_staging() : 0;
-    return fixed_bytes() + context_bytes() + for_devices;
+size_t llama_superllama_model::lent_bytes() const {
+    size_t bytes = 0;
+    for (const auto & entry : contexts) {
+        bytes += entry.second.bytes_max - entry.second.bytes;
+    }
+    return bytes;
 }
 
 size_t llama_superllama_model::least_bytes() const {
-    return taken_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes;
+    return taken_bytes() + lent_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes;
 }
 
 int llama_superllama_model::n_ubatch_max() const {
@@ -307,9 +310,9 @@ void llama_superllama_model::apply() {
     scheduler->set_budget(bytes - taken_bytes(), n_ubatch_max());
 }
 
-void llama_superllama_model::add_context(const void * ctx, size_t bytes, int n_ubatch) {
+void llama_superllama_model::add_context(const void * ctx, size_t bytes_max, int n_ubatch) {
     const std::lock_guard<std::mutex> lock(mutex);
-    contexts[ctx] = { bytes, n_ubatch };
+    contexts[ctx] = { bytes_max, bytes_max, n_ubatch };
     const size_t need = least_bytes();
     if (budget_now < need) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
@@ -317,11 +320,21 @@ void llama_superllama_model::add_context(const void * ctx, size_t bytes, int n_u
             "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
             "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
             "(less with a smaller --ctx-size or --ubatch-size)",
-            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() - fixed_bytes()) / MiB, need / MiB);
+            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() + lent_bytes() - fixed_bytes()) / MiB,
+            need / MiB);
         contexts.erase(ctx);
         throw std::runtime_error(why);
     }
     apply();
+}
+
+void llama_superllama_model::context_uses(const void * ctx, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = contexts.find(ctx);
+    if (found != contexts.end()) {
+        found->second.bytes = std::min(bytes, found->second.bytes_max);
+        apply();
+    }
 }
 
 void llama_superllama_model::remove_context(const void * ctx) {

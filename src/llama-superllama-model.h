@@ -37,8 +37,10 @@ class llama_superllama_model {
     bool load(); // false: cancelled by the progress callback; throws on errors
 
     // A context's own host memory (KV and compute buffers) counts towards the budget. Throws where no
-    // budget is left for weights; the context is then not counted.
-    void add_context(const void * ctx, size_t bytes, int n_ubatch);
+    // budget is left for weights; the context is then not counted. What it does not use yet is lent to weights; told
+    // before it takes more.
+    void add_context(const void * ctx, size_t bytes_max, int n_ubatch);
+    void context_uses(const void * ctx, size_t bytes);
     void remove_context(const void * ctx);
 
     // While running. 0 = automatic. False with an error text where it cannot work.
@@ -61,13 +63,13 @@ class llama_superllama_model {
 
     void create_tier();
 
-    size_t context_bytes() const; // of all contexts
-    size_t taken_bytes() const;   // of the budget, at the present placement: all but blocks
-    size_t least_bytes() const;   // that works at the present placement
-    int n_ubatch_max() const;     // of all contexts
-    void apply();                 // hands what is left to the scheduler
-    size_t follow_pressure();     // sets the budget after the memory that is there now; returns what is available
-    void watch();                 // does so again and again, until the end
+    size_t taken_bytes() const; // of the budget, at the present placement: all but blocks
+    size_t lent_bytes() const;  // to blocks, of what contexts may use
+    size_t least_bytes() const; // that works at the present placement
+    int n_ubatch_max() const;   // of all contexts
+    void apply();               // hands what is left to the scheduler
+    size_t follow_pressure();   // sets the budget after the memory that is there now; returns what is available
+    void watch();               // does so again and again, until the end
 
     llama_model & model;
     const llama_model_loader * loader; // while loading only
@@ -83,7 +85,8 @@ class llama_superllama_model {
     llama_mem_telemetry telemetry;
 
     struct context_use {
-        size_t bytes;
+        size_t bytes_max;
+        size_t bytes; // now
         int n_ubatch;
     };
 

@@ -20,6 +20,8 @@
 #include <cstring>
 #include <stdexcept>
 
+static const uint64_t kv_grant_bytes = 16u << 20; // KV pages take memory from weights, and return it, in steps of this
+
 static int64_t unix_ms() {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
@@ -52,6 +54,9 @@ struct llama_superllama::impl {
     bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
     int64_t n_kv_evicted = 0; // as of the last event line
     int64_t n_kv_restored = 0;
+    uint64_t other_bytes = 0; // host memory of this context, but for KV pages
+    uint64_t kv_max_bytes = 0;
+    uint64_t kv_granted_bytes = 0; // what the weights know of
 
     std::unique_ptr<llama_recurrent_guard> recurrent; // where reads can fail in the middle of a graph
 
@@ -110,6 +115,18 @@ struct llama_superllama::impl {
             LLAMA_LOG_WARN("superllama: --paged-kv: %s: %s\n",
                            paging.pager == nullptr ? "standard KV cache" : "a part of the KV cache is not paged",
                            paging.reason.c_str());
+        }
+    }
+
+    // Before pages take memory, and after they gave it back: the weights have the rest.
+    void grant_kv(uint64_t bytes) {
+        const auto in_steps = [this](uint64_t n) { return std::min(GGML_PAD(n, kv_grant_bytes), kv_max_bytes); };
+        // not less before half a step more would fit: a page that comes and goes moves nothing
+        const uint64_t granted =
+            std::min(std::max(kv_granted_bytes, in_steps(bytes)), in_steps(bytes + kv_grant_bytes / 2));
+        if (granted != kv_granted_bytes) {
+            kv_granted_bytes = granted;
+            weights->context_uses(this, other_bytes + kv_granted_bytes);
         }
     }
 
@@ -272,7 +289,7 @@ llama_superllama::llama_superllama(llama_context & ctx, const superllama_context
 llama_superllama::~llama_superllama() {
     const auto placement = hold();
     if (pimpl->weights != nullptr) {
-        pimpl->weights->remove_context(this);
+        pimpl->weights->remove_context(pimpl.get());
     }
     if (!pimpl->sinks.empty()) {
         pimpl->write_line(LLAMA_METRICS_FINAL);
@@ -298,10 +315,11 @@ void llama_superllama::context_ready() {
     if (self.weights == nullptr) {
         return;
     }
+    llama_kv_pages * pages = self.paging.pager != nullptr ? self.paging.pager->get_pages() : nullptr;
     size_t host_bytes = 0;
     for (const auto & entry : self.ctx.memory_breakdown()) {
-        if (self.paging.pager != nullptr && entry.first == self.paging.pager->buffer_type()) {
-            host_bytes += std::min<uint64_t>(entry.second.context, self.paging.pager->get_pages()->budget_bytes());
+        if (pages != nullptr && entry.first == self.paging.pager->buffer_type()) {
+            self.kv_max_bytes += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
         } else if (ggml_backend_buft_is_host(entry.first)) {
             host_bytes += entry.second.context + entry.second.compute;
         }
@@ -317,7 +335,14 @@ void llama_superllama::context_ready() {
         }
         self.device_kv->ready();
     }
-    self.weights->add_context(this, host_bytes, (int) self.ctx.n_ubatch());
+    self.weights->add_context(&self, host_bytes + self.kv_max_bytes, (int) self.ctx.n_ubatch());
+    if (pages != nullptr) {
+        self.other_bytes = host_bytes;
+        self.kv_granted_bytes = self.kv_max_bytes;
+        self.grant_kv((uint64_t) pages->count().resident_bytes);
+        pages->before_growth(
+            [&self](uint64_t bytes) { self.grant_kv(std::max<uint64_t>(bytes, self.kv_granted_bytes)); });
+    }
 }
 
 std::unique_lock<std::recursive_mutex> llama_superllama::hold() const {
@@ -491,6 +516,10 @@ bool llama_superllama::before_graph(ggml_cgraph * gf) {
         }
     }
     if (self.weights != nullptr) {
+        if (self.paging.pager != nullptr) { // pages that come and go in the middle of a graph have their memory before
+            const int64_t resident = self.paging.pager->get_pages()->count().resident_bytes;
+            self.grant_kv(self.kv_cuts ? self.kv_max_bytes : (uint64_t) resident);
+        }
         self.turn = true;
         ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
         self.weights->sched().begin_graph(gf, gf->uid, &self.error);
