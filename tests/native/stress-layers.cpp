@@ -135,7 +135,7 @@ int main(int argc, char ** argv) {
     printf("{\"steps\":%d,\"budgets\":%d,\"cancelled\":%d,\"loads\":%lld,\"evictions\":%lld,\"bytes_read\":%lld}\n",
            n_steps, n_moves, n_cancelled, (long long) stats.layers_loaded, (long long) stats.layers_evicted,
            (long long) stats.weight_bytes_read);
-    CHECK(stats.layers_evicted > n_steps / 4 && stats.layers_loaded > stats.layers_evicted);
+    CHECK(stats.layers_evicted > n_steps / 4 && stats.layers_loaded >= stats.layers_evicted);
     CHECK(stats.weight_bytes_read > 2 * (long long) llama_model_size(stock.model));
 
     for (session s : { stock, dynamic }) {
