@@ -9,6 +9,7 @@
 #include "ggml-cpu.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 
@@ -166,6 +167,10 @@ bool llama_device_tier::apply_asked(std::string * error) {
 }
 
 bool llama_device_tier::sample(std::string * error) {
+    if (arriving != nullptr) {
+        const bool arrived = arriving->uploaded.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+        return !arrived || place(error);
+    }
     const int64_t now = ggml_time_us();
     if (now - t_sample_us < device_sample_us) {
         return true;
@@ -194,7 +199,7 @@ bool llama_device_tier::sample(std::string * error) {
         p.budget_now = next;
     }
     fullest = highest;
-    return !changed || place(error);
+    return !changed || place(error, cfg.async);
 }
 
 bool llama_device_tier::allocation_failed(size_t dev, std::string * error) {
@@ -226,12 +231,12 @@ void llama_device_tier::forget(llama_device_kv * kv) {
 
 // ------------------------------------------------------------------------------------------------- moving
 
-bool llama_device_tier::place(std::string * error) {
-    const std::vector<int> to = target();
+bool llama_device_tier::place(std::string * error, bool beside) {
     const int64_t t_begin = ggml_time_us();
+    bool moved = arriving != nullptr;
+    bool ok = !moved || land(error);
+    const std::vector<int> to = target();
     std::vector<int> coming;
-    bool ok = true;
-    bool moved = false;
     for (int il = 0; ok && il < (int) layers.size(); ++il) {
         const int from = layers[(size_t) il].device;
         if (from < 0 || from == to[(size_t) il]) {
@@ -261,8 +266,9 @@ bool llama_device_tier::place(std::string * error) {
         }
     }
     if (!coming.empty()) {
-        ok = load(coming, to, error) && ok;
-        moved = true;
+        beside = beside && !moved;
+        ok = load(coming, to, beside, error) && ok;
+        moved = !beside;
     }
     if (moved) {
         n_generation++;
@@ -341,42 +347,102 @@ bool llama_device_tier::make_buffer(layer & l, size_t dev) {
     return true;
 }
 
+void llama_device_tier::no_memory(int il, size_t dev) {
+    size_t used = used_bytes(dev);
+    for (size_t i = 0; arriving != nullptr && i < arriving->layers.size(); ++i) {
+        const int other = arriving->layers[i];
+        used += arriving->to[i] == (int) dev ? layers[(size_t) other].bytes + kv_bytes(other) : 0;
+    }
+    places[dev].budget_now = used;
+    places[dev].t_grow_us = ggml_time_us() + device_retry_us;
+    LLAMA_LOG_WARN("%s: %s has no memory for layer %d (%.0f MiB); trying again in %d s\n", __func__,
+                   ggml_backend_dev_name(cfg.devices[dev]), il, mib(layers[(size_t) il].bytes),
+                   device_retry_us / 1000000);
+}
+
 // All or nothing per layer: where a device has no memory for one, that one and those below it stay on the host.
-bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<int> & to, std::string * error) {
-    std::vector<int> loading;
+bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<int> & to, bool beside,
+                             std::string * error) {
+    arriving = std::make_unique<arrival>();
     bool out_of_memory = false;
     for (int il : coming) {
         layer & l = layers[(size_t) il];
-        const size_t dev = (size_t) to[(size_t) il];
-        if (!make_buffer(l, dev) || !move_kv(il, (int) dev)) {
+        const int dev = to[(size_t) il];
+        if (!make_buffer(l, (size_t) dev) || (!beside && !move_kv(il, dev))) { // KV goes along, once nobody writes it
             l.buffer.reset();
             move_kv(il, -1);
-            size_t used = used_bytes(dev);
-            for (int other : loading) {
-                used += to[(size_t) other] == (int) dev ? layers[(size_t) other].bytes + kv_bytes(other) : 0;
-            }
-            places[dev].budget_now = used;
-            places[dev].t_grow_us = ggml_time_us() + device_retry_us;
-            LLAMA_LOG_WARN("%s: %s has no memory for layer %d (%.0f MiB); trying again in %d s\n", __func__,
-                           ggml_backend_dev_name(cfg.devices[dev]), il, mib(l.bytes), device_retry_us / 1000000);
+            no_memory(il, (size_t) dev);
             out_of_memory = true;
             break;
         }
-        loading.push_back(il);
+        arriving->layers.push_back(il);
+        arriving->to.push_back(dev);
     }
-    const bool ok = upload(loading, error);
-    for (int il : loading) {
+    upload(beside);
+    // what is below may fit on another device
+    return beside || (land(error) && (!out_of_memory || place(error)));
+}
+
+// Fills the buffers, now or in a thread.
+void llama_device_tier::upload(bool beside) {
+    arrival & a = *arriving;
+    size_t n = 0;
+    for (int il : a.layers) {
+        n += layers[(size_t) il].weights.size();
+    }
+    a.tensors.reserve(n);
+    std::vector<llama_device_upload_tensor> list;
+    for (int il : a.layers) {
         layer & l = layers[(size_t) il];
-        if (!ok) {
+        ggml_tallocr place = ggml_tallocr_new(l.buffer.get());
+        for (const weight & w : l.weights) {
+            const ggml_tensor * on_host = w.tensor == twin ? tied : &w.host;
+            const bool held = !beside && cfg.keep(w.tensor == twin ? tied : w.tensor);
+            a.tensors.push_back(*w.tensor);
+            ggml_tensor & t = a.tensors.back();
+            t.buffer = nullptr;
+            t.data = nullptr;
+            t.extra = nullptr;
+            ggml_tallocr_alloc(&place, &t);
+            list.push_back({ &t, w.source, held ? (const uint8_t *) on_host->data : nullptr });
+        }
+    }
+    a.uploaded = std::async(beside ? std::launch::async : std::launch::deferred,
+                            [this, &a, list] { return llama_device_upload(store, list, cfg.async, &a.error); });
+}
+
+// Points the tensors of what has arrived at their new memory.
+bool llama_device_tier::land(std::string * error) {
+    const std::unique_ptr<arrival> a = std::move(arriving);
+    const bool ok = a->uploaded.get();
+    if (!ok) {
+        *error = a->error;
+    }
+    bool stays = !ok;
+    const ggml_tensor * t = a->tensors.data();
+    for (size_t i = 0; i < a->layers.size(); ++i) {
+        const int il = a->layers[i];
+        const int dev = a->to[i];
+        layer & l = layers[(size_t) il];
+        stays = stays || places[(size_t) dev].lost;
+        if (!stays && !move_kv(il, dev)) {
+            no_memory(il, (size_t) dev);
+            stays = true;
+        }
+        if (stays) {
             move_kv(il, -1);
             on_host(l);
             std::string ignored;
             cfg.layer_moves(il, false, true, &ignored); // it never left
             continue;
         }
-        l.device = to[(size_t) il];
+        l.device = dev;
         l.n_loads++;
         for (weight & w : l.weights) {
+            w.tensor->buffer = t->buffer;
+            w.tensor->data = t->data;
+            w.tensor->extra = t->extra;
+            t++;
             store.hold_resident(w.tensor, false);
             if (w.tensor == twin) {
                 *cfg.output = twin;
@@ -385,26 +451,7 @@ bool llama_device_tier::load(const std::vector<int> & coming, const std::vector<
         refresh();
         cfg.layer_moves(il, true, false, error);
     }
-    return ok && (!out_of_memory || place(error)); // what is below may fit on another device
-}
-
-// Points the tensors at their new memory and fills it.
-bool llama_device_tier::upload(const std::vector<int> & coming, std::string * error) {
-    std::vector<llama_device_upload_tensor> tensors;
-    for (int il : coming) {
-        layer & l = layers[(size_t) il];
-        ggml_tallocr place = ggml_tallocr_new(l.buffer.get());
-        for (weight & w : l.weights) {
-            const ggml_tensor * on_host = w.tensor == twin ? tied : &w.host;
-            const bool held = cfg.keep(w.tensor == twin ? tied : w.tensor);
-            w.tensor->buffer = nullptr;
-            w.tensor->data = nullptr;
-            w.tensor->extra = nullptr;
-            ggml_tallocr_alloc(&place, w.tensor);
-            tensors.push_back({ w.tensor, w.source, held ? (const uint8_t *) on_host->data : nullptr });
-        }
-    }
-    return llama_device_upload(store, tensors, cfg.async, error);
+    return ok;
 }
 
 // ------------------------------------------------------------------------------------------------- reports

@@ -12,6 +12,8 @@
 
 #include <atomic>
 #include <functional>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -28,7 +30,7 @@ class llama_device_tier {
         int32_t n_layers_all;          // that the model has, the output matrix counted
         float mem_pressure;
         float mem_pressure_low;
-        bool async; // read the file in a thread while uploading
+        bool async; // read the file in a thread while uploading, and upload while the model runs on
 
         ggml_tensor ** output; // the model's, which may be its token embedding as well
         const ggml_tensor * tok_embd;
@@ -58,7 +60,8 @@ class llama_device_tier {
 
     // All of these hold the tier. They move what has to move; false where something could not, the reason is in
     // `error` and it stays where it was.
-    bool place(std::string * error);
+    // `beside`: what only comes may do so while the model runs on, and is there at a later sample().
+    bool place(std::string * error, bool beside = false);
     bool apply_asked(std::string * error);                   // budgets that were asked for, if any
     bool sample(std::string * error);                        // follows the devices' memory, at most every 100 ms
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
@@ -116,15 +119,26 @@ class llama_device_tier {
         bool lost = false;       // its layers go to the host, whatever the host's budget
     };
 
+    // Layers on their way to devices, into buffers that they have there; until they land, those on the host are used.
+    struct arrival {
+        std::vector<int> layers;
+        std::vector<int> to;              // the device of each
+        std::vector<ggml_tensor> tensors; // their weights, as they will be
+        std::string error;
+        std::future<bool> uploaded;
+    };
+
     void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
     std::vector<int> target() const;
     size_t kv_bytes(int il) const;         // of all contexts
     size_t placed_bytes(size_t dev) const; // weights and KV there
     size_t compute_need(size_t dev) const; // of all contexts
     bool evict(int il, std::string * error);
-    bool load(const std::vector<int> & coming, const std::vector<int> & to, std::string * error);
+    bool load(const std::vector<int> & coming, const std::vector<int> & to, bool beside, std::string * error);
+    bool land(std::string * error);
+    void no_memory(int il, size_t dev);
     bool make_buffer(layer & l, size_t dev);
-    bool upload(const std::vector<int> & coming, std::string * error);
+    void upload(bool beside);
     bool move_kv(int il, int to);
     void on_host(layer & l);
     ggml_backend_buffer_type_t buft(int dev) const;
@@ -147,4 +161,5 @@ class llama_device_tier {
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };
     int64_t t_sample_us = 0;
+    std::unique_ptr<arrival> arriving; // null: nothing is on its way. Last: its thread uses what is above
 };

@@ -363,6 +363,63 @@ def test_layers_follow_the_memory_that_is_there(demo_model: Path, run_python: Ru
     assert phases["back"][-1]["own"] == seen["full"]
 
 
+BESIDE = (
+    PRELUDE
+    + """
+taken_file, total = sys.argv[4], int(sys.argv[5])
+def take(n):
+    with open(taken_file, "w") as file:
+        file.write(str(int(n)))
+    time.sleep(0.11) # devices are sampled at most every 100 ms
+
+def step():
+    tokens.extend(greedy(ctx, 1))
+    placed.append(on_device())
+
+kwargs = {"use_extra_bufts": False, "async_prefetch": True, "mem_pressure": 0.8, "mem_pressure_low": 0.7}
+model, ctx = open_model(**kwargs)
+tokens, placed = [], [on_device()]
+ctx.decode(model.tokenize(PROMPT))
+for _ in range(2):
+    take(0.8 * total - ctx.metrics().vram_own_bytes / 2)
+    step()
+    take(0)
+    for _ in range(40): # a token each: what comes does so meanwhile
+        step()
+        time.sleep(0.01)
+take(0.8 * total - ctx.metrics().vram_own_bytes / 2)
+step()
+take(0)
+step()
+ctx.close(); model.close() # with layers on their way
+
+model = superllama.Model(path, use_extra_bufts=False, n_gpu_layers=0)
+ctx = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+ctx.decode(model.tokenize(PROMPT))
+print(json.dumps({"placed": placed, "same": greedy(ctx, len(tokens)) == tokens}))
+"""
+)
+
+
+def test_layers_come_back_beside_the_computation(demo_model: Path, run_python: Runner, tmp_path: Path) -> None:
+    """With --async-prefetch no token waits for an upload: the first ones after memory is back use what is there."""
+    total = 300_000_000
+    with limited_server(total, tmp_path) as server:
+        done = run_python(BESIDE, demo_model, server.endpoint, server.process.pid, server.taken, total)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["same"]
+    full, *placed = seen["placed"]
+    assert full == 31
+    for first in (0, 41):
+        few, waiting, *later = placed[first : first + 41]
+        assert 0 < few < 25
+        assert waiting == few
+        assert later[-1] == full
+        assert set(later) == {few, full}  # all at once
+    assert placed[-1] == placed[-2] < 25
+
+
 FULL = (
     PRELUDE
     + """
