@@ -1,13 +1,15 @@
 """The device tier: against every static -ngl, while its budget changes, and how fast layers move.
 
-    python -m bench.device_tier --model MODEL.gguf [--shares 0.25 0.5 0.75 1] [--turns 60] [--rounds 10] [--gpu]
+    python -m bench.device_tier --model MODEL.gguf [--shares 0.25 0.5 0.75 1] [--turns 60] [--rounds 10]
+                                [--contexts 512 2048 8192] [--gpu]
 
 The device is an RPC server on this machine, or with --gpu the first one of this build. Placements: at each share of
 what the whole model takes there, --dynamic-layers with that --vram-budget takes turns with stock's -ngl for the same
 number of layers, which is the best that fits; both stay loaded, each with a server of its own. Phases: the budget is
 cut in half in the middle of generation and restored. Moves: loading back from host memory and from the file, in turns
-with plain uploads to the device (a server of its own again) and direct reads of the file. Prints Markdown; ratios are
-medians of the pairs with their 95 % intervals.
+with plain uploads to the device (a server of its own again) and direct reads of the file. Growth: longer and longer
+contexts, filled to three quarters, on a device that is full with the first. Prints Markdown; ratios are medians of the
+pairs with their 95 % intervals.
 """
 
 from __future__ import annotations
@@ -172,6 +174,34 @@ def phases(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Co
         )
 
 
+def growth(args: argparse.Namespace, place: list[str]) -> None:
+    for endpoint in place:
+        superllama.add_rpc_server(endpoint)
+    print(f"\n{args.model.name}\n\n| context | device layers | on the device, MB | prompt, tok/s | decode, tok/s |")
+    print("|---:|---:|---:|---:|---:|", flush=True)
+    budget: int | str = "auto"
+    for n_ctx in args.contexts:
+        with superllama.Model(args.model, dynamic_layers=True, async_prefetch=True, vram_budget=budget) as model:
+            with superllama.Context(model, n_ctx=n_ctx, n_threads=args.threads) as ctx:
+                begin = time.perf_counter()
+                ctx.decode([i % 1000 + 10 for i in range(3 * n_ctx // 4)])
+                ctx.logits()
+                prompt_s = time.perf_counter() - begin
+                begin = time.perf_counter()
+                for _ in range(args.tokens):
+                    ctx.decode([1])
+                    ctx.logits()
+                decode_s = time.perf_counter() - begin
+                used = int(ctx.metrics().vram_own_bytes)
+            on_device = sum(layer.tier == "device" for layer in model.layers())
+        budget = used if budget == "auto" else budget
+        print(
+            f"| {n_ctx} | {on_device} | {used / 1e6:.0f} of {int(budget) / 1e6:.0f} | "
+            f"{3 * n_ctx // 4 / prompt_s:.1f} | {args.tokens / decode_s:.1f} |",
+            flush=True,
+        )
+
+
 class Upload:
     """A program that uploads once at every turn."""
 
@@ -263,6 +293,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--turns", type=int, default=60, help="of each placement")
     parser.add_argument("--rounds", type=int, default=10, help="of moves")
+    parser.add_argument("--contexts", type=int, nargs="*", default=[512, 2048, 8192], help="cells")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="of the program and of the server")
@@ -277,6 +308,9 @@ def main() -> None:
             moves(args, model, ctx, half)
             ctx.close()
             model.close()
+    if args.contexts:
+        with device(args) as place:
+            growth(args, place)
 
 
 if __name__ == "__main__":

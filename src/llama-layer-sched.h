@@ -140,7 +140,7 @@ class llama_layer_sched {
     std::mutex turn; // held from begin_graph() to end_graph()
 
     std::vector<block> blocks;
-    std::vector<uint32_t> pin_order; // dense blocks; every prefix is spread evenly over the layers
+    std::vector<uint32_t> pin_order; // dense blocks, the largest first, those of a size spread evenly over the layers
     std::list<uint32_t> lru;         // experts, and dense blocks under the lru policy; oldest first
 
     llama_layer_budget budget = {};
