@@ -168,8 +168,8 @@ bool llama_device_tier::apply_asked(std::string * error) {
 
 bool llama_device_tier::sample(std::string * error) {
     if (arriving != nullptr) {
-        const bool arrived = arriving->uploaded.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
-        return !arrived || place(error);
+        const bool waits = arriving->uploaded.wait_for(std::chrono::seconds(0)) == std::future_status::timeout;
+        return waits || place(error);
     }
     const int64_t now = ggml_time_us();
     if (now - t_sample_us < device_sample_us) {
@@ -407,8 +407,9 @@ void llama_device_tier::upload(bool beside) {
             list.push_back({ &t, w.source, held ? (const uint8_t *) on_host->data : nullptr });
         }
     }
-    a.uploaded = std::async(beside ? std::launch::async : std::launch::deferred,
-                            [this, &a, list] { return llama_device_upload(store, list, cfg.async, &a.error); });
+    // where there is no thread to be had, it happens when the layers land
+    const auto when = beside ? std::launch::async | std::launch::deferred : std::launch::deferred;
+    a.uploaded = std::async(when, [this, &a, list] { return llama_device_upload(store, list, cfg.async, &a.error); });
 }
 
 // Points the tensors of what has arrived at their new memory.
