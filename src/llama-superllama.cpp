@@ -1,6 +1,7 @@
 #include "llama-superllama.h"
 
 #include "llama-batch.h"
+#include "llama-compute-memory.h"
 #include "llama-context.h"
 #include "llama-device-kv.h"
 #include "llama-impl.h"
@@ -20,7 +21,8 @@
 #include <cstring>
 #include <stdexcept>
 
-static const uint64_t kv_grant_bytes = 16u << 20; // KV pages take memory from weights, and return it, in steps of this
+static const uint64_t loan_step_bytes = 16u << 20; // memory comes from weights, and returns to them, in steps of this
+static const int n_small_graphs_min = 4;           // one after another, before they have what larger ones used
 
 static int64_t unix_ms() {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -54,9 +56,17 @@ struct llama_superllama::impl {
     bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
     int64_t n_kv_evicted = 0; // as of the last event line
     int64_t n_kv_restored = 0;
-    uint64_t other_bytes = 0; // host memory of this context, but for KV pages
-    uint64_t kv_max_bytes = 0;
-    uint64_t kv_granted_bytes = 0; // what the weights know of
+
+    // Host memory that this context may take; what it does not use is lent to weights.
+    struct loan {
+        uint64_t bytes_max = 0;
+        uint64_t granted = 0; // to this context: what the weights know of
+    };
+    uint64_t other_bytes = 0; // used at any time
+    loan kv;                  // pages
+    loan compute;             // buffers
+    llama_compute_memory compute_memory;
+    int n_small_graphs = 0;
 
     std::unique_ptr<llama_recurrent_guard> recurrent; // where reads can fail in the middle of a graph
 
@@ -118,15 +128,25 @@ struct llama_superllama::impl {
         }
     }
 
-    // Before pages take memory, and after they gave it back: the weights have the rest.
-    void grant_kv(uint64_t bytes) {
-        const auto in_steps = [this](uint64_t n) { return std::min(GGML_PAD(n, kv_grant_bytes), kv_max_bytes); };
+    // Before memory is taken, and after it was given back: the weights have the rest.
+    void grant(loan & l, uint64_t bytes) {
+        const auto in_steps = [&l](uint64_t n) { return std::min(GGML_PAD(n, loan_step_bytes), l.bytes_max); };
         // not less before half a step more would fit: a page that comes and goes moves nothing
-        const uint64_t granted =
-            std::min(std::max(kv_granted_bytes, in_steps(bytes)), in_steps(bytes + kv_grant_bytes / 2));
-        if (granted != kv_granted_bytes) {
-            kv_granted_bytes = granted;
-            weights->context_uses(this, other_bytes + kv_granted_bytes);
+        const uint64_t granted = std::min(std::max(l.granted, in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
+        if (granted != l.granted) {
+            l.granted = granted;
+            weights->context_uses(this, other_bytes + kv.granted + compute.granted);
+        }
+    }
+
+    void grant_compute(const ggml_cgraph * gf) {
+        grant(compute, std::max<uint64_t>(compute_memory.add(gf), compute.granted));
+        const bool small = compute_memory.bytes_of_graph() + loan_step_bytes < compute.granted;
+        n_small_graphs = small ? n_small_graphs + 1 : 0;
+        if (n_small_graphs >= n_small_graphs_min) {
+            n_small_graphs = 0;
+            compute_memory.give_back();
+            grant(compute, compute_memory.bytes_of_graph());
         }
     }
 
@@ -316,12 +336,14 @@ void llama_superllama::context_ready() {
         return;
     }
     llama_kv_pages * pages = self.paging.pager != nullptr ? self.paging.pager->get_pages() : nullptr;
+    const bool lends_compute = self.devices.empty(); // with devices, copies of their tensors lie there too
     size_t host_bytes = 0;
     for (const auto & entry : self.ctx.memory_breakdown()) {
         if (pages != nullptr && entry.first == self.paging.pager->buffer_type()) {
-            self.kv_max_bytes += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
+            self.kv.bytes_max += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
         } else if (ggml_backend_buft_is_host(entry.first)) {
-            host_bytes += entry.second.context + entry.second.compute;
+            host_bytes += entry.second.context;
+            (lends_compute ? self.compute.bytes_max : host_bytes) += entry.second.compute;
         }
     }
     std::string error;
@@ -335,13 +357,15 @@ void llama_superllama::context_ready() {
         }
         self.device_kv->ready();
     }
-    self.weights->add_context(&self, host_bytes + self.kv_max_bytes, (int) self.ctx.n_ubatch());
+    self.weights->add_context(&self, host_bytes + self.kv.bytes_max + self.compute.bytes_max,
+                              (int) self.ctx.n_ubatch());
+    self.other_bytes = host_bytes;
+    self.kv.granted = self.kv.bytes_max;
+    self.compute.granted = self.compute.bytes_max;
     if (pages != nullptr) {
-        self.other_bytes = host_bytes;
-        self.kv_granted_bytes = self.kv_max_bytes;
-        self.grant_kv((uint64_t) pages->count().resident_bytes);
+        self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
         pages->before_growth(
-            [&self](uint64_t bytes) { self.grant_kv(std::max<uint64_t>(bytes, self.kv_granted_bytes)); });
+            [&self](uint64_t bytes) { self.grant(self.kv, std::max<uint64_t>(bytes, self.kv.granted)); });
     }
 }
 
@@ -505,6 +529,12 @@ bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {
     return true;
 }
 
+void llama_superllama::before_inputs(const ggml_cgraph * gf) {
+    if (pimpl->compute.bytes_max > 0) {
+        pimpl->grant_compute(gf);
+    }
+}
+
 bool llama_superllama::before_graph(ggml_cgraph * gf) {
     impl & self = *pimpl;
     self.error.clear();
@@ -518,7 +548,7 @@ bool llama_superllama::before_graph(ggml_cgraph * gf) {
     if (self.weights != nullptr) {
         if (self.paging.pager != nullptr) { // pages that come and go in the middle of a graph have their memory before
             const int64_t resident = self.paging.pager->get_pages()->count().resident_bytes;
-            self.grant_kv(self.kv_cuts ? self.kv_max_bytes : (uint64_t) resident);
+            self.grant(self.kv, self.kv_cuts ? self.kv.bytes_max : (uint64_t) resident);
         }
         self.turn = true;
         ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);

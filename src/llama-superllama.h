@@ -35,6 +35,7 @@ class llama_superllama {
     void before_reserve(const llama_memory_context_i * mctx);
 
     bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
+    void before_inputs(const ggml_cgraph * gf);      // its tensors have their places, and nothing is in them
     bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
     bool after_graph(bool computed);                 // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
