@@ -8,6 +8,10 @@ static const size_t llama_huge_page = 2u << 20;
 
 size_t llama_system_page();
 
+static inline size_t llama_round_up(size_t x, size_t to) {
+    return (x + to - 1) / to * to;
+}
+
 uint8_t * llama_address_reserve(size_t size); // null on failure
 void llama_address_release(uint8_t * base, size_t size);
 void llama_address_discard(uint8_t * at, size_t size); // reads as zero afterwards

@@ -1,5 +1,5 @@
-// Host memory of a context's compute buffers: how much of it graphs use, and giving the rest back. Buffers are as large as
-// the largest ubatch needs; a token that is decoded alone uses a small part of them.
+// Host memory of a context's compute buffers: how much of it graphs use, and giving the rest back. Buffers are as large
+// as the largest ubatch needs; a token that is decoded alone uses a small part of them.
 #pragma once
 
 #include <cstddef>

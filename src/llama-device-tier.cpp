@@ -285,6 +285,7 @@ void llama_device_tier::on_host(layer & l) {
         w.tensor->buffer = w.host.buffer;
         w.tensor->data = w.host.data;
         w.tensor->extra = w.host.extra;
+        w.tensor->flags = w.host.flags;
         if (w.tensor == twin) {
             *cfg.output = tied;
         }
@@ -396,15 +397,18 @@ void llama_device_tier::upload(bool beside) {
         layer & l = layers[(size_t) il];
         ggml_tallocr place = ggml_tallocr_new(l.buffer.get());
         for (const weight & w : l.weights) {
-            const ggml_tensor * on_host = w.tensor == twin ? tied : &w.host;
-            const bool held = !beside && cfg.keep(w.tensor == twin ? tied : w.tensor);
+            std::vector<const uint8_t *> held;
+            if (!beside) {
+                held = cfg.keep(w.tensor == twin ? tied : w.tensor);
+            }
             a.tensors.push_back(*w.tensor);
             ggml_tensor & t = a.tensors.back();
             t.buffer = nullptr;
             t.data = nullptr;
             t.extra = nullptr;
+            t.flags = 0; // experts have a table on the host
             ggml_tallocr_alloc(&place, &t);
-            list.push_back({ &t, w.source, held ? (const uint8_t *) on_host->data : nullptr });
+            list.push_back({ &t, w.source, held });
         }
     }
     // where there is no thread to be had, it happens when the layers land
@@ -443,6 +447,7 @@ bool llama_device_tier::land(std::string * error) {
             w.tensor->buffer = t->buffer;
             w.tensor->data = t->data;
             w.tensor->extra = t->extra;
+            w.tensor->flags = t->flags;
             t++;
             store.hold_resident(w.tensor, false);
             if (w.tensor == twin) {

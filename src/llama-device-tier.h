@@ -40,8 +40,9 @@ class llama_device_tier {
         // A layer's host memory is about to be needed again, or no longer is. False with the reason in `error` where
         // the host has no room for it, which is not asked with `force`.
         std::function<bool(int32_t layer, bool on_device, bool force, std::string * error)> layer_moves;
-        // Whether all of a tensor is in host memory, as it is in the file; then it stays until its layer moved or not.
-        std::function<bool(const ggml_tensor *)> keep;
+        // Where a tensor is in host memory, as it is in the file, in equal shares; none: not all of it is. It stays
+        // there until its layer moved or not.
+        std::function<std::vector<const uint8_t *>(const ggml_tensor *)> keep;
     };
 
     llama_device_tier(llama_weight_store & store, const config & cfg);

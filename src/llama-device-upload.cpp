@@ -47,7 +47,7 @@ static void send(ggml_tensor * t, const uint8_t * data, size_t first, size_t byt
 static std::vector<read_range> ranges_of(const std::vector<llama_device_upload_tensor> & tensors) {
     std::vector<read_range> ranges;
     for (const auto & t : tensors) {
-        const size_t bytes = t.held != nullptr ? 0 : ggml_nbytes(t.tensor);
+        const size_t bytes = !t.held.empty() ? 0 : ggml_nbytes(t.tensor);
         for (size_t first = 0; first < bytes; first += read_bytes_max) {
             const size_t n = std::min(read_bytes_max, bytes - first);
             const llama_weight_source from = { t.source.file, t.source.offset + first };
@@ -90,8 +90,9 @@ bool llama_device_upload(const llama_weight_store & store, const std::vector<lla
         next = std::async(when, read, 0);
     }
     for (const auto & t : tensors) { // while the first range is read
-        if (t.held != nullptr) {
-            send(t.tensor, t.held, 0, ggml_nbytes(t.tensor));
+        const size_t share = t.held.empty() ? 0 : ggml_nbytes(t.tensor) / t.held.size();
+        for (size_t k = 0; k < t.held.size(); ++k) {
+            send(t.tensor, t.held[k], k * share, share);
         }
     }
     for (size_t i = 0; i < ranges.size(); ++i) {

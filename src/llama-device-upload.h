@@ -11,7 +11,7 @@
 struct llama_device_upload_tensor {
     ggml_tensor * tensor;
     llama_weight_source source;
-    const uint8_t * held; // its bytes in host memory; null: in the file
+    std::vector<const uint8_t *> held; // its equal shares in host memory; none: in the file
 };
 
 // Host memory that an upload takes at most.

@@ -14,10 +14,6 @@ std::string llama_kv_mib(uint64_t bytes) {
     return text;
 }
 
-static size_t round_up(size_t n, size_t to) {
-    return (n + to - 1) / to * to;
-}
-
 llama_kv_layout::llama_kv_layout(llama_kv_geometry geometry_) :
     os_page(llama_system_page()),
     geometry(std::move(geometry_)),
@@ -31,10 +27,10 @@ llama_kv_layout::llama_kv_layout(llama_kv_geometry geometry_) :
             const size_t size = rows.row_bytes * geometry.page_cells;
             const bool aligned = size % os_page == 0 && (rows.row_bytes * geometry.n_cells) % os_page == 0;
             slice += size;
-            charge += aligned ? size : round_up(size, os_page) + os_page;
+            charge += aligned ? size : llama_round_up(size, os_page) + os_page;
             by_address.push_back({ rows.base, { il, i } });
         }
-        layer_begin.push_back(layer_begin.back() + round_up(slice, llama_kv_spill::alignment));
+        layer_begin.push_back(layer_begin.back() + llama_round_up(slice, llama_kv_spill::alignment));
         charges.push_back(charge);
         sum_charge += charge;
     }

@@ -11,7 +11,7 @@
 
 static const int64_t guess_tokens_max = 4; // more of them want most experts anyway
 
-// The router has chosen: read what is missing, all at once.
+// The router has chosen: what is missing is read, all at once. The kernels wait for each where they need it.
 bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock,
                                         std::string * error) {
     const ggml_tensor * ids = s.expert_ids;
@@ -40,37 +40,24 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
     experts_in_use.assign(wanted.begin(), wanted.end());
 
     const int64_t t_begin = ggml_time_us();
-    const auto there = [&](uint32_t id) { return blocks[id].state == RESIDENT; };
-    // once; again only where a read that a guess began has failed
-    while (!std::all_of(wanted.begin(), wanted.end(), there)) {
-        std::vector<uint32_t> missing;
-        size_t bytes = 0;
-        for (uint32_t id : wanted) {
-            if (blocks[id].state == ABSENT) {
-                missing.push_back(id);
-                bytes += bytes_of(id);
-            }
+    for (uint32_t id : wanted) {
+        // a read that a guess began and that has failed, or was called off, is begun again
+        changed.wait(lock, [&] { return blocks[id].state != LOADING || blocks[id].error.empty(); });
+        if (blocks[id].state != ABSENT) {
+            continue;
         }
-        if (!make_room(bytes, true, lock)) {
-            *error = "no memory left for " + std::to_string(bytes) +
-                     " bytes of experts that one ubatch asks for; raise --mem-budget, or lower --ubatch-size";
-            return false;
-        }
-        for (uint32_t id : missing) {
-            submit(id, -1);
-            touch(id);
-            if (pool == nullptr) {
-                read_here(id, lock);
-            }
-        }
-        changed.wait(lock, [&] {
-            return std::none_of(wanted.begin(), wanted.end(), [&](uint32_t id) { return blocks[id].state == LOADING; });
-        });
-        for (uint32_t id : missing) {
-            if (blocks[id].state == ABSENT) {
-                *error = blocks[id].error;
+        while (!make_expert_room(id)) {
+            if (!wait_for_idle(true, lock)) {
+                *error = "no memory left for the " + std::to_string(wanted.size()) + " experts of " +
+                         std::to_string(bytes_of(id)) +
+                         " bytes that one ubatch asks for; raise --mem-budget, or lower --ubatch-size";
                 return false;
             }
+        }
+        submit(id, -1);
+        touch(id);
+        if (pool == nullptr) {
+            read_here(id, lock);
         }
     }
     totals.stall_ms += (double) (ggml_time_us() - t_begin) / 1000.0;
@@ -100,12 +87,8 @@ void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
         if (blocks[id].state != ABSENT) {
             continue;
         }
-        while (!fits(bytes_of(id), true)) {
-            const int64_t victim = find_victim(true);
-            if (victim < 0) {
-                return;
-            }
-            evict((uint32_t) victim, true);
+        if (!make_expert_room(id)) {
+            return;
         }
         submit(id, 0);
         blocks[id].lru = lru.insert(lru.begin(), id);
@@ -140,9 +123,55 @@ void llama_layer_sched::settle_guess(const std::set<uint32_t> & wanted, std::uni
     lock.lock();
 }
 
-void llama_layer_sched::release_experts() {
+// False: one of them could not be read, and what was computed is not to be used.
+bool llama_layer_sched::release_experts(std::string * error) {
     for (uint32_t id : experts_in_use) {
-        blocks[id].in_use = false;
+        block & b = blocks[id];
+        b.in_use = false;
+        if (b.state == RESIDENT && !b.error.empty()) {
+            *error = b.error;
+            b.error.clear();
+            evict(id);
+        }
     }
     experts_in_use.clear();
+    trim_experts(budget.pool_bytes);
+    return error->empty();
+}
+
+// Frees a frame for an expert, at the cost of others that no node uses now. False: all are in use, or on their way.
+bool llama_layer_sched::make_expert_room(uint32_t id) {
+    while (!store.has_frame(id, budget.pool_bytes)) {
+        if (fits(bytes_of(id), true)) { // in frames of another size, the last of which may be in use until later
+            trim_experts(budget.pool_bytes - bytes_of(id));
+            return true;
+        }
+        const int64_t victim = find_victim_for(id);
+        if (victim < 0) {
+            return false;
+        }
+        evict((uint32_t) victim, true);
+    }
+    return true;
+}
+
+// The one that was used least recently; but one of the same size is better, where it is not much younger.
+int64_t llama_layer_sched::find_victim_for(uint32_t expert) const {
+    int64_t oldest = -1;
+    for (uint32_t id : lru) {
+        if (!is_expert(id) || !idle(id)) {
+            continue;
+        }
+        oldest = oldest < 0 ? (int64_t) id : oldest;
+        if (bytes_of(id) == bytes_of(expert)) {
+            const int64_t age = n_graphs - blocks[id].last_use;
+            return age * 2 >= n_graphs - blocks[(size_t) oldest].last_use ? (int64_t) id : oldest;
+        }
+    }
+    return oldest;
+}
+
+// Gives the memory of frames back where there is more than this.
+void llama_layer_sched::trim_experts(size_t bytes) {
+    store.trim_experts(bytes, [this](uint32_t id) { return idle(id); });
 }

@@ -231,20 +231,25 @@ void llama_layer_sched::layer_moved(int32_t layer) {
     apply_budget(lock);
 }
 
-bool llama_layer_sched::keep(const ggml_tensor * t) {
+std::vector<const uint8_t *> llama_layer_sched::keep(const ggml_tensor * t) {
     const std::lock_guard<std::mutex> lock(mutex);
     std::vector<uint32_t> ids;
+    std::vector<const uint8_t *> shares;
     for (int32_t e = 0; e < std::max(1, store.n_experts(t)); ++e) {
         const int32_t id = store.block_of(t, e);
         if (id < 0 || blocks[(size_t) id].state != RESIDENT) {
-            return false;
+            return {};
         }
+        const auto & slices = store.blocks()[(size_t) id].slices;
+        const auto mine =
+            std::find_if(slices.begin(), slices.end(), [t](const llama_weight_slice & s) { return s.tensor == t; });
+        shares.push_back(store.data((uint32_t) id, (size_t) (mine - slices.begin())));
         ids.push_back((uint32_t) id);
     }
     for (uint32_t id : ids) {
         blocks[id].in_use = true;
     }
-    return true;
+    return shares;
 }
 
 void llama_layer_sched::touch(uint32_t id) {
@@ -269,20 +274,17 @@ void llama_layer_sched::evict(uint32_t id, bool keep_memory) {
         lru.erase(b.lru);
         b.listed = false;
     }
-    const auto there = [this](uint32_t other) { return blocks[other].state != ABSENT; };
-    if (keep_memory) {
-        store.keep(id, there);
-        trim_spare(is_expert(id));
-    } else {
-        store.drop(id, there);
-    }
+    store.drop(id, keep_memory);
+    trim_spare(is_expert(id));
 }
 
 // Spare memory counts towards the budget.
 void llama_layer_sched::trim_spare(bool experts) {
-    const size_t used = experts ? expert_used : streamed_used;
-    const size_t limit = experts ? budget.pool_bytes : budget.ring_bytes;
-    store.trim_spare(experts, limit - std::min(limit, used));
+    if (experts) {
+        trim_experts(budget.pool_bytes);
+    } else {
+        store.trim_spare(budget.ring_bytes - std::min(budget.ring_bytes, streamed_used));
+    }
 }
 
 // Charges the block and starts to read it; with a pool in its threads, else read_here() does the work.
@@ -294,29 +296,52 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.charged = charge_of(id);
     (is_expert(id) ? expert_used : dense_used) += b.charged;
     streamed_used += !is_expert(id) && !b.pinned ? b.charged : 0;
-    store.use_spare(id, b.charged > bytes_of(id));
+    store.place(id, b.charged > bytes_of(id));
     trim_spare(is_expert(id));
     const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
     b.n_parts = (int32_t) parts.size();
+    b.n_slice_parts.assign(store.blocks()[id].slices.size(), 0);
+    for (const llama_weight_part & part : parts) {
+        b.n_slice_parts[part.index]++;
+    }
     if (pool == nullptr) {
         return;
     }
-    for (const llama_weight_part & part : parts) {
-        b.jobs.push_back(pool->submit(priority, [this, id, part](bool run) {
-            std::string error;
-            const bool ok = run && store.read_part(part, &error);
-
-            std::unique_lock<std::mutex> lock(mutex);
-            block & done = blocks[id];
-            if (!ok && done.error.empty()) {
-                done.error = run ? error : "cancelled";
-            }
-            if (--done.n_parts == 0) {
-                finish_load(id, lock);
-            }
-            return ok;
-        }));
+    // small parts together: waking a thread for each would cost more than they gain by being read at once
+    std::vector<llama_weight_part> group;
+    size_t bytes = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+        group.push_back(parts[i]);
+        bytes += parts[i].bytes;
+        if (i + 1 == parts.size() || bytes + parts[i + 1].bytes > cfg.part_bytes) {
+            b.jobs.push_back(pool->submit(priority, [this, id, group](bool run) { return read(id, group, run); }));
+            group.clear();
+            bytes = 0;
+        }
     }
+}
+
+// In a thread of the pool. False: not all was read.
+bool llama_layer_sched::read(uint32_t id, const std::vector<llama_weight_part> & parts, bool run) {
+    bool all = true;
+    for (const llama_weight_part & part : parts) {
+        std::string error = "cancelled";
+        const bool ok = run && store.read_part(part, &error);
+        all = all && ok;
+
+        std::unique_lock<std::mutex> lock(mutex);
+        block & b = blocks[id];
+        if (!ok && b.error.empty()) {
+            b.error = error;
+        }
+        if (--b.n_slice_parts[part.index] == 0 && is_expert(id) && b.error.empty() && store.verified(id)) {
+            store.publish(id, part.index); // kernels go on with it while others are read
+        }
+        if (--b.n_parts == 0) {
+            finish_load(id, lock);
+        }
+    }
+    return all;
 }
 
 void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lock) {
@@ -346,7 +371,13 @@ void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & 
     b.state = RESIDENT;
     b.n_loads++;
     totals.blocks_loaded++;
-    if (!b.error.empty() || (idle(id) && (b.pinned ? b.charged > bytes_of(id) : !fits(0, is_expert(id))))) {
+    if (is_expert(id)) { // if it failed, kernels that wait for it go on with what is there, and the graph fails then
+        for (size_t i = 0; i < store.blocks()[id].slices.size(); ++i) {
+            store.publish(id, i);
+        }
+    }
+    if ((!b.error.empty() && !(is_expert(id) && b.in_use)) ||
+        (idle(id) && (b.pinned ? b.charged > bytes_of(id) : !fits(0, is_expert(id))))) {
         evict(id); // also what another budget has no room for any more
     }
     changed.notify_all();
@@ -388,19 +419,22 @@ bool llama_layer_sched::make_room(size_t bytes, bool experts, std::unique_lock<s
         const int64_t victim = find_victim(experts);
         if (victim >= 0) {
             evict((uint32_t) victim, true);
-            continue;
-        }
-        // everything unused is still on its way in: wait for one, it can go then
-        bool loading = false;
-        for (uint32_t id = 0; id < blocks.size() && !loading; ++id) {
-            loading = is_expert(id) == experts && blocks[id].state == LOADING && !blocks[id].in_use;
-        }
-        if (!loading) {
+        } else if (!wait_for_idle(experts, lock)) {
             return false;
         }
-        changed.wait(lock);
     }
     return true;
+}
+
+// Everything unused is still on its way in: waits for one, it can go then. False: there is none.
+bool llama_layer_sched::wait_for_idle(bool experts, std::unique_lock<std::mutex> & lock) {
+    for (uint32_t id = 0; id < blocks.size(); ++id) {
+        if (is_expert(id) == experts && blocks[id].state == LOADING && !blocks[id].in_use) {
+            changed.wait(lock);
+            return true;
+        }
+    }
+    return false;
 }
 
 // Reads ahead in graph order, round the end of the graph into the next one.
@@ -495,8 +529,8 @@ bool llama_layer_sched::run_stop(const llama_layer_stop & s, std::string * error
     for (uint32_t id : s.release) {
         release(id);
     }
-    if (s.experts_done != nullptr) {
-        release_experts();
+    if (s.experts_done != nullptr && !release_experts(error)) {
+        return false;
     }
     for (uint32_t id : s.acquire) {
         if (!acquire(id, lock, error)) {
@@ -577,7 +611,8 @@ void llama_layer_sched::end_graph() {
         }
         passed.clear();
         guessed.clear();
-        release_experts();
+        std::string ignored;
+        release_experts(&ignored);
         apply_budget(lock);
         head = current.order.size() - 1; // the first block comes next
         pump();
@@ -591,9 +626,9 @@ void llama_layer_sched::end_graph() {
 llama_layer_sched::counters llama_layer_sched::count() const {
     const std::lock_guard<std::mutex> lock(mutex);
     counters c = totals;
+    c.stall_ms += (double) store.waited_us() / 1000.0;
     c.bytes_read = (int64_t) store.bytes_read();
-    c.bytes_resident = (int64_t) (dense_used + expert_used + store.spare_bytes(false) + store.spare_bytes(true) +
-                                  store.resident_bytes());
+    c.bytes_resident = (int64_t) (dense_used + store.spare_bytes() + store.expert_memory() + store.resident_bytes());
     if (pool != nullptr) {
         c.prefetch = pool->count();
     }

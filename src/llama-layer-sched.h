@@ -55,8 +55,8 @@ class llama_layer_sched {
     // Tensors of a layer point to a device now, or no longer do: which blocks are needed in host memory. Not between
     // begin_graph() and end_graph().
     void layer_moved(int32_t layer);
-    // Whether all blocks of a tensor are in memory; then they stay until layer_moved() for their layer.
-    bool keep(const ggml_tensor * t);
+    // Where a tensor's blocks are in memory, if all of them are; then they stay until layer_moved() for their layer.
+    std::vector<const uint8_t *> keep(const ggml_tensor * t);
 
     struct counters {
         int64_t blocks_loaded;
@@ -99,6 +99,7 @@ class llama_layer_sched {
         bool elsewhere = false; // on a device, all of it
         size_t charged = 0;     // bytes of memory, while it is not absent
         std::string error;
+        std::vector<int32_t> n_slice_parts; // of an expert, by slice
         std::vector<llama_prefetcher::job_id> jobs;
         std::list<uint32_t>::iterator lru;
     };
@@ -107,16 +108,21 @@ class llama_layer_sched {
     bool acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock, std::string * error);
     void guess_experts(const llama_layer_stop & s);
     void settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock);
-    void release_experts();
+    bool release_experts(std::string * error);
     void release(uint32_t id);
     bool run_stop(const llama_layer_stop & s, std::string * error);
     void pump();
     void submit(uint32_t id, int64_t priority);
+    bool read(uint32_t id, const std::vector<llama_weight_part> & parts, bool run);
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
     void finish_load(uint32_t id, std::unique_lock<std::mutex> & lock);
     void evict(uint32_t id, bool keep_memory = false);
     void trim_spare(bool experts);
     bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);
+    bool wait_for_idle(bool experts, std::unique_lock<std::mutex> & lock);
+    bool make_expert_room(uint32_t id);
+    int64_t find_victim_for(uint32_t expert) const;
+    void trim_experts(size_t bytes);
     void shrink(std::unique_lock<std::mutex> & lock);
     void apply_budget(std::unique_lock<std::mutex> & lock);
     void apply_budget_if_idle();

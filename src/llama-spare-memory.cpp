@@ -17,44 +17,41 @@ llama_spare_memory::range llama_spare_memory::of(uint8_t * first, uint8_t * last
     return { first, first + (bytes >= move_bytes_min ? bytes : 0), bytes };
 }
 
-void llama_spare_memory::add(bool experts, const range & r) {
-    pool & spare = pools[experts];
+void llama_spare_memory::add(const range & r) {
     for (uint8_t * at = r.first; at < r.last; at += r.piece) {
-        spare.pieces[r.piece].push_back(at);
-        spare.bytes += r.piece;
+        pieces[r.piece].push_back(at);
+        n_bytes += r.piece;
     }
 }
 
-void llama_spare_memory::take(bool experts, const range & r) {
-    pool & spare = pools[experts];
-    std::vector<uint8_t *> & pieces = spare.pieces[r.piece];
-    for (uint8_t * at = r.first; at < r.last && !pieces.empty(); at += r.piece) {
+void llama_spare_memory::take(const range & r) {
+    std::vector<uint8_t *> & fitting = pieces[r.piece];
+    for (uint8_t * at = r.first; at < r.last && !fitting.empty(); at += r.piece) {
         // the range's own memory may be spare still
-        const auto mine = std::find(pieces.begin(), pieces.end(), at);
-        if (mine != pieces.end()) {
-            pieces.erase(mine);
+        const auto mine = std::find(fitting.begin(), fitting.end(), at);
+        if (mine != fitting.end()) {
+            fitting.erase(mine);
         } else {
             if (mapped.count(at) == 0 && mapped.size() >= mappings_max) {
                 continue;
             }
-            if (!llama_address_move(at, pieces.back(), r.piece)) {
+            if (!llama_address_move(at, fitting.back(), r.piece)) {
                 can_move = false;
                 return;
             }
             mapped.insert(at);
-            pieces.pop_back();
+            fitting.pop_back();
         }
-        spare.bytes -= r.piece;
+        n_bytes -= r.piece;
     }
 }
 
-void llama_spare_memory::trim(bool experts, size_t bytes) {
-    pool & spare = pools[experts];
-    for (auto & entry : spare.pieces) {
-        while (spare.bytes > bytes && !entry.second.empty()) {
+void llama_spare_memory::trim(size_t bytes) {
+    for (auto & entry : pieces) {
+        while (n_bytes > bytes && !entry.second.empty()) {
             llama_address_discard(entry.second.back(), entry.first);
             entry.second.pop_back();
-            spare.bytes -= entry.first;
+            n_bytes -= entry.first;
         }
     }
 }

@@ -1,5 +1,5 @@
 // Memory of blocks that are gone, kept for blocks that come: freeing pages, zeroing and allocating them again costs
-// more than moving them. In two pools, for experts have a share of the budget of their own.
+// more than moving them.
 #pragma once
 
 #include <cstddef>
@@ -20,17 +20,14 @@ class llama_spare_memory {
     static range of(uint8_t * first, uint8_t * last);
 
     bool works() const { return can_move; } // on this system
-    void add(bool experts, const range & r);
-    void take(bool experts, const range & r); // moves what there is, or less, into a range that has no memory
-    void trim(bool experts, size_t bytes);    // gives back what is more
-    size_t bytes(bool experts) const { return pools[experts].bytes; }
+    void add(const range & r);
+    void take(const range & r); // moves what there is, or less, into a range that has no memory
+    void trim(size_t bytes);    // gives back what is more
+    size_t bytes() const { return n_bytes; }
 
   private:
-    struct pool {
-        std::map<size_t, std::vector<uint8_t *>> pieces; // by size, where they lie now
-        size_t bytes = 0;
-    };
-    pool pools[2];
+    std::map<size_t, std::vector<uint8_t *>> pieces; // by size, where they lie now
+    size_t n_bytes = 0;
     std::unordered_set<const uint8_t *> mapped; // pieces that are mappings of their own, since they were moved to
     bool can_move = true;
 };

@@ -269,8 +269,11 @@ void llama_superllama_model::create_tier() {
         apply();
         return true;
     };
-    cfg.keep = [this](const ggml_tensor * t) {
-        return store.is_plain(t) && (store.is_resident(t) || scheduler->keep(t));
+    cfg.keep = [this](const ggml_tensor * t) -> std::vector<const uint8_t *> {
+        if (!store.is_plain(t)) {
+            return {};
+        }
+        return store.is_resident(t) ? std::vector<const uint8_t *>{ (const uint8_t *) t->data } : scheduler->keep(t);
     };
     devices = std::make_unique<llama_device_tier>(store, cfg);
 }

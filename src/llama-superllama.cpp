@@ -362,6 +362,7 @@ void llama_superllama::context_ready() {
     self.other_bytes = host_bytes;
     self.kv.granted = self.kv.bytes_max;
     self.compute.granted = self.compute.bytes_max;
+    self.grant(self.compute, 0); // no graph ran yet
     if (pages != nullptr) {
         self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
         pages->before_growth(

@@ -20,7 +20,7 @@
 
 namespace fs = std::filesystem;
 
-static const uint64_t magic = 0x3352414345444953ull; // "SIDECAR3"
+static const uint64_t magic = 0x3452414345444953ull; // "SIDECAR4"
 
 // The file: this header, a checksum for each block, then the blocks, each part on whole pages.
 struct header {
@@ -65,12 +65,13 @@ static bool fingerprint(llama_weight_store & store, uint64_t * hash, std::string
         if (!seen.insert(t->type).second) {
             continue;
         }
-        if (!store.read_part(part, why)) {
+        store.place(id, false);
+        const bool ok = store.read_part(part, why);
+        *hash = ok ? llama_checksum(store.data(id, part.index), part.bytes, *hash) : 0;
+        store.drop(id, false);
+        if (!ok) {
             return false;
         }
-        const uint8_t * data = (const uint8_t *) t->data + block.slices[part.index].first;
-        *hash = llama_checksum(data, part.bytes, *hash);
-        store.drop(id, [](uint32_t) { return false; });
     }
     return true;
 }
@@ -93,55 +94,6 @@ static size_t data_offset(size_t n_blocks) {
     return (sizeof(header) + n_blocks * sizeof(uint64_t) + page - 1) / page * page;
 }
 
-// Blocks in their converted layout, no more of them at a time than needed: experts share pages with their neighbours,
-// and a record holds whole pages, so that theirs have to be right too.
-class converted_blocks {
-  public:
-    explicit converted_blocks(llama_weight_store & store) : store(store) {}
-
-    ~converted_blocks() {
-        for (uint32_t id : there) {
-            store.drop(id, [](uint32_t) { return false; });
-        }
-    }
-
-    bool bring(uint32_t id, std::string * why) {
-        for (uint32_t other = id > 0 ? id - 1 : id; other <= id + 1 && other < store.blocks().size(); ++other) {
-            if (!(other == id || neighbours(other, id)) || there.count(other) > 0) {
-                continue;
-            }
-            there.insert(other);
-            for (const llama_weight_part & part : store.parts(other, 1 << 20)) {
-                if (!store.read_part(part, why)) {
-                    return false;
-                }
-            }
-        }
-        return true;
-    }
-
-    void leave(uint32_t id) { // what the next one does not need
-        while (!there.empty() && (*there.begin() < id || !neighbours(*there.begin(), id + 1))) {
-            const uint32_t gone = *there.begin();
-            there.erase(there.begin());
-            store.drop(gone, [this](uint32_t other) { return there.count(other) > 0; });
-        }
-    }
-
-  private:
-    bool neighbours(uint32_t a, uint32_t b) const {
-        if (a >= store.blocks().size() || b >= store.blocks().size()) {
-            return false;
-        }
-        const llama_weight_block & x = store.blocks()[a];
-        const llama_weight_block & y = store.blocks()[b];
-        return x.expert >= 0 && y.expert >= 0 && x.layer == y.layer;
-    }
-
-    llama_weight_store & store;
-    std::set<uint32_t> there;
-};
-
 static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t> & ids, const header & head,
                           const std::string & path, const std::function<bool(float)> & progress, std::string * why) {
     const std::string tmp = path + "." + std::to_string(getpid());
@@ -158,17 +110,19 @@ static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t
         *why = "no room for " + std::to_string(head.bytes >> 20) + " MiB in " + fs::path(path).parent_path().string();
     }
     std::vector<uint64_t> sums;
-    converted_blocks converted(store);
     uint64_t offset = data_offset(ids.size());
     for (size_t i = 0; ok && i < ids.size(); ++i) {
         const uint32_t id = ids[i];
-        ok = converted.bring(id, why);
+        store.place(id, false);
+        for (const llama_weight_part & part : store.parts(id, 1 << 20)) {
+            ok = ok && store.read_part(part, why);
+        }
         sums.push_back(store.checksum(id));
         for (const llama_weight_range & range : store.blocks()[id].ranges) {
-            ok = ok && write_all(fd, range.addr, range.bytes, offset, why);
-            offset += range.bytes;
+            ok = ok && write_all(fd, range.addr, range.bytes, offset + range.at, why);
         }
-        converted.leave(id);
+        offset += store.blocks()[id].bytes;
+        store.drop(id, false);
         if (ok && !progress((float) (i + 1) / (float) ids.size())) {
             *why = "cancelled";
             ok = false;

@@ -3,8 +3,11 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
+#include "ggml-impl.h"
 #include "llama-address-space.h"
 #include "llama-checksum.h"
+#include "llama-expert-frames.h"
+#include "llama-expert-table.h"
 #include "llama-read-staging.h"
 #include "llama-spare-memory.h"
 #include "llama-weight-file.h"
@@ -26,10 +29,6 @@ static const size_t resident_drop_min = 64u << 10; // smaller resident tensors s
 static const size_t wide_bytes_min = 4u << 20;         // of a block that may have its last huge page alone
 static const size_t huge_ranges_max = 16384;           // each is a mapping, of which the kernel limits the number
 static const size_t arena_slack = 2 * llama_huge_page; // it begins and ends with a whole one
-
-static size_t round_up(size_t x, size_t to) {
-    return (x + to - 1) / to * to;
-}
 
 static size_t round_down(size_t x, size_t to) {
     return x / to * to;
@@ -82,6 +81,10 @@ struct llama_weight_store::impl {
     size_t n_huge_ranges = 0;
 
     llama_spare_memory spare;
+    std::map<size_t, std::unique_ptr<llama_expert_frames>> frames; // by the size of an expert
+    std::unordered_map<const ggml_tensor *, llama_expert_table *> tables;
+    llama_expert_waiters waiters;
+    size_t n_frame_slack = 0; // of memory, where frames end on huge pages
     llama_read_staging staging;
 
     mutable std::atomic<uint64_t> n_read{ 0 };
@@ -127,36 +130,23 @@ static tensor_role role_of(const ggml_tensor * t, bool by_row) {
     return ROLE_STREAM;
 }
 
-// The bytes of a range that are its block's own: experts of one tensor are neighbours, and share pages.
-static std::pair<uint8_t *, uint8_t *> bytes_of(const llama_weight_block & b, size_t i) {
-    const llama_weight_range & r = b.ranges[i];
-    if (b.expert < 0) {
-        return { r.addr, r.addr + r.bytes };
-    }
-    uint8_t * data = (uint8_t *) b.slices[i].tensor->data + b.slices[i].first;
-    return { data, data + b.slices[i].bytes };
+// The pages of a block that is no expert.
+static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b) {
+    uint8_t * first = b.ranges.front().addr;
+    uint8_t * last = first + b.ranges.front().bytes;
+    return { first, b.wide ? (uint8_t *) llama_round_up((size_t) last, llama_huge_page) : last };
 }
 
-// Its pages, without those that a block before or after it shares.
-static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b, size_t i, bool before, bool after) {
-    const auto own = bytes_of(b, i);
-    uint8_t * first = b.ranges[i].addr;
-    uint8_t * last = first + b.ranges[i].bytes;
-    first += own.first != first && before ? llama_system_page() : 0;
-    last -= own.second != last && after ? llama_system_page() : 0;
-    return { first, b.wide ? (uint8_t *) round_up((size_t) last, llama_huge_page) : last };
-}
-
-// The part of them that can be moved, whoever the neighbours are.
-static llama_spare_memory::range movable_of(const llama_weight_block & b, size_t i) {
-    const auto pages = pages_of(b, i, true, true);
+// The part of them that can be moved.
+static llama_spare_memory::range movable_of(const llama_weight_block & b) {
+    const auto pages = pages_of(b);
     return llama_spare_memory::of(pages.first, pages.second);
 }
 
-// The part of a range that lies on huge pages, where the system has any.
-static std::pair<uint8_t *, uint8_t *> huge_pages_of(const llama_weight_block & b, size_t i) {
-    const auto m = movable_of(b, i);
-    uint8_t * end = b.ranges[i].addr + b.ranges[i].bytes;
+// The part that lies on huge pages, where the system has any.
+static std::pair<uint8_t *, uint8_t *> huge_pages_of(const llama_weight_block & b) {
+    const auto m = movable_of(b);
+    uint8_t * end = b.ranges.front().addr + b.ranges.front().bytes;
     return m.piece == llama_huge_page ? std::make_pair(m.first, std::min(m.last, end)) : std::make_pair(end, end);
 }
 
@@ -205,12 +195,12 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         const size_t in_page = plain ? h.source.offset % page : 0;
         const size_t bytes = ggml_nbytes(h.tensor);
         if (i > 0 && mine[i - 1].role == ROLE_STREAM && h.role != ROLE_STREAM) {
-            end = round_up(end, llama_huge_page); // the last huge page of a block is its own
+            end = llama_round_up(end, llama_huge_page); // the last huge page of a block is its own
         }
         if (h.role == ROLE_EXPERTS) {
             h.n_experts = (int32_t) h.tensor->ne[2];
-            h.addr_off = round_up(end, llama_huge_page) + in_page;
-            end = round_up(h.addr_off + bytes, page);
+            h.addr_off = llama_round_up(end, page); // of the table; the rest stays address space
+            end = llama_round_up(h.addr_off + std::max(bytes, llama_expert_table::bytes((size_t) h.n_experts)), page);
             for (int32_t e = 0; e < h.n_experts; ++e) {
                 const auto key = std::make_pair(h.layer, e);
                 if (pimpl->expert_blocks.find(key) == pimpl->expert_blocks.end()) {
@@ -228,8 +218,9 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         }
         if (h.role != ROLE_STREAM) {
             h.addr_off =
-                round_up(end, h.role == ROLE_RESIDENT && bytes >= llama_huge_page ? llama_huge_page : page) + in_page;
-            end = round_up(h.addr_off + bytes, page);
+                llama_round_up(end, h.role == ROLE_RESIDENT && bytes >= llama_huge_page ? llama_huge_page : page) +
+                in_page;
+            end = llama_round_up(h.addr_off + bytes, page);
             continue;
         }
         llama_weight_block * last = all_blocks.empty() ? nullptr : &all_blocks.back();
@@ -241,17 +232,17 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         if (joins) {
             const size_t previous_end = previous->source.offset + ggml_nbytes(previous->tensor);
             h.addr_off = previous->addr_off + ggml_nbytes(previous->tensor);
-            h.addr_off += plain ? h.source.offset - previous_end : round_up(h.addr_off, 64) - h.addr_off;
+            h.addr_off += plain ? h.source.offset - previous_end : llama_round_up(h.addr_off, 64) - h.addr_off;
         } else {
             all_blocks.emplace_back();
             last = &all_blocks.back();
             last->layer = h.layer;
-            h.addr_off = round_up(end, llama_huge_page) + in_page;
+            h.addr_off = llama_round_up(end, llama_huge_page) + in_page;
         }
         h.block = (uint32_t) (all_blocks.size() - 1);
         last->slices.push_back({ h.tensor, 0, bytes, h.source });
         last->bytes += bytes;
-        end = round_up(h.addr_off + bytes, page);
+        end = llama_round_up(h.addr_off + bytes, page);
     }
 
     arena a = { nullptr, std::max(end, page) };
@@ -262,7 +253,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     }
     llama_address_small_pages(a.base, a.bytes + arena_slack); // whatever the system's default: the budget counts pages
     pimpl->arenas.push_back(a);
-    uint8_t * base = (uint8_t *) round_up((size_t) a.base, llama_huge_page);
+    uint8_t * base = (uint8_t *) llama_round_up((size_t) a.base, llama_huge_page);
 
     ggml_backend_buffer_t buffer = make_buffer(buft, base, a.bytes);
     for (held_tensor & h : mine) {
@@ -270,10 +261,14 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         h.addr = base + h.addr_off;
         pimpl->index[h.tensor] = pimpl->held.size();
         pimpl->held.push_back(h);
-        const size_t pages = round_up(h.addr_off % page + ggml_nbytes(h.tensor), page);
+        const size_t pages = llama_round_up(h.addr_off % page + ggml_nbytes(h.tensor), page);
         if (h.role == ROLE_RESIDENT) {
             n_resident += pages;
             llama_address_huge_pages(base + h.addr_off, ggml_nbytes(h.tensor));
+        } else if (h.role == ROLE_EXPERTS) {
+            h.tensor->flags |= GGML_TENSOR_FLAG_TABLE;
+            pimpl->tables[h.tensor] = llama_expert_table::create(h.addr, (size_t) h.n_experts, pimpl->waiters);
+            n_resident += llama_round_up(llama_expert_table::bytes((size_t) h.n_experts), page);
         } else if (h.role == ROLE_BY_ROW) {
             n_row_max += std::min(pages, 2 * row_bytes_cap); // what stays, and what one ubatch adds
             pimpl->row_pages[h.tensor].resize(pages / page);
@@ -288,38 +283,58 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         }
         b.ranges.clear();
         b.bytes = 0;
-        const auto add = [&](uint8_t * first, uint8_t * last, const llama_weight_source & from, bool converts) {
-            const size_t head = (size_t) first % page;
+        const auto add = [&](uint8_t * data, size_t bytes, const llama_weight_source & from, bool converts) {
             llama_weight_range r;
-            r.addr = first - head;
-            r.bytes = round_up((size_t) (last - r.addr), page);
+            r.head = converts ? 0 : from.offset % page;
+            r.addr = data != nullptr ? data - r.head : nullptr;
+            r.at = b.bytes;
+            r.bytes = llama_round_up(r.head + bytes, page);
             r.file = converts ? -1 : from.file;
-            r.offset = converts ? 0 : from.offset - head;
-            b.bytes += r.bytes;
+            r.offset = converts ? 0 : from.offset - r.head;
             b.ranges.push_back(r);
         };
         if (b.expert >= 0) {
             for (const llama_weight_slice & s : b.slices) {
                 if (s.tensor->data != nullptr) {
-                    uint8_t * first = (uint8_t *) s.tensor->data + s.first;
-                    add(first, first + s.bytes, s.source, pimpl->find(s.tensor)->converts);
+                    const bool converts = pimpl->find(s.tensor)->converts;
+                    add(nullptr, s.bytes, s.source, converts);
+                    b.bytes +=
+                        llama_round_up(s.bytes, page) + (converts ? 0 : page); // the same for all: room for any head
                 }
             }
-        } else {
-            const llama_weight_slice & front = b.slices.front();
-            const llama_weight_slice & back = b.slices.back();
-            add((uint8_t *) front.tensor->data, (uint8_t *) back.tensor->data + back.bytes, front.source,
-                pimpl->find(front.tensor)->converts);
+            continue;
         }
-        for (size_t i = 0; i < b.ranges.size(); ++i) {
-            const auto huge = huge_pages_of(b, i);
-            if (huge.first < huge.second && pimpl->n_huge_ranges < huge_ranges_max) {
-                llama_address_huge_pages(huge.first, (size_t) (huge.second - huge.first));
-                pimpl->n_huge_ranges++;
-            }
+        const llama_weight_slice & front = b.slices.front();
+        const llama_weight_slice & back = b.slices.back();
+        uint8_t * data = (uint8_t *) front.tensor->data;
+        add(data, (size_t) ((uint8_t *) back.tensor->data + back.bytes - data), front.source,
+            pimpl->find(front.tensor)->converts);
+        b.bytes = b.ranges.front().bytes;
+        const auto huge = huge_pages_of(b);
+        if (huge.first < huge.second && pimpl->n_huge_ranges < huge_ranges_max) {
+            llama_address_huge_pages(huge.first, (size_t) (huge.second - huge.first));
+            pimpl->n_huge_ranges++;
         }
     }
+
+    n_resident -= pimpl->n_frame_slack;
+    pimpl->n_frame_slack = 0;
+    for (const auto & size : expert_sizes()) {
+        pimpl->n_frame_slack += llama_expert_frames::slack(size.first, size.second);
+    }
+    n_resident += pimpl->n_frame_slack;
     return buffer;
+}
+
+// How many experts there are of each size.
+std::map<size_t, size_t> llama_weight_store::expert_sizes() const {
+    std::map<size_t, size_t> sizes;
+    for (const llama_weight_block & b : all_blocks) {
+        if (b.expert >= 0) {
+            sizes[b.bytes]++;
+        }
+    }
+    return sizes;
 }
 
 bool llama_weight_store::owns(const ggml_context * ctx) const {
@@ -359,10 +374,12 @@ bool llama_weight_store::converts(uint32_t block) const {
 }
 
 uint64_t llama_weight_store::checksum(uint32_t block) const {
+    const llama_weight_block & b = all_blocks[block];
     uint64_t sum = 0;
-    for (size_t i = 0; i < all_blocks[block].ranges.size(); ++i) {
-        const auto own = bytes_of(all_blocks[block], i);
-        sum = llama_checksum(own.first, (size_t) (own.second - own.first), sum);
+    for (size_t i = 0; i < b.ranges.size(); ++i) {
+        const llama_weight_range & r = b.ranges[i];
+        const size_t head = b.expert < 0 ? 0 : r.head;
+        sum = llama_checksum(r.addr + head, b.expert < 0 ? r.bytes : b.slices[i].bytes, sum);
     }
     return sum;
 }
@@ -383,8 +400,7 @@ void llama_weight_store::set_source(uint32_t block, int file, uint64_t offset, u
     all_blocks[block].checksum = checksum;
     for (llama_weight_range & r : all_blocks[block].ranges) {
         r.file = file;
-        r.offset = offset;
-        offset += r.bytes;
+        r.offset = offset + r.at;
     }
 }
 
@@ -404,27 +420,37 @@ std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t 
         }
         return result;
     }
-    const size_t staged = std::min(part_bytes, pimpl->staging.slice_bytes());
-    for (uint32_t i = 0; i < b.ranges.size(); ++i) {
-        const auto huge = huge_pages_of(b, i);
-        const size_t first = (size_t) (huge.first - b.ranges[i].addr);
-        const size_t last = (size_t) (huge.second - b.ranges[i].addr);
-        cut(i, 0, first, staged);
-        cut(i, first, last, part_bytes);
-        cut(i, last, b.ranges[i].bytes, staged);
+    if (b.expert >= 0) {
+        for (uint32_t i = 0; i < b.ranges.size(); ++i) {
+            cut(i, 0, b.ranges[i].bytes, part_bytes);
+        }
+        return result;
     }
+    const size_t staged = std::min(part_bytes, pimpl->staging.slice_bytes());
+    const auto huge = huge_pages_of(b);
+    const size_t first = (size_t) (huge.first - b.ranges.front().addr);
+    const size_t last = (size_t) (huge.second - b.ranges.front().addr);
+    cut(0, 0, first, staged);
+    cut(0, first, last, part_bytes);
+    cut(0, last, b.ranges.front().bytes, staged);
     return result;
 }
 
+const uint8_t * llama_weight_store::data(uint32_t block, size_t slice) const {
+    const llama_weight_block & b = all_blocks[block];
+    const llama_weight_slice & s = b.slices[slice];
+    return b.expert < 0 ? (const uint8_t *) s.tensor->data + s.first : b.ranges[slice].addr + b.ranges[slice].head;
+}
+
 // Reads rows in the file's layout and lets the buffer put them in place in its own.
-static bool convert_rows(const llama_weight_file & file, const llama_weight_slice & slice, size_t first, size_t bytes,
-                         std::string * error) {
+static bool convert_rows(const llama_weight_file & file, const llama_weight_slice & slice, uint8_t * to, size_t first,
+                         size_t bytes, std::string * error) {
     std::vector<uint8_t> staging(bytes);
     if (!file.read_bytes(staging.data(), bytes, slice.source.offset + first, error)) {
         return false;
     }
     ggml_tensor rows = *slice.tensor;
-    rows.data = (uint8_t *) slice.tensor->data + slice.first + first;
+    rows.data = to + first;
     rows.ne[1] = (int64_t) (bytes / ggml_row_size(rows.type, rows.ne[0]));
     rows.ne[2] = rows.ne[3] = 1;
     rows.nb[2] = rows.nb[3] = rows.nb[1] * (size_t) rows.ne[1];
@@ -432,18 +458,16 @@ static bool convert_rows(const llama_weight_file & file, const llama_weight_slic
     return true;
 }
 
-// Into small pages by way of a huge one, if no other reader has it; of the pages only what lies in [first, last).
+// Into small pages by way of a huge one, if no other reader has it.
 static bool read_small_pages(const llama_weight_file & file, llama_read_staging & staging, uint8_t * addr, size_t bytes,
-                             uint64_t offset, uint8_t * first, uint8_t * last, std::string * error) {
+                             uint64_t offset, std::string * error) {
     uint8_t * slice = bytes <= staging.slice_bytes() ? staging.take() : nullptr;
     if (slice == nullptr) {
         return file.read_pages(addr, bytes, offset, error);
     }
     const bool ok = file.read_pages(slice, bytes, offset, error);
     if (ok) {
-        first = std::max(first, addr);
-        last = std::min(last, addr + bytes);
-        memcpy(first, slice + (first - addr), (size_t) (last - first));
+        memcpy(addr, slice, bytes);
     }
     staging.give_back(slice);
     return ok;
@@ -454,23 +478,29 @@ bool llama_weight_store::read_part(const llama_weight_part & part, std::string *
     bool ok;
     if (converts(part.block)) {
         const llama_weight_slice & slice = b.slices[part.index];
-        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, part.first, part.bytes, error);
+        uint8_t * to = const_cast<uint8_t *>(data(part.block, part.index));
+        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, to, part.first, part.bytes, error);
     } else {
         const llama_weight_range & range = b.ranges[part.index];
         const llama_weight_file & file = *pimpl->files[(size_t) range.file];
         uint8_t * addr = range.addr + part.first;
         const uint64_t offset = range.offset + part.first;
-        const auto huge = huge_pages_of(b, part.index);
-        const auto own = bytes_of(b, part.index);
+        const auto huge = b.expert < 0 ? huge_pages_of(b) : std::make_pair(addr, addr + 1);
         ok = addr >= huge.first && addr < huge.second
                  ? file.read_pages(addr, part.bytes, offset, error)
-                 : read_small_pages(file, pimpl->staging, addr, part.bytes, offset, own.first, own.second, error);
+                 : read_small_pages(file, pimpl->staging, addr, part.bytes, offset, error);
     }
     pimpl->n_read += ok ? part.bytes : 0;
     return ok;
 }
 
 bool llama_weight_store::load_resident(std::string * error) {
+    for (const auto & size : expert_sizes()) {
+        auto & frames = pimpl->frames[size.first];
+        if (frames == nullptr) {
+            frames = std::make_unique<llama_expert_frames>(size.first, size.second);
+        }
+    }
     for (held_tensor & h : pimpl->held) {
         if (h.role != ROLE_RESIDENT || !h.held || h.there) {
             continue;
@@ -482,11 +512,12 @@ bool llama_weight_store::load_resident(std::string * error) {
             const size_t group = ggml_row_size(h.tensor->type, h.tensor->ne[0]) * 16;
             const size_t step = std::max(group, round_down(convert_bytes, group));
             for (size_t first = 0; ok && first < bytes; first += step) {
-                ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, first, std::min(step, bytes - first), error);
+                ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, h.addr, first, std::min(step, bytes - first),
+                                  error);
             }
         } else {
             const size_t head = h.source.offset % llama_system_page();
-            ok = file.read_pages((uint8_t *) h.tensor->data - head, round_up(head + bytes, llama_system_page()),
+            ok = file.read_pages((uint8_t *) h.tensor->data - head, llama_round_up(head + bytes, llama_system_page()),
                                  h.source.offset - head, error);
         }
         if (!ok) {
@@ -511,7 +542,7 @@ std::vector<llama_weight_tensor> llama_weight_store::tensors() const {
 const uint8_t * llama_weight_store::read(const llama_weight_source & from, size_t bytes, uint8_t * staging,
                                          std::string * error) const {
     const size_t head = from.offset % llama_system_page();
-    const size_t whole = round_up(head + bytes, llama_system_page());
+    const size_t whole = llama_round_up(head + bytes, llama_system_page());
     if (!pimpl->files[(size_t) from.file]->read_pages(staging, whole, from.offset - head, error)) {
         return nullptr;
     }
@@ -530,7 +561,7 @@ void llama_weight_store::hold_resident(const ggml_tensor * t, bool held) {
         return;
     }
     const size_t page = llama_system_page();
-    const size_t pages = round_up(h.addr_off % page + bytes, page);
+    const size_t pages = llama_round_up(h.addr_off % page + bytes, page);
     h.held = held;
     if (bytes < resident_drop_min) {
         return;
@@ -607,56 +638,97 @@ bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, s
     return true;
 }
 
-void llama_weight_store::drop(uint32_t block, const std::function<bool(uint32_t)> & resident) {
-    give_back(block, resident, false);
-}
-
-void llama_weight_store::keep(uint32_t block, const std::function<bool(uint32_t)> & resident) {
-    give_back(block, resident, pimpl->spare.works());
-}
-
-void llama_weight_store::give_back(uint32_t block, const std::function<bool(uint32_t)> & resident, bool keep) {
-    const llama_weight_block & b = all_blocks[block];
-    const auto there = [&](int32_t expert) {
-        const auto found = pimpl->expert_blocks.find({ b.layer, expert });
-        return b.expert >= 0 && found != pimpl->expert_blocks.end() && resident(found->second);
-    };
-    for (size_t i = 0; i < b.ranges.size(); ++i) {
-        const auto pages = pages_of(b, i, there(b.expert - 1), there(b.expert + 1));
-        const auto m = keep ? movable_of(b, i) : llama_spare_memory::range{ pages.second, pages.second, 1 };
-        if (pages.first < m.first) {
-            llama_address_discard(pages.first, (size_t) (m.first - pages.first));
-        }
-        if (m.last < pages.second) {
-            llama_address_discard(m.last, (size_t) (pages.second - m.last));
-        }
-        pimpl->spare.add(b.expert >= 0, m);
-    }
-}
+// ------------------------------------------------------------------------------------------------- memory
 
 size_t llama_weight_store::wide_bytes(uint32_t block) const {
     const llama_weight_block & b = all_blocks[block];
-    return b.expert < 0 && b.bytes >= wide_bytes_min ? round_up(b.bytes, llama_huge_page) : b.bytes;
+    return b.expert < 0 && b.bytes >= wide_bytes_min ? llama_round_up(b.bytes, llama_huge_page) : b.bytes;
 }
 
-void llama_weight_store::use_spare(uint32_t block, bool wide) {
+void llama_weight_store::place(uint32_t block, bool wide) {
     llama_weight_block & b = all_blocks[block];
-    if (b.expert < 0 && b.wide != wide) {
+    if (b.expert >= 0) {
+        set_frame(block, pimpl->frames.at(b.bytes)->take(block));
+        return;
+    }
+    if (b.wide != wide) {
         b.wide = wide;
         uint8_t * tail = (uint8_t *) round_down((size_t) (b.ranges[0].addr + b.ranges[0].bytes), llama_huge_page);
         wide ? llama_address_huge_pages(tail, llama_huge_page) : llama_address_small_pages(tail, llama_huge_page);
     }
+    pimpl->spare.take(movable_of(b));
+}
+
+void llama_weight_store::drop(uint32_t block, bool keep) {
+    const llama_weight_block & b = all_blocks[block];
+    if (b.expert >= 0) {
+        pimpl->frames.at(b.bytes)->give_back(b.ranges.front().addr);
+        set_frame(block, nullptr);
+        return;
+    }
+    const auto pages = pages_of(b);
+    const auto m =
+        keep && pimpl->spare.works() ? movable_of(b) : llama_spare_memory::range{ pages.second, pages.second, 1 };
+    if (pages.first < m.first) {
+        llama_address_discard(pages.first, (size_t) (m.first - pages.first));
+    }
+    if (m.last < pages.second) {
+        llama_address_discard(m.last, (size_t) (pages.second - m.last));
+    }
+    pimpl->spare.add(m);
+}
+
+void llama_weight_store::trim_spare(size_t bytes) {
+    pimpl->spare.trim(bytes);
+}
+
+size_t llama_weight_store::spare_bytes() const {
+    return pimpl->spare.bytes();
+}
+
+void llama_weight_store::set_frame(uint32_t expert, uint8_t * frame) {
+    llama_weight_block & b = all_blocks[expert];
     for (size_t i = 0; i < b.ranges.size(); ++i) {
-        pimpl->spare.take(b.expert >= 0, movable_of(b, i));
+        pimpl->tables.at(b.slices[i].tensor)->set(b.expert, nullptr);
+        b.ranges[i].addr = frame != nullptr ? frame + b.ranges[i].at : nullptr;
     }
 }
 
-void llama_weight_store::trim_spare(bool experts, size_t bytes) {
-    pimpl->spare.trim(experts, bytes);
+void llama_weight_store::publish(uint32_t expert, size_t slice) {
+    const llama_weight_slice & s = all_blocks[expert].slices[slice];
+    pimpl->tables.at(s.tensor)->set(all_blocks[expert].expert, data(expert, slice));
 }
 
-size_t llama_weight_store::spare_bytes(bool experts) const {
-    return pimpl->spare.bytes(experts);
+int64_t llama_weight_store::waited_us() const {
+    const std::lock_guard<std::mutex> lock(pimpl->waiters.mutex);
+    return pimpl->waiters.waited_us;
+}
+
+size_t llama_weight_store::expert_memory() const {
+    size_t bytes = 0;
+    for (const auto & entry : pimpl->frames) {
+        bytes += entry.second->memory_bytes();
+    }
+    return bytes;
+}
+
+bool llama_weight_store::has_frame(uint32_t block, size_t limit) const {
+    const size_t bytes = all_blocks[block].bytes;
+    const size_t memory = expert_memory();
+    return memory + (pimpl->frames.at(bytes)->has_free() ? 0 : bytes) <= limit;
+}
+
+void llama_weight_store::trim_experts(size_t limit, const std::function<bool(uint32_t)> & may_move) {
+    const auto moved = [this](uint32_t block, uint8_t * to) {
+        set_frame(block, to);
+        for (size_t i = 0; i < all_blocks[block].slices.size(); ++i) {
+            publish(block, i);
+        }
+    };
+    for (const auto & entry : pimpl->frames) {
+        while (expert_memory() > limit && entry.second->has_free() && entry.second->shrink(may_move, moved)) {
+        }
+    }
 }
 
 uint64_t llama_weight_store::bytes_read() const {

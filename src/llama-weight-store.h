@@ -1,8 +1,9 @@
 // The memory of a model's host weights and the files that they come from.
 //
 // Tensors lie in reserved address space and keep their addresses for good; memory is committed when a block
-// is read and given back when it is dropped. File offset and address agree modulo the page size, so that
-// O_DIRECT reads land where the kernels look. No policy here: the scheduler says what to read and to drop.
+// is read and given back when it is dropped. Experts lie in frames, wherever one is free; their tensors have a table of
+// addresses instead of data. File offset and address agree modulo the page size, so that O_DIRECT reads land where the
+// kernels look. No policy here: the scheduler says what to read and to drop.
 #pragma once
 
 #include "ggml-backend.h"
@@ -10,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -30,7 +32,9 @@ struct llama_weight_slice {
 
 // Whole pages of memory and where their content lies.
 struct llama_weight_range {
-    uint8_t * addr;
+    uint8_t * addr; // of an expert: null while it has no frame
+    size_t at;      // from the beginning of the block
+    size_t head;    // bytes before its slices
     size_t bytes;
     int file; // -1: content is made from the slices by the buffer's own conversion (repacking)
     uint64_t offset;
@@ -44,7 +48,7 @@ struct llama_weight_block {
     std::vector<llama_weight_slice> slices;
     std::vector<llama_weight_range> ranges;
 
-    size_t bytes = 0; // of the ranges
+    size_t bytes = 0; // of memory: of the ranges, or of an expert's frame
 
     bool wide = false; // in memory as whole huge pages, to the last one
 
@@ -115,17 +119,25 @@ class llama_weight_store {
     bool is_by_row(const ggml_tensor * t) const;
     bool read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error);
 
-    // Gives the block's memory back. A first or last page that a resident neighbour shares is kept.
-    void drop(uint32_t block, const std::function<bool(uint32_t)> & resident);
+    // Before a block is read: gives it spare memory; an expert gets a frame.
+    void place(uint32_t block, bool wide);
+    void publish(uint32_t expert, size_t slice); // its bytes are there, kernels that wait for them go on. Any thread
+    int64_t waited_us() const;                   // of kernels, for experts
+    const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
 
-    // The same, but most of the memory stays, spare, for blocks that come.
-    void keep(uint32_t block, const std::function<bool(uint32_t)> & resident);
-    void use_spare(uint32_t block, bool wide); // before it is read
+    // Gives the block's memory back. That of experts stays, and most of the others' that are to be kept, for blocks
+    // that come.
+    void drop(uint32_t block, bool keep);
+    void trim_spare(size_t bytes); // of blocks that are no experts: no more stays
+    size_t spare_bytes() const;
 
     // What a block takes as whole huge pages, which are read fastest; a small one never does.
     size_t wide_bytes(uint32_t block) const;
-    void trim_spare(bool experts, size_t bytes);
-    size_t spare_bytes(bool experts) const;
+
+    // Memory of experts, spare frames included. Frames of one size cannot serve another.
+    size_t expert_memory() const;
+    bool has_frame(uint32_t block, size_t limit) const; // for an expert, with no more memory than this
+    void trim_experts(size_t limit, const std::function<bool(uint32_t)> & may_move);
 
     // For the sidecar: where the content of converted blocks lies from now on, and its checksum.
     bool converts(uint32_t block) const;
@@ -134,12 +146,14 @@ class llama_weight_store {
 
     // After all parts of a block were read for the first time: are they what was written? Any thread.
     bool verify(uint32_t block, std::string * error);
+    bool verified(uint32_t block) const { return all_blocks[block].checksum == 0; }
 
     uint64_t bytes_read() const;
     std::string content_key() const; // changes with the files' times of modification
 
   private:
-    void give_back(uint32_t block, const std::function<bool(uint32_t)> & resident, bool keep);
+    std::map<size_t, size_t> expert_sizes() const;
+    void set_frame(uint32_t expert, uint8_t * frame); // null: none
 
     struct impl;
     std::unique_ptr<impl> pimpl;

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dynamic import CONTEXT, budgets
+from numpy.typing import NDArray
 
 from superllama import Context, Model
 from superllama._programs import find_program
@@ -78,7 +79,7 @@ def test_several_sequences(demo_model: Path) -> None:
 
 def test_paged_kv_lends_what_it_does_not_use(demo_model: Path) -> None:
     """Weights have the memory of KV pages until those are used, and again once they are dropped."""
-    context = {"n_ctx": 2048, "n_batch": 512, "n_threads": 2}
+    context = {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 64, "n_threads": 2}
     tokens = [(7 * i) % 1000 + 10 for i in range(1536)]
     with Model(demo_model) as model, Context(model, **context) as ctx:
         ctx.decode(tokens)
@@ -106,6 +107,36 @@ def test_paged_kv_lends_what_it_does_not_use(demo_model: Path) -> None:
     assert resident[1] < resident[0] - 15e6
     assert resident[2] > resident[1] + 15e6
     assert evicted > 0
+
+
+def test_compute_buffers_lend_what_a_graph_does_not_use(demo_model: Path) -> None:
+    """Tokens that are decoded alone leave most of the compute buffers to weights; a prompt of which all logits are
+    wanted takes them back."""
+    context = {"n_ctx": 1024, "n_batch": 512, "n_threads": 2}
+    prompt = [(7 * i) % 1000 + 10 for i in range(400)]
+
+    def run(ctx: Context) -> tuple[list[NDArray[np.float32]], list[tuple[int, float]]]:
+        rows, memory = [], []
+        for part in (prompt, [1], [2], [3], [4], [5], [6], prompt):
+            ctx.decode(part, logits="all")
+            rows.append(ctx.logits().copy())
+            metrics = ctx.metrics()
+            memory.append((metrics.weight_bytes_resident, metrics.ram_used_mb * 2**20))
+        return rows, memory
+
+    with Model(demo_model) as model, Context(model, **context) as ctx:
+        expected, _ = run(ctx)
+    least, _ = budgets(demo_model, context)
+    with (
+        Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=least + 2 * 2**20) as model,
+        Context(model, **context) as ctx,
+    ):
+        result, memory = run(ctx)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, result, strict=True))
+    (first, ram_first), *_, (alone, ram_alone), (again, _) = memory
+    assert alone > first + 12e6
+    assert ram_alone < ram_first  # buffers gave what weights got
+    assert again < alone - 12e6
 
 
 def test_grammar_and_sampling(demo_model: Path) -> None:

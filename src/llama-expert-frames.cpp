@@ -1,0 +1,84 @@
+#include "llama-expert-frames.h"
+
+#include "llama-address-space.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+static const size_t huge_bytes_min = 64u << 20; // of all frames; below, huge pages would be a large share of them
+
+static size_t page_of(size_t frame_bytes, size_t n_max) {
+    return frame_bytes * n_max < huge_bytes_min ? llama_system_page() : llama_huge_page;
+}
+
+size_t llama_expert_frames::slack(size_t frame_bytes, size_t n_max) {
+    return page_of(frame_bytes, n_max) - llama_system_page();
+}
+
+llama_expert_frames::llama_expert_frames(size_t frame_bytes, size_t n_max) :
+    frame_bytes(frame_bytes),
+    n_max(n_max),
+    page(page_of(frame_bytes, n_max)),
+    reserved_bytes(llama_round_up(frame_bytes * n_max, page) + page),
+    reserved(llama_address_reserve(reserved_bytes)) {
+    if (reserved == nullptr) {
+        throw std::runtime_error("cannot reserve " + std::to_string(reserved_bytes >> 20) +
+                                 " MiB of address space for experts; is it limited (ulimit -v)?");
+    }
+    base = (uint8_t *) llama_round_up((size_t) reserved, page);
+    llama_address_small_pages(reserved, reserved_bytes); // whatever the system's default
+    if (page == llama_huge_page) {
+        llama_address_huge_pages(base, reserved_bytes - page);
+    }
+}
+
+llama_expert_frames::~llama_expert_frames() {
+    llama_address_release(reserved, reserved_bytes);
+}
+
+uint8_t * llama_expert_frames::take(uint32_t block) {
+    if (free.empty()) {
+        if (owners.size() == n_max) {
+            throw std::logic_error("more experts than there are");
+        }
+        owners.push_back(block);
+        return at(owners.size() - 1);
+    }
+    const size_t i = *free.begin();
+    free.erase(free.begin());
+    owners[i] = block;
+    return at(i);
+}
+
+void llama_expert_frames::give_back(uint8_t * frame) {
+    const size_t i = (size_t) (frame - base) / frame_bytes;
+    owners[i] = -1;
+    free.insert(i);
+}
+
+bool llama_expert_frames::shrink(const std::function<bool(uint32_t block)> & may_move,
+                                 const std::function<void(uint32_t block, uint8_t * to)> & moved) {
+    if (owners.empty()) {
+        return false;
+    }
+    const size_t last = owners.size() - 1;
+    const int64_t owner = owners[last];
+    if (owner < 0) {
+        free.erase(last);
+    } else {
+        if (free.empty() || !may_move((uint32_t) owner)) {
+            return false;
+        }
+        uint8_t * to = take((uint32_t) owner);
+        memcpy(to, at(last), frame_bytes);
+        moved((uint32_t) owner, to);
+    }
+    owners.pop_back();
+    const size_t first = llama_round_up(last * frame_bytes, page);
+    const size_t end = llama_round_up((last + 1) * frame_bytes, page);
+    if (first < end) {
+        llama_address_discard(base + first, end - first);
+    }
+    return true;
+}
