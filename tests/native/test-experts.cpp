@@ -1,0 +1,122 @@
+// Frames of experts against a simple model of them, and the table in which kernels wait for experts.
+
+#include "check.h"
+#include "llama-address-space.h"
+#include "llama-expert-frames.h"
+#include "llama-expert-table.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+// Experts come and go, some of them in use and so in place; what is in a frame stays with its expert.
+static void test_frames(size_t bytes, size_t n) {
+    llama_expert_frames frames(bytes, n);
+    std::map<uint32_t, uint8_t *> where;
+    std::set<uint32_t> in_use;
+    std::mt19937 random(7);
+    const auto whole = [&](uint32_t block, const uint8_t * at) {
+        const uint8_t value = (uint8_t) (block + 1);
+        return at[0] == value && at[bytes / 2] == value && at[bytes - 1] == value;
+    };
+    size_t n_shrunk = 0, n_moved = 0, n_refused = 0;
+    for (int step = 0; step < 4000; ++step) {
+        const uint32_t block = random() % n;
+        const auto found = where.find(block);
+        switch (random() % 4) {
+            case 0:
+            case 1:
+                if (found == where.end()) {
+                    const size_t before = frames.memory_bytes();
+                    const bool had_free = frames.has_free();
+                    uint8_t * at = frames.take(block);
+                    CHECK(frames.memory_bytes() == before + (had_free ? 0 : bytes));
+                    memset(at, (int) block + 1, bytes);
+                    where[block] = at;
+                    if (random() % 8 == 0) {
+                        in_use.insert(block);
+                    }
+                }
+                break;
+            case 2:
+                if (found != where.end()) {
+                    frames.give_back(found->second);
+                    where.erase(found);
+                    in_use.erase(block);
+                }
+                break;
+            default: {
+                const size_t before = frames.memory_bytes();
+                const bool ok = frames.shrink([&](uint32_t b) { return in_use.count(b) == 0; },
+                                              [&](uint32_t b, uint8_t * to) {
+                                                  CHECK(to != where[b]);
+                                                  where[b] = to;
+                                                  n_moved++;
+                                              });
+                CHECK(frames.memory_bytes() == before - (ok ? bytes : 0));
+                (ok ? n_shrunk : n_refused)++;
+                if (!ok && before > 0) { // no hole, or the last one may not move
+                    uint8_t * last = std::max_element(where.begin(), where.end(), [](const auto & a, const auto & b) {
+                                         return a.second < b.second;
+                                     })->second;
+                    CHECK(!frames.has_free() ||
+                          std::any_of(in_use.begin(), in_use.end(), [&](uint32_t b) { return where[b] == last; }));
+                }
+            }
+        }
+        CHECK(frames.memory_bytes() >= where.size() * bytes);
+        CHECK(std::all_of(where.begin(), where.end(), [&](const auto & e) { return whole(e.first, e.second); }));
+    }
+    CHECK(n_shrunk > 100 && n_moved > 50 && n_refused > 10);
+}
+
+static void test_slack() {
+    CHECK(llama_expert_frames::slack(8192, 64) == 0);
+    CHECK(llama_expert_frames::slack(3u << 20, 64) == llama_huge_page - llama_system_page());
+}
+
+// Two kernels ask for experts that arrive in another order.
+static void test_table() {
+    const size_t n = 64;
+    llama_expert_waiters waiters;
+    std::vector<uint64_t> memory(llama_expert_table::bytes(n) / sizeof(uint64_t) + 1);
+    std::vector<uint8_t> matrices(n);
+    llama_expert_table * table = llama_expert_table::create(memory.data(), n, waiters);
+    using function = const char * (*) (void *, int64_t);
+    const auto kernel = [&] {
+        for (size_t e = 0; e < n; ++e) { // as the patched kernels do
+            const char * at = (*(function *) memory.data())(memory.data(), (int64_t) e);
+            CHECK(at == (const char *) &matrices[e] && *at == (char) (e + 1));
+        }
+    };
+    std::thread a(kernel), b(kernel);
+    for (size_t i = 0; i < n; ++i) {
+        const size_t e = i * 37 % n;
+        matrices[e] = (uint8_t) (e + 1);
+        table->set((int32_t) e, &matrices[e]);
+        if (i % 16 == 0) {
+            std::this_thread::yield();
+        }
+    }
+    a.join();
+    b.join();
+    CHECK(waiters.n_waiting == 0);
+    table->set(5, nullptr);
+    std::thread c([&] { CHECK((*(function *) memory.data())(memory.data(), 5) == (const char *) &matrices[6]); });
+    std::this_thread::yield();
+    table->set(5, &matrices[6]);
+    c.join();
+}
+
+int main() {
+    test_frames(4096, 40);
+    test_frames(12288, 100);
+    test_frames((2u << 20) + 4096, 33);
+    test_slack();
+    test_table();
+    return 0;
+}
