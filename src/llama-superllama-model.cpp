@@ -313,19 +313,20 @@ void llama_superllama_model::apply() {
     scheduler->set_budget(bytes - taken_bytes(), n_ubatch_max());
 }
 
-void llama_superllama_model::add_context(const void * ctx, size_t bytes_max, int n_ubatch) {
+void llama_superllama_model::add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch) {
     const std::lock_guard<std::mutex> lock(mutex);
-    contexts[ctx] = { bytes_max, bytes_max, n_ubatch };
+    const auto before = contexts;
+    contexts[ctx] = { bytes_max, bytes, n_ubatch };
     const size_t need = least_bytes();
     if (budget_now < need) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
         const std::string why = format(
             "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
             "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
-            "(less with a smaller --ctx-size or --ubatch-size)",
+            "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
             budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() + lent_bytes() - fixed_bytes()) / MiB,
             need / MiB);
-        contexts.erase(ctx);
+        contexts = before;
         throw std::runtime_error(why);
     }
     apply();

@@ -36,10 +36,10 @@ class llama_superllama_model {
     bool owns(const ggml_context * ctx) const { return store.owns(ctx); }
     bool load(); // false: cancelled by the progress callback; throws on errors
 
-    // A context's own host memory (KV and compute buffers) counts towards the budget. Throws where no
-    // budget is left for weights; the context is then not counted. What it does not use yet is lent to weights; told
-    // before it takes more.
-    void add_context(const void * ctx, size_t bytes_max, int n_ubatch);
+    // A context's own host memory (KV, compute and output buffers) counts towards the budget. Throws where no
+    // budget is left for weights; it then counts as before, or not at all. What it does not use yet is lent to weights;
+    // told before it takes more.
+    void add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch);
     void context_uses(const void * ctx, size_t bytes);
     void remove_context(const void * ctx);
 

@@ -63,8 +63,9 @@ struct llama_superllama::impl {
         uint64_t granted = 0; // to this context: what the weights know of
     };
     uint64_t other_bytes = 0; // used at any time
-    loan kv;                  // pages
-    loan compute;             // buffers
+    uint64_t output_bytes = 0;
+    loan kv;      // pages
+    loan compute; // buffers
     llama_compute_memory compute_memory;
     int n_small_graphs = 0;
 
@@ -135,8 +136,15 @@ struct llama_superllama::impl {
         const uint64_t granted = std::min(std::max(l.granted, in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
         if (granted != l.granted) {
             l.granted = granted;
-            weights->context_uses(this, other_bytes + kv.granted + compute.granted);
+            weights->context_uses(this, other_bytes + output_bytes + kv.granted + compute.granted);
         }
+    }
+
+    void add_to_weights(uint64_t new_output_bytes) { // throws where there is no memory for it
+        const uint64_t fixed = other_bytes + new_output_bytes;
+        weights->add_context(this, fixed + kv.granted + compute.granted, fixed + kv.bytes_max + compute.bytes_max,
+                             (int) ctx.n_ubatch());
+        output_bytes = new_output_bytes;
     }
 
     void grant_compute(const ggml_cgraph * gf) {
@@ -357,12 +365,9 @@ void llama_superllama::context_ready() {
         }
         self.device_kv->ready();
     }
-    self.weights->add_context(&self, host_bytes + self.kv.bytes_max + self.compute.bytes_max,
-                              (int) self.ctx.n_ubatch());
     self.other_bytes = host_bytes;
     self.kv.granted = self.kv.bytes_max;
-    self.compute.granted = self.compute.bytes_max;
-    self.grant(self.compute, 0); // no graph ran yet
+    self.add_to_weights(ggml_backend_buffer_get_size(self.ctx.buf_output.get()));
     if (pages != nullptr) {
         self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
         pages->before_growth(
@@ -492,6 +497,20 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
         }
     }
     count_compute_buffers();
+}
+
+bool llama_superllama::before_outputs(size_t bytes) {
+    if (pimpl->weights == nullptr || pimpl->output_bytes == 0) {
+        return true; // also while the context is made
+    }
+    try {
+        pimpl->add_to_weights(bytes);
+    } catch (const std::exception & e) {
+        superllama_set_error(e.what());
+        LLAMA_LOG_ERROR("superllama: %s\n", e.what());
+        return false;
+    }
+    return true;
 }
 
 bool llama_superllama::before_ubatch(const llama_ubatch & ubatch) {

@@ -34,6 +34,8 @@ class llama_superllama {
     std::unique_lock<std::recursive_mutex> begin_reserve();
     void before_reserve(const llama_memory_context_i * mctx);
 
+    bool before_outputs(size_t bytes); // of the buffer of logits and embeddings; false: there is no memory for it
+
     bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
     void before_inputs(const ggml_cgraph * gf);      // its tensors have their places, and nothing is in them
     bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why

@@ -18,7 +18,7 @@ import pytest
 from dynamic import CONTEXT, budgets
 from numpy.typing import NDArray
 
-from superllama import Context, Model
+from superllama import Context, DecodeError, Model
 from superllama._programs import find_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
@@ -127,8 +127,9 @@ def test_compute_buffers_lend_what_a_graph_does_not_use(demo_model: Path) -> Non
     with Model(demo_model) as model, Context(model, **context) as ctx:
         expected, _ = run(ctx)
     least, _ = budgets(demo_model, context)
+    logits = 400 * 49152 * 4
     with (
-        Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=least + 2 * 2**20) as model,
+        Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=least + logits + 2 * 2**20) as model,
         Context(model, **context) as ctx,
     ):
         result, memory = run(ctx)
@@ -137,6 +138,24 @@ def test_compute_buffers_lend_what_a_graph_does_not_use(demo_model: Path) -> Non
     assert alone > first + 12e6
     assert ram_alone < ram_first  # buffers gave what weights got
     assert again < alone - 12e6
+
+
+def test_logits_count_towards_the_budget(demo_model: Path) -> None:
+    """Where there is no memory for the logits of a whole prompt, they are refused with the numbers, and nothing is lost."""
+    context = {"n_ctx": 1024, "n_batch": 512, "n_threads": 2}
+    prompt = [(7 * i) % 1000 + 10 for i in range(400)]
+    with Model(demo_model) as model, Context(model, **context) as ctx:
+        ctx.decode(prompt)
+        expected = ctx.logits().copy()
+    least, _ = budgets(demo_model, context)
+    with (
+        Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=least + 2 * 2**20) as model,
+        Context(model, **context) as ctx,
+    ):
+        with pytest.raises(DecodeError, match=r"MiB are too few.*the least that works is \d+ MiB.*fewer tokens want logits"):
+            ctx.decode(prompt, logits="all")
+        ctx.decode(prompt)
+        assert np.array_equal(expected, ctx.logits())
 
 
 def test_grammar_and_sampling(demo_model: Path) -> None:

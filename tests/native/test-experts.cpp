@@ -118,5 +118,6 @@ int main() {
     test_frames((2u << 20) + 4096, 33);
     test_slack();
     test_table();
+    puts("ok");
     return 0;
 }
