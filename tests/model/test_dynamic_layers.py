@@ -33,17 +33,21 @@ def cache(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield folder
 
 
+def quantize(model: Path, path: Path, ftype: int, pure: bool) -> Path:
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = ftype
+    params.allow_requantize = True
+    params.pure = pure
+    c = ffi.new("llama_model_quantize_params *", params)
+    assert lib.llama_model_quantize(str(model).encode(), str(path).encode(), c) == 0
+    return path
+
+
 @pytest.fixture(scope="module")
 def q4_0(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in a quantization that CPUs have repacked kernels for."""
     path = tmp_path_factory.mktemp("q4_0") / "demo-q4_0.gguf"
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = lib.LLAMA_FTYPE_MOSTLY_Q4_0
-    params.allow_requantize = True
-    params.pure = True
-    c = ffi.new("llama_model_quantize_params *", params)
-    assert lib.llama_model_quantize(str(demo_model).encode(), str(path).encode(), c) == 0
-    return path
+    return quantize(demo_model, path, lib.LLAMA_FTYPE_MOSTLY_Q4_0, pure=True)
 
 
 Result = tuple[list[int], np.ndarray]
@@ -138,6 +142,30 @@ def test_experts_that_share_pages(demo_model: Path, tmp_path: Path, ahead: bool)
         else:
             assert metrics.expert_misses > N_TOKENS
             assert metrics.expert_guesses == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_experts_of_two_sizes(demo_model: Path, tmp_path: Path, ahead: bool) -> None:
+    """Mixed quantization: frames of one size cannot serve the other, and memory goes from one to the other."""
+    spec = make_model.Spec(kind="moe", n_layer=8, n_embd=512, n_expert=16, n_expert_used=4, n_ff=256)
+    make_model.make_model(tmp_path / "q4_0.gguf", demo_model, spec)
+    path = quantize(tmp_path / "q4_0.gguf", tmp_path / "mixed.gguf", lib.LLAMA_FTYPE_MOSTLY_Q4_K_M, pure=False)
+    reference = stock(path)
+    least, full = budgets(path)
+    with superllama.Model(path, dynamic_layers=True, mem_budget=full + MIB, async_prefetch=ahead) as model:
+        ctx = superllama.Context(model, **CONTEXT)
+        assert same(greedy(ctx), reference)
+        assert len({layer.bytes for layer in model.layers()}) > 1
+        for budget in (least + MIB, (least + full) // 2, least + 2 * MIB, full + MIB):
+            model.set_budget(budget)
+            before = ctx.metrics()
+            assert before.weight_bytes_resident <= budget
+            ctx.clear()
+            assert same(greedy(ctx), reference)
+            metrics = ctx.metrics()
+            assert metrics.weight_bytes_resident <= budget
+            if budget < full:
+                assert metrics.layers_evicted > before.layers_evicted + N_TOKENS
 
 
 def test_a_damaged_file_of_repacked_blocks(q4_0: Path, cache: Path) -> None:
