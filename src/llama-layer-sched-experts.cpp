@@ -33,7 +33,11 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
     }
     settle_guess(wanted, lock);
     for (uint32_t id : wanted) {
-        blocks[id].in_use = true;
+        block & b = blocks[id];
+        b.in_use = true;
+        if (b.state == LOADING && !b.error.empty()) {
+            b.error = called_off; // a guess has begun to read it, and failed
+        }
         touch(id);
         (blocks[id].state == ABSENT ? totals.expert_misses : totals.expert_hits)++;
     }
@@ -41,8 +45,6 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
 
     const int64_t t_begin = ggml_time_us();
     for (uint32_t id : wanted) {
-        // a read that a guess began and that has failed, or was called off, is begun again
-        changed.wait(lock, [&] { return blocks[id].state != LOADING || blocks[id].error.empty(); });
         if (blocks[id].state != ABSENT) {
             continue;
         }

@@ -325,7 +325,7 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
 bool llama_layer_sched::read(uint32_t id, const std::vector<llama_weight_part> & parts, bool run) {
     bool all = true;
     for (const llama_weight_part & part : parts) {
-        std::string error = "cancelled";
+        std::string error = called_off;
         const bool ok = run && store.read_part(part, &error);
         all = all && ok;
 
@@ -345,6 +345,13 @@ bool llama_layer_sched::read(uint32_t id, const std::vector<llama_weight_part> &
 }
 
 void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lock) {
+    blocks[id].error = read_all(id, lock);
+    blocks[id].n_parts = 0;
+    finish_load(id, lock);
+}
+
+// In this thread. The error, if any.
+std::string llama_layer_sched::read_all(uint32_t id, std::unique_lock<std::mutex> & lock) {
     std::string error;
     lock.unlock();
     for (const llama_weight_part & part : store.parts(id, cfg.part_bytes)) {
@@ -353,14 +360,15 @@ void llama_layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lo
         }
     }
     lock.lock();
-    blocks[id].n_parts = 0;
-    blocks[id].error = error;
-    finish_load(id, lock);
+    return error;
 }
 
 // All parts were read, or the block has its error.
 void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & lock) {
     block & b = blocks[id];
+    if (is_expert(id) && b.in_use && b.error == called_off) {
+        b.error = read_all(id, lock); // the router has chosen it in the meantime
+    }
     if (b.error.empty()) {
         std::string error;
         lock.unlock();

@@ -85,6 +85,9 @@ class llama_layer_sched {
     std::vector<layer> layers() const;
 
   private:
+    static constexpr const char * called_off =
+        "called off"; // the error of a block that is to be read again if asked for
+
     enum block_state : uint8_t { ABSENT, LOADING, RESIDENT };
 
     struct block {
@@ -115,6 +118,7 @@ class llama_layer_sched {
     void submit(uint32_t id, int64_t priority);
     bool read(uint32_t id, const std::vector<llama_weight_part> & parts, bool run);
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
+    std::string read_all(uint32_t id, std::unique_lock<std::mutex> & lock);
     void finish_load(uint32_t id, std::unique_lock<std::mutex> & lock);
     void evict(uint32_t id, bool keep_memory = false);
     void trim_spare(bool experts);

@@ -63,7 +63,8 @@ struct llama_superllama::impl {
         uint64_t granted = 0; // to this context: what the weights know of
     };
     uint64_t other_bytes = 0; // used at any time
-    uint64_t output_bytes = 0;
+    uint64_t output_bytes_min = 0; // of the buffer of logits as it is made, a row for each sequence: not counted
+    uint64_t output_bytes = 0;     // what it has grown by
     loan kv;      // pages
     loan compute; // buffers
     llama_compute_memory compute_memory;
@@ -367,7 +368,8 @@ void llama_superllama::context_ready() {
     }
     self.other_bytes = host_bytes;
     self.kv.granted = self.kv.bytes_max;
-    self.add_to_weights(ggml_backend_buffer_get_size(self.ctx.buf_output.get()));
+    self.output_bytes_min = ggml_backend_buffer_get_size(self.ctx.buf_output.get());
+    self.add_to_weights(0);
     if (pages != nullptr) {
         self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
         pages->before_growth(
@@ -500,11 +502,11 @@ void llama_superllama::before_reserve(const llama_memory_context_i * mctx) {
 }
 
 bool llama_superllama::before_outputs(size_t bytes) {
-    if (pimpl->weights == nullptr || pimpl->output_bytes == 0) {
-        return true; // also while the context is made
+    if (pimpl->output_bytes_min == 0) {
+        return true; // nothing is dynamic, or the context is being made
     }
     try {
-        pimpl->add_to_weights(bytes);
+        pimpl->add_to_weights(bytes - std::min<uint64_t>(bytes, pimpl->output_bytes_min));
     } catch (const std::exception & e) {
         superllama_set_error(e.what());
         LLAMA_LOG_ERROR("superllama: %s\n", e.what());
