@@ -62,11 +62,11 @@ struct llama_superllama::impl {
         uint64_t bytes_max = 0;
         uint64_t granted = 0; // to this context: what the weights know of
     };
-    uint64_t other_bytes = 0; // used at any time
+    uint64_t other_bytes = 0;      // used at any time
     uint64_t output_bytes_min = 0; // of the buffer of logits as it is made, a row for each sequence: not counted
     uint64_t output_bytes = 0;     // what it has grown by
-    loan kv;      // pages
-    loan compute; // buffers
+    loan kv;                       // pages
+    loan compute;                  // buffers
     llama_compute_memory compute_memory;
     int n_small_graphs = 0;
 

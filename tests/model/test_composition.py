@@ -141,7 +141,7 @@ def test_compute_buffers_lend_what_a_graph_does_not_use(demo_model: Path) -> Non
 
 
 def test_logits_count_towards_the_budget(demo_model: Path) -> None:
-    """Where there is no memory for the logits of a whole prompt, they are refused with the numbers, and nothing is lost."""
+    """Where there is no memory for the logits of a whole prompt, they are refused with the numbers; nothing is lost."""
     context = {"n_ctx": 1024, "n_batch": 512, "n_threads": 2}
     prompt = [(7 * i) % 1000 + 10 for i in range(400)]
     with Model(demo_model) as model, Context(model, **context) as ctx:
@@ -152,7 +152,7 @@ def test_logits_count_towards_the_budget(demo_model: Path) -> None:
         Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=least + 2 * 2**20) as model,
         Context(model, **context) as ctx,
     ):
-        with pytest.raises(DecodeError, match=r"MiB are too few.*the least that works is \d+ MiB.*fewer tokens want logits"):
+        with pytest.raises(DecodeError, match=r"too few.*least that works is \d+ MiB.*fewer tokens want logits"):
             ctx.decode(prompt, logits="all")
         ctx.decode(prompt)
         assert np.array_equal(expected, ctx.logits())
