@@ -46,8 +46,8 @@ void llama_address_small_pages(uint8_t * at, size_t size) {
 
 void llama_address_huge_pages(uint8_t * at, size_t size) {
 #    ifdef MADV_HUGEPAGE
-    uint8_t * first = (uint8_t *) (((size_t) at + llama_huge_page - 1) / llama_huge_page * llama_huge_page);
-    uint8_t * last = (uint8_t *) (((size_t) at + size) / llama_huge_page * llama_huge_page);
+    uint8_t * first = (uint8_t *) llama_round_up((size_t) at, llama_huge_page);
+    uint8_t * last = (uint8_t *) llama_round_down((size_t) at + size, llama_huge_page);
     if (first < last) {
         madvise(first, (size_t) (last - first), MADV_HUGEPAGE);
     }

@@ -8,8 +8,12 @@ static const size_t llama_huge_page = 2u << 20;
 
 size_t llama_system_page();
 
+static inline size_t llama_round_down(size_t x, size_t to) {
+    return x / to * to;
+}
+
 static inline size_t llama_round_up(size_t x, size_t to) {
-    return (x + to - 1) / to * to;
+    return llama_round_down(x + to - 1, to);
 }
 
 uint8_t * llama_address_reserve(size_t size); // null on failure

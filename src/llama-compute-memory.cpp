@@ -8,11 +8,11 @@
 #include <iterator>
 
 static uint8_t * page_down(uint8_t * at) {
-    return (uint8_t *) ((uintptr_t) at / llama_system_page() * llama_system_page());
+    return (uint8_t *) llama_round_down((size_t) at, llama_system_page());
 }
 
 static uint8_t * page_up(uint8_t * at) {
-    return page_down(at + llama_system_page() - 1);
+    return (uint8_t *) llama_round_up((size_t) at, llama_system_page());
 }
 
 void llama_compute_memory::pages::add(uint8_t * first, uint8_t * last) {
@@ -62,9 +62,9 @@ size_t llama_compute_memory::add(const ggml_cgraph * gf) {
         for (int i = 0; i < gf->n_nodes; ++i) {
             add(gf->nodes[i]);
         }
-    }
-    for (const auto & r : of_graph.ranges) {
-        in_memory.add(r.first, r.second);
+        for (const auto & r : of_graph.ranges) {
+            in_memory.add(r.first, r.second);
+        }
     }
     return in_memory.bytes();
 }

@@ -74,8 +74,8 @@ void llama_kv_pages::release(page_id p, uint32_t layer) {
         const uintptr_t first = (uintptr_t) own.at, last = first + own.size;
         uintptr_t begin = first, end = last;
 
-        const uintptr_t floor = begin / os_page * os_page;
-        const uintptr_t ceil = (end + os_page - 1) / os_page * os_page;
+        const uintptr_t floor = llama_round_down(begin, os_page);
+        const uintptr_t ceil = llama_round_up(end, os_page);
         const auto free_between = [&](page_id q, int step, uintptr_t from, uintptr_t to) {
             for (q += (page_id) step; q < n_pages(); q += (page_id) step) {
                 const span other = span_of(q, layer, i);

@@ -1,6 +1,8 @@
 // The transfers of llama_kv_pages: between memory, the spill file, and whoever reads or writes tensors.
 
 #include "llama-kv-pages.h"
+
+#include "llama-address-space.h"
 #include "llama-prefetch.h"
 
 #include <algorithm>
@@ -20,8 +22,7 @@ struct bounce_buffer {
                 "no memory for a buffer of " + llama_kv_mib(size) + " to read or write a KV page; lower --kv-budget";
             return;
         }
-        const uintptr_t align = llama_kv_spill::alignment;
-        data = (uint8_t *) (((uintptr_t) memory.get() + align - 1) / align * align);
+        data = (uint8_t *) llama_round_up((size_t) memory.get(), llama_kv_spill::alignment);
     }
 };
 

@@ -85,8 +85,8 @@ class llama_layer_sched {
     std::vector<layer> layers() const;
 
   private:
-    static constexpr const char * called_off =
-        "called off"; // the error of a block that is to be read again if asked for
+    // the error of a block that is to be read again if it is asked for
+    static constexpr const char * called_off = "called off";
 
     enum block_state : uint8_t { ABSENT, LOADING, RESIDENT };
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-// slices of 1 MiB for six readers: an expert's matrix in one read
+// slices of 1 MiB for six readers
 static const size_t n_pages = 3;
 
 size_t llama_read_staging::bytes() {
@@ -17,7 +17,7 @@ llama_read_staging::llama_read_staging(int n_readers) : reserved(llama_address_r
     if (reserved == nullptr) {
         return;
     }
-    uint8_t * page = (uint8_t *) (((size_t) reserved + llama_huge_page - 1) / llama_huge_page * llama_huge_page);
+    uint8_t * page = (uint8_t *) llama_round_up((size_t) reserved, llama_huge_page);
     llama_address_huge_pages(page, bytes());
     for (size_t i = 0; i < n_slices; ++i) {
         free.push_back(page + i * n_slice);

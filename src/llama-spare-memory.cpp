@@ -8,8 +8,8 @@ static const size_t move_bytes_min = 256u << 10; // less is not worth a mapping 
 static const size_t mappings_max = 32768;        // the kernel limits those of a process to some 65,000
 
 llama_spare_memory::range llama_spare_memory::of(uint8_t * first, uint8_t * last) {
-    uint8_t * huge_first = (uint8_t *) (((size_t) first + llama_huge_page - 1) / llama_huge_page * llama_huge_page);
-    uint8_t * huge_last = (uint8_t *) ((size_t) last / llama_huge_page * llama_huge_page);
+    uint8_t * huge_first = (uint8_t *) llama_round_up((size_t) first, llama_huge_page);
+    uint8_t * huge_last = (uint8_t *) llama_round_down((size_t) last, llama_huge_page);
     if (huge_first < huge_last) {
         return { huge_first, huge_last, llama_huge_page };
     }

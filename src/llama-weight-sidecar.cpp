@@ -90,8 +90,7 @@ static bool write_all(int fd, const uint8_t * data, size_t bytes, uint64_t offse
 }
 
 static size_t data_offset(size_t n_blocks) {
-    const size_t page = llama_system_page();
-    return (sizeof(header) + n_blocks * sizeof(uint64_t) + page - 1) / page * page;
+    return llama_round_up(sizeof(header) + n_blocks * sizeof(uint64_t), llama_system_page());
 }
 
 static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t> & ids, const header & head,

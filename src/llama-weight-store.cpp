@@ -30,10 +30,6 @@ static const size_t wide_bytes_min = 4u << 20;         // of a block that may ha
 static const size_t huge_ranges_max = 16384;           // each is a mapping, of which the kernel limits the number
 static const size_t arena_slack = 2 * llama_huge_page; // it begins and ends with a whole one
 
-static size_t round_down(size_t x, size_t to) {
-    return x / to * to;
-}
-
 // -------------------------------------------------------------------------------------------------- state
 
 namespace {
@@ -416,7 +412,7 @@ std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t 
         for (uint32_t i = 0; i < b.slices.size(); ++i) {
             // rows are interleaved in groups of up to 16
             const size_t group = ggml_row_size(b.slices[i].tensor->type, b.slices[i].tensor->ne[0]) * 16;
-            cut(i, 0, b.slices[i].bytes, std::max(group, round_down(convert_bytes, group)));
+            cut(i, 0, b.slices[i].bytes, std::max(group, llama_round_down(convert_bytes, group)));
         }
         return result;
     }
@@ -510,7 +506,7 @@ bool llama_weight_store::load_resident(std::string * error) {
         bool ok = true;
         if (h.converts) {
             const size_t group = ggml_row_size(h.tensor->type, h.tensor->ne[0]) * 16;
-            const size_t step = std::max(group, round_down(convert_bytes, group));
+            const size_t step = std::max(group, llama_round_down(convert_bytes, group));
             for (size_t first = 0; ok && first < bytes; first += step) {
                 ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, h.addr, first, std::min(step, bytes - first),
                                   error);
@@ -653,7 +649,7 @@ void llama_weight_store::place(uint32_t block, bool wide) {
     }
     if (b.wide != wide) {
         b.wide = wide;
-        uint8_t * tail = (uint8_t *) round_down((size_t) (b.ranges[0].addr + b.ranges[0].bytes), llama_huge_page);
+        uint8_t * tail = (uint8_t *) llama_round_down((size_t) (b.ranges[0].addr + b.ranges[0].bytes), llama_huge_page);
         wide ? llama_address_huge_pages(tail, llama_huge_page) : llama_address_small_pages(tail, llama_huge_page);
     }
     pimpl->spare.take(movable_of(b));
