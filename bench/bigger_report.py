@@ -43,6 +43,7 @@ class Row:
     expert_misses: float | None  # of a whole run: read because they were asked for, guessed before or not
     bytes_read: float | None  # by a whole run's process
     expert_reads: float | None = None  # misses and wrong guesses
+    bytes_per_s: float | None = None  # B, measured before each of the runs with this budget
     bound: float | None = None
     reached: float | None = None
     bytes_to_misses: float | None = None  # bytes read / (experts read x bytes of one), whole run
@@ -82,7 +83,7 @@ def repacks(name: str) -> bool:
     return not any(a == "--repack" and b == "0" for a, b in itertools.pairwise(flags))
 
 
-def rows_of(runs: list[dict], where: TensorMap, speed: float) -> list[Row]:
+def rows_of(runs: list[dict], where: TensorMap, measured: list[dict]) -> list[Row]:
     groups: dict[tuple, list[dict]] = {}
     for r in runs:
         groups.setdefault((r["scenario"], r["engine"], r["read_ahead_kb"]), []).append(r)
@@ -93,7 +94,8 @@ def rows_of(runs: list[dict], where: TensorMap, speed: float) -> list[Row]:
         ]
         if row.budget_bytes is None or not alike:
             continue
-        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), speed, max(alike))
+        row.bytes_per_s = _median([m["bytes_per_s"] for m in measured if m["scenario"] == row.scenario])
+        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), row.bytes_per_s, max(alike))
         if not limits.moe:
             row.bound = limits.dense(row.budget_bytes)
         elif row.expert_misses and row.bytes_per_token is not None:
@@ -109,7 +111,7 @@ def rows_of(runs: list[dict], where: TensorMap, speed: float) -> list[Row]:
 
 
 HEAD = ("budget", "engine", "read-ahead", "decode tokens/s", "min - max", "n", "prompt tokens/s", "first token s",
-        "read per token", "stall s", "peak memory", "bound", "reached", "killed")  # fmt: skip
+        "read per token", "stall s", "peak memory", "disk", "bound", "reached", "killed")  # fmt: skip
 
 
 def markdown(rows: list[Row]) -> str:
@@ -130,8 +132,9 @@ def markdown(rows: list[Row]) -> str:
             "" if r.decode_min is None else f"{r.decode_min:.2f} - {r.decode_max:.2f}", str(r.n_ok),
             show(r.prompt, "{:.1f}"), show(r.first_token_s, "{:.2f}"),
             "" if r.bytes_per_token is None else format_size(r.bytes_per_token), show(r.stall_s, "{:.2f}"),
-            "" if r.peak_bytes is None else format_size(r.peak_bytes), show(r.bound, "{:.2f}"),
-            show(r.reached, "{:.2f}"), ended,
+            "" if r.peak_bytes is None else format_size(r.peak_bytes),
+            "" if r.bytes_per_s is None else format_size(r.bytes_per_s) + "/s",
+            show(r.bound, "{:.2f}"), show(r.reached, "{:.2f}"), ended,
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -187,7 +190,7 @@ def write(out: Path, where: TensorMap, a: argparse.Namespace) -> str:
     runs = [r for r in runs if Path(r["model"]).name == a.model.name]
     measured = [json.loads(line) for line in (out / "disk_speed.jsonl").read_text().splitlines()]
     speed = float(median(m["bytes_per_s"] for m in measured))
-    rows = rows_of(runs, where, speed)
+    rows = rows_of(runs, where, measured)
     about = json.loads((out / "machine.json").read_text())
     b = [m["bytes_per_s"] for m in measured]
     needed = format_size(bound.needed_bytes(where))

@@ -101,9 +101,8 @@ def measure(rounds: list[list[Job]], a: argparse.Namespace, console: Console) ->
             progress.advance(task, len(jobs) - len(todo))
             if todo:
                 disk_speed.measure(a.model)  # once for caches below this system, which warm up
-            for i, job in enumerate(todo):
-                if i == 0 or job.scenario != todo[i - 1].scenario:
-                    disk_speed.note(a.out / "disk_speed.jsonl", a.model)
+            for job in todo:
+                disk_speed.note(a.out / "disk_speed.jsonl", a.model, job.scenario)  # a disk's speed wanders
                 progress.update(task, description=job.key.rpartition("-")[0])
                 outcome = run(job, model, journal, a.out / "runs" / job.key, a.build, None, a.timeout, light=True)
                 console.print(show(outcome.result), highlight=False)

@@ -1,6 +1,7 @@
-"""B: what the disk gives when a file is read as our engine reads it: O_DIRECT, some threads, large blocks.
+"""B: what the disk gives when a file is read as our engine reads it: O_DIRECT, some threads, large blocks, into memory
+that is more than the processor's caches hold, as a ring of streamed weights is.
 
-Used as a program too: bench/disk_speed.py FILE [--threads 4] [--block 4MiB] [--bytes 2GB]
+Used as a program too: bench/disk_speed.py FILE [--threads 6] [--block 4MiB] [--bytes 2GB]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench import page_cache
 from bench.sizes import format_size, parse_size
 
 HUGE_PAGE = 2 << 20
+MEMORY = 64 << 20  # what the blocks are read into, one after the other
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class DiskSpeed:
         return asdict(self)
 
 
-def measure(path: Path, threads: int = 4, block: int = 4 << 20, n_bytes: int | None = None) -> DiskSpeed:
+def measure(path: Path, threads: int = 6, block: int = 4 << 20, n_bytes: int | None = None) -> DiskSpeed:
     """Read the first n_bytes (default: all) once, blocks handed out in order. Buffered pages are evicted before."""
     size = path.stat().st_size
     total = min(size, n_bytes or size) // block * block or min(size, block)
@@ -46,20 +48,22 @@ def measure(path: Path, threads: int = 4, block: int = 4 << 20, n_bytes: int | N
     except OSError:
         direct, fd = False, os.open(path, os.O_RDONLY)
     lock, at, done, failed = threading.Lock(), 0, 0, []
+    n_buffers = max(threads, MEMORY // block)
+    memory = mmap.mmap(-1, n_buffers * block + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # as our engine's memory is: requests with fewer pieces
+    buffers = memoryview(memory)
 
     def work() -> None:
         nonlocal at, done
-        memory = mmap.mmap(-1, block + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)  # as our engine's memory is: requests with fewer pieces
-        buffer = memoryview(memory)[:block]
         try:
             while True:
                 with lock:
                     offset, at = at, at + block
                 if offset >= total:
                     return
-                n = os.preadv(fd, [buffer], offset)  # without the interpreter's lock
+                to = offset % (n_buffers * block)
+                n = os.preadv(fd, [buffers[to : to + block]], offset)  # without the interpreter's lock
                 if not direct:
                     os.posix_fadvise(fd, offset, n, os.POSIX_FADV_DONTNEED)
                 with lock:
@@ -80,11 +84,11 @@ def measure(path: Path, threads: int = 4, block: int = 4 << 20, n_bytes: int | N
     return DiskSpeed(done / seconds, done, seconds, threads, block, direct)
 
 
-def note(log: Path, path: Path) -> DiskSpeed:
+def note(log: Path, path: Path, scenario: str = "") -> DiskSpeed:
     """Measure and add a line to a file of measurements."""
     speed = measure(path)
     with log.open("a") as out:
-        out.write(json.dumps({"model": path.stem, **speed.to_dict()}) + "\n")
+        out.write(json.dumps({"model": path.stem, "scenario": scenario, **speed.to_dict()}) + "\n")
     page_cache.evict(path)
     return speed
 
@@ -92,7 +96,7 @@ def note(log: Path, path: Path) -> DiskSpeed:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=6)
     parser.add_argument("--block", type=parse_size, default=4 << 20)
     parser.add_argument("--bytes", type=parse_size)
     a = parser.parse_args()

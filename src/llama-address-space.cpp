@@ -56,19 +56,6 @@ void llama_address_huge_pages(uint8_t * at, size_t size) {
 #    endif
 }
 
-bool llama_address_move(uint8_t * to, uint8_t * from, size_t size) {
-#    ifdef MREMAP_DONTUNMAP
-    if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) != MAP_FAILED) {
-        return true;
-    }
-    // the kernel may have unmapped the target before it failed
-    mmap(to, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
-#    else
-    (void) to, (void) from, (void) size;
-#    endif
-    return false;
-}
-
 #else
 
 size_t llama_system_page() {
@@ -86,9 +73,5 @@ void llama_address_discard(uint8_t *, size_t) {}
 void llama_address_small_pages(uint8_t *, size_t) {}
 
 void llama_address_huge_pages(uint8_t *, size_t) {}
-
-bool llama_address_move(uint8_t *, uint8_t *, size_t) {
-    return false;
-}
 
 #endif

@@ -24,7 +24,3 @@ void llama_address_discard(uint8_t * at, size_t size); // reads as zero afterwar
 // could not be given back alone.
 void llama_address_small_pages(uint8_t * at, size_t size);
 void llama_address_huge_pages(uint8_t * at, size_t size);
-
-// Moves the memory behind a range, which reads as zero afterwards; both ranges lie in one mapping each. False where the
-// system cannot.
-bool llama_address_move(uint8_t * to, uint8_t * from, size_t size);

@@ -85,6 +85,9 @@ llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml
                 continue;
             }
             const auto b = (uint32_t) block;
+            if (src != node->src[s]) {
+                graph.views[b].push_back(node->src[s]);
+            }
             if (first_use[b] < 0) {
                 first_use[b] = i;
                 graph.order.push_back(b);

@@ -27,6 +27,7 @@ struct llama_layer_graph {
     uint64_t id = 0;
     std::vector<uint32_t> order;                                     // blocks by first use
     std::unordered_map<const ggml_tensor *, llama_layer_stop> stops; // after this node; nullptr: before the first
+    std::unordered_map<uint32_t, std::vector<ggml_tensor *>> views;  // of weights, by block
     std::vector<const ggml_tensor *> rows;                           // GET_ROWS nodes over by-row tensors
 };
 

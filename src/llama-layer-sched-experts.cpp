@@ -77,6 +77,9 @@ void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
     if (block_of_router < 0 ? !store.is_resident(s.next_router) : blocks[(size_t) block_of_router].state != RESIDENT) {
         return;
     }
+    if (block_of_router >= 0) {
+        point((uint32_t) block_of_router);
+    }
     const auto experts = llama_expert_guess(s.next_router, s.experts->src[1], s.experts->src[2]->ne[0]);
     for (int32_t e : experts) {
         const auto id = (uint32_t) store.block_of(s.next_experts, e);
@@ -152,7 +155,7 @@ bool llama_layer_sched::make_expert_room(uint32_t id) {
         if (victim < 0) {
             return false;
         }
-        evict((uint32_t) victim, true);
+        evict((uint32_t) victim);
     }
     return true;
 }

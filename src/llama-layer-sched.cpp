@@ -1,6 +1,7 @@
 #include "llama-layer-sched.h"
 
 #include "ggml.h"
+#include "llama-address-space.h"
 
 #include <algorithm>
 #include <functional>
@@ -86,19 +87,17 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
     b.pinned_bytes = fits ? b.dense_bytes : 0;
     size_t least = b.dense_bytes;
     size_t rest = 0;
-    size_t rest_wide = 0;
     size_t largest = 0;
     for (size_t k = pin_order.size(); k-- > 0;) {
         if (blocks[pin_order[k]].elsewhere) {
             continue;
         }
         rest += bytes_of(pin_order[k]);
-        rest_wide += store.wide_bytes(pin_order[k]);
-        largest = std::max(largest, store.wide_bytes(pin_order[k]));
+        largest = std::max(largest, bytes_of(pin_order[k]));
         if (!pins && rest < b.dense_bytes) {
             continue; // this policy pins nothing
         }
-        const size_t ring = std::min(rest_wide, 2 * largest);
+        const size_t ring = llama_round_up(std::min(rest, 2 * largest), pins ? store.ring_page() : 1);
         const size_t need = b.dense_bytes - rest + ring;
         least = std::min(least, need + std::min(queue_bytes, need / 15 + 1)); // where `queue` fits besides
         if (!fits && need + queue <= left) {
@@ -148,8 +147,8 @@ void llama_layer_sched::apply_budget(std::unique_lock<std::mutex> & lock) {
         choose_pins();
         for (bool experts : { false, true }) {
             make_room(0, experts, lock);
-            trim_spare(experts);
         }
+        trim_experts(budget.pool_bytes);
     }
 }
 
@@ -175,16 +174,15 @@ void llama_layer_sched::shrink(std::unique_lock<std::mutex> & lock) {
                 evict((uint32_t) victim);
             }
         }
-        trim_spare(experts);
     }
+    trim_experts(budget.pool_bytes);
 }
 
-// Pins the longest prefix of pin_order that fits; what lost its pin goes at once.
+// Pins the longest prefix of pin_order that fits; what is not where it belongs now goes at once.
 void llama_layer_sched::choose_pins() {
     budget = plan(bytes_max, n_ubatch);
     size_t left = budget.pinned_bytes;
     budget.pinned_bytes = 0;
-    streamed_used = 0;
     for (uint32_t id : pin_order) {
         block & b = blocks[id];
         const bool pin = !b.elsewhere && bytes_of(id) <= left;
@@ -192,19 +190,16 @@ void llama_layer_sched::choose_pins() {
             left -= bytes_of(id);
             budget.pinned_bytes += bytes_of(id);
         }
-        if (b.pinned && !pin && idle(id)) {
+        b.pinned = pin;
+        if (idle(id) && misplaced(id)) {
             evict(id);
         }
-        b.pinned = pin;
-        if (pin && idle(id) && b.charged > bytes_of(id)) {
-            evict(id); // has more memory than a pinned block may
-        }
-        streamed_used += !pin && b.state != ABSENT ? b.charged : 0;
     }
     budget.streamed_bytes = budget.dense_bytes - budget.pinned_bytes;
     if (budget.streamed_bytes > 0) {
         budget.ring_bytes += left; // what was too small for another block
     }
+    store.limit_ring(cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN ? budget.ring_bytes : 0);
 }
 
 // ------------------------------------------------------------------------------------------------- moving
@@ -237,7 +232,7 @@ std::vector<const uint8_t *> llama_layer_sched::keep(const ggml_tensor * t) {
     std::vector<const uint8_t *> shares;
     for (int32_t e = 0; e < std::max(1, store.n_experts(t)); ++e) {
         const int32_t id = store.block_of(t, e);
-        if (id < 0 || blocks[(size_t) id].state != RESIDENT) {
+        if (id < 0 || blocks[(size_t) id].state != RESIDENT || blocks[(size_t) id].in_ring) {
             return {};
         }
         const auto & slices = store.blocks()[(size_t) id].slices;
@@ -263,27 +258,42 @@ void llama_layer_sched::touch(uint32_t id) {
     }
 }
 
-void llama_layer_sched::evict(uint32_t id, bool keep_memory) {
+// For kernels: its tensors, and views of them in the graph that runs.
+void llama_layer_sched::point(uint32_t id) {
+    store.point(id);
+    const auto views = current.views.find(id);
+    if (views != current.views.end()) {
+        for (ggml_tensor * view : views->second) {
+            view->data = (char *) view->view_src->data + view->view_offs;
+        }
+    }
+}
+
+// It is in memory and stays there.
+bool llama_layer_sched::settled(uint32_t id) const {
+    return blocks[id].pinned && blocks[id].state == RESIDENT && !misplaced(id);
+}
+
+// In the ring though it is pinned now, or at home though it is no more.
+bool llama_layer_sched::misplaced(uint32_t id) const {
+    return !is_expert(id) && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN && blocks[id].pinned == blocks[id].in_ring;
+}
+
+void llama_layer_sched::evict(uint32_t id) {
     block & b = blocks[id];
     b.state = ABSENT;
     b.n_evictions++;
     totals.blocks_evicted++;
-    (is_expert(id) ? expert_used : dense_used) -= b.charged;
-    streamed_used -= !is_expert(id) && !b.pinned ? b.charged : 0;
+    if (!b.in_ring) {
+        (is_expert(id) ? expert_used : dense_used) -= bytes_of(id);
+    }
     if (b.listed) {
         lru.erase(b.lru);
         b.listed = false;
     }
-    store.drop(id, keep_memory);
-    trim_spare(is_expert(id));
-}
-
-// Spare memory counts towards the budget.
-void llama_layer_sched::trim_spare(bool experts) {
-    if (experts) {
+    store.drop(id);
+    if (is_expert(id)) {
         trim_experts(budget.pool_bytes);
-    } else {
-        store.trim_spare(budget.ring_bytes - std::min(budget.ring_bytes, streamed_used));
     }
 }
 
@@ -293,11 +303,14 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.state = LOADING;
     b.error.clear();
     b.jobs.clear();
-    b.charged = charge_of(id);
-    (is_expert(id) ? expert_used : dense_used) += b.charged;
-    streamed_used += !is_expert(id) && !b.pinned ? b.charged : 0;
-    store.place(id, b.charged > bytes_of(id));
-    trim_spare(is_expert(id));
+    b.in_ring = !is_expert(id) && !b.pinned && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN;
+    if (!b.in_ring) {
+        (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
+    }
+    store.place(id, b.in_ring);
+    if (is_expert(id)) {
+        trim_experts(budget.pool_bytes);
+    }
     const std::vector<llama_weight_part> parts = store.parts(id, cfg.part_bytes);
     b.n_parts = (int32_t) parts.size();
     b.n_slice_parts.assign(store.blocks()[id].slices.size(), 0);
@@ -385,7 +398,7 @@ void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & 
         }
     }
     if ((!b.error.empty() && !(is_expert(id) && b.in_use)) ||
-        (idle(id) && (b.pinned ? b.charged > bytes_of(id) : !fits(0, is_expert(id))))) {
+        (idle(id) && (misplaced(id) || (!b.pinned && !fits(0, is_expert(id)))))) {
         evict(id); // also what another budget has no room for any more
     }
     changed.notify_all();
@@ -393,7 +406,11 @@ void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & 
 
 // Pinned blocks have their memory reserved, whether they are there yet or not.
 bool llama_layer_sched::fits(size_t bytes, bool experts) const {
-    return experts ? expert_used + bytes <= budget.pool_bytes : streamed_used + bytes <= budget.ring_bytes;
+    if (experts) {
+        return expert_used + bytes <= budget.pool_bytes;
+    }
+    return cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN ? store.has_ring_room(bytes)
+                                                     : dense_used + bytes <= budget.ring_bytes;
 }
 
 // The idle block that is missed least; -1: all are in use, on their way, or pinned.
@@ -421,14 +438,18 @@ int64_t llama_layer_sched::find_victim(bool experts) const {
     return -1;
 }
 
-// Frees memory until `bytes` more fit, at the cost of blocks that no node uses now.
+// Frees memory until `bytes` more fit, at the cost of blocks that no node uses now. Where they fit, but not in one
+// piece, those in use move together.
 bool llama_layer_sched::make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock) {
     while (!fits(bytes, experts)) {
         const int64_t victim = find_victim(experts);
         if (victim >= 0) {
-            evict((uint32_t) victim, true);
+            evict((uint32_t) victim);
         } else if (!wait_for_idle(experts, lock)) {
-            return false;
+            if (bytes > 0 && !experts && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN) {
+                store.compact_ring([this](uint32_t id) { point(id); });
+            }
+            return fits(bytes, experts);
         }
     }
     return true;
@@ -461,7 +482,7 @@ void llama_layer_sched::pump() {
             continue;
         }
         if (!b.pinned) {
-            full = full || !fits(charge_of(id), false);
+            full = full || !fits(bytes_of(id), false);
             if (full) {
                 continue;
             }
@@ -508,16 +529,17 @@ bool llama_layer_sched::stops_after(const ggml_tensor * node) {
     }
     const llama_layer_stop & s = found->second;
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto settled = [this](uint32_t id) { return blocks[id].pinned && blocks[id].state == RESIDENT; };
+    const auto stays = [this](uint32_t id) { return settled(id); };
     if (s.always || s.experts != nullptr || s.experts_done != nullptr ||
-        !std::all_of(s.acquire.begin(), s.acquire.end(), settled) ||
-        !std::all_of(s.release.begin(), s.release.end(), settled)) {
+        !std::all_of(s.acquire.begin(), s.acquire.end(), stays) ||
+        !std::all_of(s.release.begin(), s.release.end(), stays)) {
         return true;
     }
     // the graph runs on: what it uses must stay until the next stop tells that it got past
     for (uint32_t id : s.acquire) {
         blocks[id].in_use = true;
         blocks[id].last_use = n_graphs;
+        point(id);
     }
     passed.insert(passed.end(), s.release.begin(), s.release.end());
     return false;
@@ -560,8 +582,8 @@ void llama_layer_sched::release(uint32_t id) {
         return;
     }
     b.in_use = false;
-    if (cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN && !b.pinned && b.state == RESIDENT) {
-        evict(id, true);
+    if (cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN && b.state == RESIDENT && !settled(id)) {
+        evict(id);
         pump();
     }
 }
@@ -577,6 +599,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
         touch(id);
     }
     if (b.state == RESIDENT) {
+        point(id);
         return true;
     }
 
@@ -585,7 +608,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
     for (int attempt = 0; b.state != RESIDENT && attempt < 3; ++attempt) {
         const bool mine = b.state == ABSENT;
         if (mine) {
-            if (!b.pinned && !make_room(charge_of(id), false, lock)) {
+            if (!b.pinned && !make_room(bytes_of(id), false, lock)) {
                 *error = "no memory left for a block of " + std::to_string(bytes_of(id)) +
                          " bytes of weights; raise --mem-budget";
                 return false;
@@ -606,6 +629,7 @@ bool llama_layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock
         b.error = "";
         return false;
     }
+    point(id);
     pump();
     return true;
 }
@@ -636,7 +660,7 @@ llama_layer_sched::counters llama_layer_sched::count() const {
     counters c = totals;
     c.stall_ms += (double) store.waited_us() / 1000.0;
     c.bytes_read = (int64_t) store.bytes_read();
-    c.bytes_resident = (int64_t) (dense_used + store.spare_bytes() + store.expert_memory() + store.resident_bytes());
+    c.bytes_resident = (int64_t) (dense_used + store.ring_memory() + store.expert_memory() + store.resident_bytes());
     if (pool != nullptr) {
         c.prefetch = pool->count();
     }

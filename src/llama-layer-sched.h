@@ -100,7 +100,7 @@ class llama_layer_sched {
         int64_t n_evictions = 0;
         bool listed = false;    // in lru
         bool elsewhere = false; // on a device, all of it
-        size_t charged = 0;     // bytes of memory, while it is not absent
+        bool in_ring = false;   // else at home, while it is not absent
         std::string error;
         std::vector<int32_t> n_slice_parts; // of an expert, by slice
         std::vector<llama_prefetcher::job_id> jobs;
@@ -120,8 +120,7 @@ class llama_layer_sched {
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
     std::string read_all(uint32_t id, std::unique_lock<std::mutex> & lock);
     void finish_load(uint32_t id, std::unique_lock<std::mutex> & lock);
-    void evict(uint32_t id, bool keep_memory = false);
-    void trim_spare(bool experts);
+    void evict(uint32_t id);
     bool make_room(size_t bytes, bool experts, std::unique_lock<std::mutex> & lock);
     bool wait_for_idle(bool experts, std::unique_lock<std::mutex> & lock);
     bool make_expert_room(uint32_t id);
@@ -132,15 +131,14 @@ class llama_layer_sched {
     void apply_budget_if_idle();
     void choose_pins();
     void touch(uint32_t id);
+    void point(uint32_t id);
+    bool settled(uint32_t id) const;
+    bool misplaced(uint32_t id) const;
     int64_t find_victim(bool experts) const;
     bool fits(size_t bytes, bool experts) const;
     bool idle(uint32_t id) const { return blocks[id].state == RESIDENT && !blocks[id].in_use; }
     bool is_expert(uint32_t id) const { return store.blocks()[id].expert >= 0; }
     size_t bytes_of(uint32_t id) const { return store.blocks()[id].bytes; }
-    size_t charge_of(uint32_t id) const {
-        const bool wide = !blocks[id].pinned && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN;
-        return wide ? store.wide_bytes(id) : bytes_of(id);
-    }
 
     llama_weight_store & store;
     const config cfg;
@@ -166,8 +164,7 @@ class llama_layer_sched {
     int64_t n_graphs = 0;
 
     // bytes of blocks that are resident or loading
-    size_t dense_used = 0;
-    size_t streamed_used = 0; // of them, not pinned
+    size_t dense_used = 0; // at home
     size_t expert_used = 0;
     size_t n_block_bytes = 0;
     counters totals = {};

@@ -68,7 +68,7 @@ static bool fingerprint(llama_weight_store & store, uint64_t * hash, std::string
         store.place(id, false);
         const bool ok = store.read_part(part, why);
         *hash = ok ? llama_checksum(store.data(id, part.index), part.bytes, *hash) : 0;
-        store.drop(id, false);
+        store.drop(id);
         if (!ok) {
             return false;
         }
@@ -118,10 +118,10 @@ static bool write_sidecar(llama_weight_store & store, const std::vector<uint32_t
         }
         sums.push_back(store.checksum(id));
         for (const llama_weight_range & range : store.blocks()[id].ranges) {
-            ok = ok && write_all(fd, range.addr, range.bytes, offset + range.at, why);
+            ok = ok && write_all(fd, store.blocks()[id].addr + range.at, range.bytes, offset + range.at, why);
         }
         offset += store.blocks()[id].bytes;
-        store.drop(id, false);
+        store.drop(id);
         if (ok && !progress((float) (i + 1) / (float) ids.size())) {
             *why = "cancelled";
             ok = false;

@@ -9,7 +9,7 @@
 #include "llama-expert-frames.h"
 #include "llama-expert-table.h"
 #include "llama-read-staging.h"
-#include "llama-spare-memory.h"
+#include "llama-stream-ring.h"
 #include "llama-weight-file.h"
 
 #include <algorithm>
@@ -26,9 +26,9 @@ static const size_t row_bytes_cap = 4u << 20;      // pages of row tensors that 
 static const size_t convert_bytes = 1u << 20;      // converted at a time: the staging memory of one reader
 static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
 
-static const size_t wide_bytes_min = 4u << 20;         // of a block that may have its last huge page alone
-static const size_t huge_ranges_max = 16384;           // each is a mapping, of which the kernel limits the number
-static const size_t arena_slack = 2 * llama_huge_page; // it begins and ends with a whole one
+static const size_t huge_ranges_max = 16384;       // each is a mapping, of which the kernel limits the number
+static const size_t huge_ring_min = 64u << 20;     // of blocks; of fewer, huge pages would be a large share
+static const size_t arena_slack = llama_huge_page; // to begin with a whole one
 
 // -------------------------------------------------------------------------------------------------- state
 
@@ -51,6 +51,7 @@ struct held_tensor {
     uint32_t block = 0;  // the first one
     size_t addr_off = 0; // in its arena
     uint8_t * addr = nullptr;
+    ggml_backend_buffer_t buffer = nullptr;
     bool held = true;   // of a resident tensor: it is to be in memory
     bool there = false; // and it is
 };
@@ -76,7 +77,7 @@ struct llama_weight_store::impl {
     size_t n_row_pages = 0;
     size_t n_huge_ranges = 0;
 
-    llama_spare_memory spare;
+    std::unique_ptr<llama_stream_ring> ring;                       // from the first budget on that streams
     std::map<size_t, std::unique_ptr<llama_expert_frames>> frames; // by the size of an expert
     std::unordered_map<const ggml_tensor *, llama_expert_table *> tables;
     llama_expert_waiters waiters;
@@ -126,26 +127,6 @@ static tensor_role role_of(const ggml_tensor * t, bool by_row) {
     return ROLE_STREAM;
 }
 
-// The pages of a block that is no expert.
-static std::pair<uint8_t *, uint8_t *> pages_of(const llama_weight_block & b) {
-    uint8_t * first = b.ranges.front().addr;
-    uint8_t * last = first + b.ranges.front().bytes;
-    return { first, b.wide ? (uint8_t *) llama_round_up((size_t) last, llama_huge_page) : last };
-}
-
-// The part of them that can be moved.
-static llama_spare_memory::range movable_of(const llama_weight_block & b) {
-    const auto pages = pages_of(b);
-    return llama_spare_memory::of(pages.first, pages.second);
-}
-
-// The part that lies on huge pages, where the system has any.
-static std::pair<uint8_t *, uint8_t *> huge_pages_of(const llama_weight_block & b) {
-    const auto m = movable_of(b);
-    uint8_t * end = b.ranges.front().addr + b.ranges.front().bytes;
-    return m.piece == llama_huge_page ? std::make_pair(m.first, std::min(m.last, end)) : std::make_pair(end, end);
-}
-
 // A buffer over memory of ours that behaves like one that `buft` would allocate.
 static ggml_backend_buffer_t make_buffer(ggml_backend_buffer_type_t buft, uint8_t * base, size_t size) {
     ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(base, size);
@@ -190,9 +171,6 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         held_tensor & h = mine[i];
         const size_t in_page = plain ? h.source.offset % page : 0;
         const size_t bytes = ggml_nbytes(h.tensor);
-        if (i > 0 && mine[i - 1].role == ROLE_STREAM && h.role != ROLE_STREAM) {
-            end = llama_round_up(end, llama_huge_page); // the last huge page of a block is its own
-        }
         if (h.role == ROLE_EXPERTS) {
             h.n_experts = (int32_t) h.tensor->ne[2];
             h.addr_off = llama_round_up(end, page); // of the table; the rest stays address space
@@ -255,6 +233,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     for (held_tensor & h : mine) {
         ggml_backend_tensor_alloc(buffer, h.tensor, base + h.addr_off);
         h.addr = base + h.addr_off;
+        h.buffer = buffer;
         pimpl->index[h.tensor] = pimpl->held.size();
         pimpl->held.push_back(h);
         const size_t pages = llama_round_up(h.addr_off % page + ggml_nbytes(h.tensor), page);
@@ -279,36 +258,35 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
         }
         b.ranges.clear();
         b.bytes = 0;
-        const auto add = [&](uint8_t * data, size_t bytes, const llama_weight_source & from, bool converts) {
-            llama_weight_range r;
-            r.head = converts ? 0 : from.offset % page;
-            r.addr = data != nullptr ? data - r.head : nullptr;
-            r.at = b.bytes;
-            r.bytes = llama_round_up(r.head + bytes, page);
-            r.file = converts ? -1 : from.file;
-            r.offset = converts ? 0 : from.offset - r.head;
-            b.ranges.push_back(r);
+        const auto add = [&](size_t bytes, const llama_weight_source & from, bool converts) {
+            const size_t head = converts ? 0 : from.offset % page;
+            b.ranges.push_back({ b.bytes, llama_round_up(head + bytes, page), converts ? -1 : from.file,
+                                 converts ? 0 : from.offset - head });
+            return b.bytes + head;
         };
         if (b.expert >= 0) {
-            for (const llama_weight_slice & s : b.slices) {
+            for (llama_weight_slice & s : b.slices) {
                 if (s.tensor->data != nullptr) {
                     const bool converts = pimpl->find(s.tensor)->converts;
-                    add(nullptr, s.bytes, s.source, converts);
+                    s.at = add(s.bytes, s.source, converts);
                     b.bytes +=
                         llama_round_up(s.bytes, page) + (converts ? 0 : page); // the same for all: room for any head
                 }
             }
             continue;
         }
-        const llama_weight_slice & front = b.slices.front();
-        const llama_weight_slice & back = b.slices.back();
-        uint8_t * data = (uint8_t *) front.tensor->data;
-        add(data, (size_t) ((uint8_t *) back.tensor->data + back.bytes - data), front.source,
-            pimpl->find(front.tensor)->converts);
+        const auto * first = (uint8_t *) b.slices.front().tensor->data;
+        const auto * last = (uint8_t *) b.slices.back().tensor->data + b.slices.back().bytes;
+        const size_t head =
+            add((size_t) (last - first), b.slices.front().source, pimpl->find(b.slices.front().tensor)->converts);
+        for (llama_weight_slice & s : b.slices) {
+            s.at = head + (size_t) ((uint8_t *) s.tensor->data - first);
+        }
+        b.home = (uint8_t *) b.slices.front().tensor->data - head;
         b.bytes = b.ranges.front().bytes;
-        const auto huge = huge_pages_of(b);
-        if (huge.first < huge.second && pimpl->n_huge_ranges < huge_ranges_max) {
-            llama_address_huge_pages(huge.first, (size_t) (huge.second - huge.first));
+        n_dense += b.bytes;
+        if (b.bytes >= llama_huge_page && pimpl->n_huge_ranges < huge_ranges_max) {
+            llama_address_huge_pages(b.home, b.bytes);
             pimpl->n_huge_ranges++;
         }
     }
@@ -371,11 +349,12 @@ bool llama_weight_store::converts(uint32_t block) const {
 
 uint64_t llama_weight_store::checksum(uint32_t block) const {
     const llama_weight_block & b = all_blocks[block];
+    if (b.expert < 0) {
+        return llama_checksum(b.addr, b.bytes, 0);
+    }
     uint64_t sum = 0;
-    for (size_t i = 0; i < b.ranges.size(); ++i) {
-        const llama_weight_range & r = b.ranges[i];
-        const size_t head = b.expert < 0 ? 0 : r.head;
-        sum = llama_checksum(r.addr + head, b.expert < 0 ? r.bytes : b.slices[i].bytes, sum);
+    for (const llama_weight_slice & s : b.slices) {
+        sum = llama_checksum(b.addr + s.at, s.bytes, sum);
     }
     return sum;
 }
@@ -422,20 +401,22 @@ std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t 
         }
         return result;
     }
-    const size_t staged = std::min(part_bytes, pimpl->staging.slice_bytes());
-    const auto huge = huge_pages_of(b);
-    const size_t first = (size_t) (huge.first - b.ranges.front().addr);
-    const size_t last = (size_t) (huge.second - b.ranges.front().addr);
-    cut(0, 0, first, staged);
-    cut(0, first, last, part_bytes);
-    cut(0, last, b.ranges.front().bytes, staged);
+    const size_t huge = huge_bytes(b);
+    cut(0, 0, huge, part_bytes);
+    cut(0, huge, b.bytes, std::min(part_bytes, pimpl->staging.slice_bytes()));
     return result;
 }
 
+// Of a block that is no expert: so many of its first bytes lie on huge pages, where the system has any.
+size_t llama_weight_store::huge_bytes(const llama_weight_block & b) const {
+    if (b.addr == b.home) {
+        return llama_round_down(b.bytes, llama_huge_page);
+    }
+    return ring_page() == llama_huge_page ? b.bytes : 0;
+}
+
 const uint8_t * llama_weight_store::data(uint32_t block, size_t slice) const {
-    const llama_weight_block & b = all_blocks[block];
-    const llama_weight_slice & s = b.slices[slice];
-    return b.expert < 0 ? (const uint8_t *) s.tensor->data + s.first : b.ranges[slice].addr + b.ranges[slice].head;
+    return all_blocks[block].addr + all_blocks[block].slices[slice].at;
 }
 
 // Reads rows in the file's layout and lets the buffer put them in place in its own.
@@ -479,10 +460,9 @@ bool llama_weight_store::read_part(const llama_weight_part & part, std::string *
     } else {
         const llama_weight_range & range = b.ranges[part.index];
         const llama_weight_file & file = *pimpl->files[(size_t) range.file];
-        uint8_t * addr = range.addr + part.first;
+        uint8_t * addr = b.addr + range.at + part.first;
         const uint64_t offset = range.offset + part.first;
-        const auto huge = b.expert < 0 ? huge_pages_of(b) : std::make_pair(addr, addr + 1);
-        ok = addr >= huge.first && addr < huge.second
+        ok = b.expert >= 0 || part.first < huge_bytes(b)
                  ? file.read_pages(addr, part.bytes, offset, error)
                  : read_small_pages(file, pimpl->staging, addr, part.bytes, offset, error);
     }
@@ -583,7 +563,7 @@ bool llama_weight_store::is_plain(const ggml_tensor * t) const {
 
 bool llama_weight_store::is_here(const ggml_tensor * t) const {
     const held_tensor * h = pimpl->find(t);
-    return h != nullptr && h->tensor->data == h->addr;
+    return h != nullptr && h->tensor->buffer == h->buffer;
 }
 
 bool llama_weight_store::unchanged(std::string * error) const {
@@ -636,58 +616,71 @@ bool llama_weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, s
 
 // ------------------------------------------------------------------------------------------------- memory
 
-size_t llama_weight_store::wide_bytes(uint32_t block) const {
-    const llama_weight_block & b = all_blocks[block];
-    return b.expert < 0 && b.bytes >= wide_bytes_min ? llama_round_up(b.bytes, llama_huge_page) : b.bytes;
-}
-
-void llama_weight_store::place(uint32_t block, bool wide) {
+void llama_weight_store::place(uint32_t block, bool streamed) {
     llama_weight_block & b = all_blocks[block];
     if (b.expert >= 0) {
         set_frame(block, pimpl->frames.at(b.bytes)->take(block));
-        return;
+    } else {
+        b.addr = streamed ? pimpl->ring->take(block, b.bytes) : b.home;
     }
-    if (b.wide != wide) {
-        b.wide = wide;
-        uint8_t * tail = (uint8_t *) llama_round_down((size_t) (b.ranges[0].addr + b.ranges[0].bytes), llama_huge_page);
-        wide ? llama_address_huge_pages(tail, llama_huge_page) : llama_address_small_pages(tail, llama_huge_page);
-    }
-    pimpl->spare.take(movable_of(b));
 }
 
-void llama_weight_store::drop(uint32_t block, bool keep) {
-    const llama_weight_block & b = all_blocks[block];
+void llama_weight_store::point(uint32_t block) {
+    for (size_t i = 0; i < all_blocks[block].slices.size(); ++i) {
+        ggml_tensor * t = all_blocks[block].slices[i].tensor;
+        if (is_here(t)) {
+            t->data = const_cast<uint8_t *>(data(block, i));
+        }
+    }
+}
+
+void llama_weight_store::drop(uint32_t block) {
+    llama_weight_block & b = all_blocks[block];
     if (b.expert >= 0) {
-        pimpl->frames.at(b.bytes)->give_back(b.ranges.front().addr);
+        pimpl->frames.at(b.bytes)->give_back(b.addr);
         set_frame(block, nullptr);
-        return;
+    } else if (b.addr == b.home) {
+        llama_address_discard(b.home, b.bytes);
+    } else {
+        pimpl->ring->give_back(b.addr);
     }
-    const auto pages = pages_of(b);
-    const auto m =
-        keep && pimpl->spare.works() ? movable_of(b) : llama_spare_memory::range{ pages.second, pages.second, 1 };
-    if (pages.first < m.first) {
-        llama_address_discard(pages.first, (size_t) (m.first - pages.first));
-    }
-    if (m.last < pages.second) {
-        llama_address_discard(m.last, (size_t) (pages.second - m.last));
-    }
-    pimpl->spare.add(m);
+    b.addr = nullptr;
 }
 
-void llama_weight_store::trim_spare(size_t bytes) {
-    pimpl->spare.trim(bytes);
+size_t llama_weight_store::ring_page() const {
+    return n_dense < huge_ring_min ? llama_system_page() : llama_huge_page;
 }
 
-size_t llama_weight_store::spare_bytes() const {
-    return pimpl->spare.bytes();
+void llama_weight_store::limit_ring(size_t bytes) {
+    if (pimpl->ring == nullptr && bytes > 0) {
+        pimpl->ring = std::make_unique<llama_stream_ring>(n_dense, ring_page());
+    }
+    if (pimpl->ring != nullptr) {
+        pimpl->ring->limit(bytes);
+    }
+}
+
+bool llama_weight_store::has_ring_room(size_t bytes) const {
+    return pimpl->ring != nullptr ? pimpl->ring->has_room(bytes) : bytes == 0;
+}
+
+void llama_weight_store::compact_ring(const std::function<void(uint32_t)> & moved) {
+    pimpl->ring->compact([&](uint32_t block, uint8_t * to) {
+        all_blocks[block].addr = to;
+        moved(block);
+    });
+}
+
+size_t llama_weight_store::ring_memory() const {
+    return pimpl->ring != nullptr ? pimpl->ring->memory_bytes() : 0;
 }
 
 void llama_weight_store::set_frame(uint32_t expert, uint8_t * frame) {
     llama_weight_block & b = all_blocks[expert];
-    for (size_t i = 0; i < b.ranges.size(); ++i) {
-        pimpl->tables.at(b.slices[i].tensor)->set(b.expert, nullptr);
-        b.ranges[i].addr = frame != nullptr ? frame + b.ranges[i].at : nullptr;
+    for (const llama_weight_slice & s : b.slices) {
+        pimpl->tables.at(s.tensor)->set(b.expert, nullptr);
     }
+    b.addr = frame;
 }
 
 void llama_weight_store::publish(uint32_t expert, size_t slice) {

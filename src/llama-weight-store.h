@@ -1,9 +1,10 @@
 // The memory of a model's host weights and the files that they come from.
 //
-// Tensors lie in reserved address space and keep their addresses for good; memory is committed when a block
-// is read and given back when it is dropped. Experts lie in frames, wherever one is free; their tensors have a table of
-// addresses instead of data. File offset and address agree modulo the page size, so that O_DIRECT reads land where the
-// kernels look. No policy here: the scheduler says what to read and to drop.
+// Every tensor has reserved address space, its home, where memory is committed when its block is read to stay and given
+// back when it is dropped. Blocks that are streamed lie in a ring instead, and tensors point there while they are used;
+// experts lie in frames, and their tensors have a table of addresses instead of data. File offset and address agree
+// modulo the page size, so that O_DIRECT reads land where the kernels look. No policy here: the scheduler says what to
+// read and to drop.
 #pragma once
 
 #include "ggml-backend.h"
@@ -28,13 +29,12 @@ struct llama_weight_slice {
     size_t first;
     size_t bytes;
     llama_weight_source source;
+    size_t at = 0; // from the beginning of the block
 };
 
-// Whole pages of memory and where their content lies.
+// Whole pages of a block and where their content lies.
 struct llama_weight_range {
-    uint8_t * addr; // of an expert: null while it has no frame
-    size_t at;      // from the beginning of the block
-    size_t head;    // bytes before its slices
+    size_t at; // from the beginning of the block
     size_t bytes;
     int file; // -1: content is made from the slices by the buffer's own conversion (repacking)
     uint64_t offset;
@@ -50,7 +50,8 @@ struct llama_weight_block {
 
     size_t bytes = 0; // of memory: of the ranges, or of an expert's frame
 
-    bool wide = false; // in memory as whole huge pages, to the last one
+    uint8_t * home = nullptr; // of an expert: none
+    uint8_t * addr = nullptr; // where it is, or is being read to: its home, the ring, a frame; null: nowhere
 
     uint64_t checksum = 0; // of the ranges together; 0 = not known, or found to be right
 };
@@ -119,20 +120,21 @@ class llama_weight_store {
     bool is_by_row(const ggml_tensor * t) const;
     bool read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error);
 
-    // Before a block is read: gives it spare memory; an expert gets a frame.
-    void place(uint32_t block, bool wide);
+    // Before a block is read: a place in the ring, a frame for an expert, or else its home.
+    void place(uint32_t block, bool streamed);
     void publish(uint32_t expert, size_t slice); // its bytes are there, kernels that wait for them go on. Any thread
     int64_t waited_us() const;                   // of kernels, for experts
+    void point(uint32_t block);                  // its tensors at it, for kernels. Not for experts
     const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
+    void drop(uint32_t block); // memory of ring and frames stays for blocks that come, that of a home goes back
 
-    // Gives the block's memory back. That of experts stays, and most of the others' that are to be kept, for blocks
-    // that come.
-    void drop(uint32_t block, bool keep);
-    void trim_spare(size_t bytes); // of blocks that are no experts: no more stays
-    size_t spare_bytes() const;
-
-    // What a block takes as whole huge pages, which are read fastest; a small one never does.
-    size_t wide_bytes(uint32_t block) const;
+    // The ring of streamed blocks.
+    size_t ring_page() const; // its size is a multiple of this
+    void limit_ring(size_t bytes);
+    bool has_ring_room(size_t bytes) const; // in one piece; for 0 bytes: whether nothing lies beyond the limit
+    void
+    compact_ring(const std::function<void(uint32_t)> & moved); // where nothing of it is being read or used by a node
+    size_t ring_memory() const;
 
     // Memory of experts, spare frames included. Frames of one size cannot serve another.
     size_t expert_memory() const;
@@ -155,6 +157,8 @@ class llama_weight_store {
     std::map<size_t, size_t> expert_sizes() const;
     void set_frame(uint32_t expert, uint8_t * frame); // null: none
 
+    size_t huge_bytes(const llama_weight_block & block) const;
+
     struct impl;
     std::unique_ptr<impl> pimpl;
 
@@ -162,4 +166,5 @@ class llama_weight_store {
 
     std::atomic<size_t> n_resident{ 0 };
     size_t n_row_max = 0;
+    size_t n_dense = 0; // bytes of blocks that are no experts
 };

@@ -1,0 +1,116 @@
+#include "llama-stream-ring.h"
+
+#include "llama-address-space.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+llama_stream_ring::llama_stream_ring(size_t bytes_max, size_t page) :
+    page(page),
+    reserved_bytes(llama_round_up(bytes_max, page) + page),
+    reserved(llama_address_reserve(reserved_bytes)),
+    there(reserved_bytes / page - 1) {
+    if (reserved == nullptr) {
+        throw std::runtime_error("cannot reserve " + std::to_string(reserved_bytes >> 20) +
+                                 " MiB of address space for streamed weights; is it limited (ulimit -v)?");
+    }
+    base = (uint8_t *) llama_round_up((size_t) reserved, page);
+    llama_address_small_pages(reserved, reserved_bytes); // whatever the system's default
+    if (page == llama_huge_page) {
+        llama_address_huge_pages(base, there.size() * page);
+    }
+}
+
+llama_stream_ring::~llama_stream_ring() {
+    llama_address_release(reserved, reserved_bytes);
+}
+
+void llama_stream_ring::limit(size_t bytes) {
+    n_limit = std::min(llama_round_down(bytes, page), there.size() * page);
+    trim();
+}
+
+bool llama_stream_ring::has_room(size_t bytes) const {
+    if (bytes == 0) {
+        return places.empty() || places.rbegin()->first + places.rbegin()->second.bytes <= n_limit;
+    }
+    return find_room(bytes) != SIZE_MAX;
+}
+
+size_t llama_stream_ring::find_room(size_t bytes) const {
+    const size_t at = find_room(bytes, std::min(next, n_limit), n_limit);
+    return at != SIZE_MAX ? at : find_room(bytes, 0, n_limit);
+}
+
+size_t llama_stream_ring::find_room(size_t bytes, size_t first, size_t last) const {
+    auto p = places.upper_bound(first);
+    if (p != places.begin()) {
+        const auto before = std::prev(p);
+        first = std::max(first, before->first + before->second.bytes);
+    }
+    for (; p != places.end() && p->first < first + bytes; ++p) {
+        first = p->first + p->second.bytes;
+    }
+    return first + bytes <= last ? first : SIZE_MAX;
+}
+
+uint8_t * llama_stream_ring::take(uint32_t block, size_t bytes) {
+    const size_t at = find_room(bytes);
+    if (at == SIZE_MAX) {
+        throw std::logic_error("no room for a block in the ring");
+    }
+    places[at] = { bytes, block };
+    next = at + bytes;
+    commit(at, bytes);
+    return base + at;
+}
+
+void llama_stream_ring::commit(size_t at, size_t bytes) {
+    for (size_t i = at / page; i * page < at + bytes; ++i) {
+        n_there += there[i] ? 0 : 1;
+        there[i] = true;
+    }
+}
+
+void llama_stream_ring::give_back(const uint8_t * place) {
+    const auto p = places.find((size_t) (place - base));
+    const bool beyond = p->first + p->second.bytes > n_limit;
+    places.erase(p);
+    if (beyond) {
+        trim();
+    }
+}
+
+void llama_stream_ring::trim() {
+    std::vector<bool> needed(there.size());
+    std::fill_n(needed.begin(), n_limit / page, true);
+    for (auto p = places.rbegin(); p != places.rend() && p->first + p->second.bytes > n_limit; ++p) {
+        const size_t end = llama_round_up(p->first + p->second.bytes, page) / page;
+        std::fill(needed.begin() + (ptrdiff_t) (p->first / page), needed.begin() + (ptrdiff_t) end, true);
+    }
+    for (size_t i = 0; i < there.size(); ++i) {
+        if (there[i] && !needed[i]) {
+            llama_address_discard(base + i * page, page);
+            there[i] = false;
+            n_there--;
+        }
+    }
+}
+
+void llama_stream_ring::compact(const std::function<void(uint32_t block, uint8_t * to)> & moved) {
+    std::map<size_t, taken> packed;
+    next = 0;
+    for (const auto & p : places) {
+        if (p.first != next) {
+            commit(next, p.second.bytes);
+            memmove(base + next, base + p.first, p.second.bytes);
+            moved(p.second.block, base + next);
+        }
+        packed[next] = p.second;
+        next += p.second.bytes;
+    }
+    places = packed;
+    trim();
+}
