@@ -97,7 +97,7 @@ llama_layer_budget llama_layer_sched::plan(size_t bytes, int n_ubatch) const {
         if (!pins && rest < b.dense_bytes) {
             continue; // this policy pins nothing
         }
-        const size_t ring = llama_round_up(std::min(rest, 2 * largest), pins ? store.ring_page() : 1);
+        const size_t ring = llama_round_up(std::min(rest, 2 * largest), store.ring_page());
         const size_t need = b.dense_bytes - rest + ring;
         least = std::min(least, need + std::min(queue_bytes, need / 15 + 1)); // where `queue` fits besides
         if (!fits && need + queue <= left) {
@@ -199,7 +199,7 @@ void llama_layer_sched::choose_pins() {
     if (budget.streamed_bytes > 0) {
         budget.ring_bytes += left; // what was too small for another block
     }
-    store.limit_ring(cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN ? budget.ring_bytes : 0);
+    store.limit_ring(budget.ring_bytes);
 }
 
 // ------------------------------------------------------------------------------------------------- moving
@@ -276,7 +276,7 @@ bool llama_layer_sched::settled(uint32_t id) const {
 
 // In the ring though it is pinned now, or at home though it is no more.
 bool llama_layer_sched::misplaced(uint32_t id) const {
-    return !is_expert(id) && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN && blocks[id].pinned == blocks[id].in_ring;
+    return !is_expert(id) && blocks[id].pinned == blocks[id].in_ring;
 }
 
 void llama_layer_sched::evict(uint32_t id) {
@@ -285,7 +285,7 @@ void llama_layer_sched::evict(uint32_t id) {
     b.n_evictions++;
     totals.blocks_evicted++;
     if (!b.in_ring) {
-        (is_expert(id) ? expert_used : dense_used) -= bytes_of(id);
+        (is_expert(id) ? expert_used : pinned_used) -= bytes_of(id);
     }
     if (b.listed) {
         lru.erase(b.lru);
@@ -303,9 +303,9 @@ void llama_layer_sched::submit(uint32_t id, int64_t priority) {
     b.state = LOADING;
     b.error.clear();
     b.jobs.clear();
-    b.in_ring = !is_expert(id) && !b.pinned && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN;
+    b.in_ring = !is_expert(id) && !b.pinned;
     if (!b.in_ring) {
-        (is_expert(id) ? expert_used : dense_used) += bytes_of(id);
+        (is_expert(id) ? expert_used : pinned_used) += bytes_of(id);
     }
     store.place(id, b.in_ring);
     if (is_expert(id)) {
@@ -406,11 +406,7 @@ void llama_layer_sched::finish_load(uint32_t id, std::unique_lock<std::mutex> & 
 
 // Pinned blocks have their memory reserved, whether they are there yet or not.
 bool llama_layer_sched::fits(size_t bytes, bool experts) const {
-    if (experts) {
-        return expert_used + bytes <= budget.pool_bytes;
-    }
-    return cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN ? store.has_ring_room(bytes)
-                                                     : dense_used + bytes <= budget.ring_bytes;
+    return experts ? expert_used + bytes <= budget.pool_bytes : store.has_ring_room(bytes);
 }
 
 // The idle block that is missed least; -1: all are in use, on their way, or pinned.
@@ -446,7 +442,7 @@ bool llama_layer_sched::make_room(size_t bytes, bool experts, std::unique_lock<s
         if (victim >= 0) {
             evict((uint32_t) victim);
         } else if (!wait_for_idle(experts, lock)) {
-            if (bytes > 0 && !experts && cfg.policy == SUPERLLAMA_LAYER_POLICY_PIN) {
+            if (bytes > 0 && !experts) {
                 store.compact_ring([this](uint32_t id) { point(id); });
             }
             return fits(bytes, experts);
@@ -660,7 +656,7 @@ llama_layer_sched::counters llama_layer_sched::count() const {
     counters c = totals;
     c.stall_ms += (double) store.waited_us() / 1000.0;
     c.bytes_read = (int64_t) store.bytes_read();
-    c.bytes_resident = (int64_t) (dense_used + store.ring_memory() + store.expert_memory() + store.resident_bytes());
+    c.bytes_resident = (int64_t) (pinned_used + store.ring_memory() + store.expert_memory() + store.resident_bytes());
     if (pool != nullptr) {
         c.prefetch = pool->count();
     }

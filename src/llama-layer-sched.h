@@ -100,7 +100,7 @@ class llama_layer_sched {
         int64_t n_evictions = 0;
         bool listed = false;    // in lru
         bool elsewhere = false; // on a device, all of it
-        bool in_ring = false;   // else at home, while it is not absent
+        bool in_ring = false;   // not pinned when its reading began
         std::string error;
         std::vector<int32_t> n_slice_parts; // of an expert, by slice
         std::vector<llama_prefetcher::job_id> jobs;
@@ -164,7 +164,7 @@ class llama_layer_sched {
     int64_t n_graphs = 0;
 
     // bytes of blocks that are resident or loading
-    size_t dense_used = 0; // at home
+    size_t pinned_used = 0;
     size_t expert_used = 0;
     size_t n_block_bytes = 0;
     counters totals = {};

@@ -70,6 +70,8 @@ struct llama_weight_part {
     size_t bytes;
 };
 
+struct llama_weight_held;
+
 class llama_weight_store {
   public:
     explicit llama_weight_store(int n_readers);
@@ -154,10 +156,15 @@ class llama_weight_store {
     std::string content_key() const; // changes with the files' times of modification
 
   private:
+    size_t lay_out(std::vector<llama_weight_held> & mine);
+    bool joins_last_block(const llama_weight_held & h, const llama_weight_held * previous) const;
+    void add_experts(llama_weight_held & h);
+    void hold(const llama_weight_held & h);
+    void place_dense(llama_weight_block & b);
+    void place_expert(llama_weight_block & b);
     std::map<size_t, size_t> expert_sizes() const;
-    void set_frame(uint32_t expert, uint8_t * frame); // null: none
-
     size_t huge_bytes(const llama_weight_block & block) const;
+    void set_frame(uint32_t expert, uint8_t * frame); // null: none
 
     struct impl;
     std::unique_ptr<impl> pimpl;
