@@ -13,14 +13,15 @@ struct ggml_tensor;
 
 // What happens between two nodes of a graph.
 struct llama_layer_stop {
-    std::vector<uint32_t> release;              // blocks whose last use was before
-    std::vector<uint32_t> acquire;              // blocks whose first use comes next
-    const ggml_tensor * experts = nullptr;      // the MUL_MAT_ID node that comes next
-    const ggml_tensor * expert_ids = nullptr;   // which experts it wants, where the router left them
-    const ggml_tensor * experts_done = nullptr; // the last one of a layer
-    const ggml_tensor * next_router = nullptr;  // weights that choose the experts of the next layer that has any
-    const ggml_tensor * next_experts = nullptr; // weights of those experts
-    bool always = false;                        // stop here even where nothing is to be done
+    std::vector<uint32_t> release;               // blocks whose last use was before
+    std::vector<uint32_t> acquire;               // blocks whose first use comes next
+    const ggml_tensor * experts = nullptr;       // the MUL_MAT_ID node that comes next
+    const ggml_tensor * expert_ids = nullptr;    // which experts it wants, where the router left them
+    const ggml_tensor * experts_done = nullptr;  // the last one of a layer
+    const ggml_tensor * next_router = nullptr;   // weights that choose the experts of the next layer that has any
+    const ggml_tensor * next_experts = nullptr;  // weights of those experts
+    const llama_layer_stop * next_moe = nullptr; // the stop where they are chosen
+    bool always = false;                         // stop here even where nothing is to be done
 };
 
 struct llama_layer_graph {

@@ -66,36 +66,50 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
     return true;
 }
 
-// Reads ahead what the next layer will probably ask for. It goes to the cold end of the pool: what nobody asked for
-// is the first to leave.
+// Reads ahead what the next layer will probably ask for; and the one after it, where the disk would be idle.
 void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
-    if (pool == nullptr || s.next_router == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max ||
+    if (pool == nullptr || s.next_moe == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max ||
         s.expert_ids != s.experts->src[2] || expert_used >= budget.expert_bytes) {
         return; // also where this layer's input is on its way from a device, or where all experts are there
     }
-    const int32_t block_of_router = store.block_of(s.next_router);
-    if (block_of_router < 0 ? !store.is_resident(s.next_router) : blocks[(size_t) block_of_router].state != RESIDENT) {
+    guess_layer(s, s, 0);
+    const auto loading = [this](uint32_t id) { return blocks[id].state == LOADING; };
+    if (s.next_moe->next_moe != nullptr && std::none_of(guessed.begin(), guessed.end(), loading) &&
+        std::none_of(experts_in_use.begin(), experts_in_use.end(), loading)) {
+        guess_layer(s, *s.next_moe, 1);
+    }
+}
+
+// From the input of the layer at `s`, for the layer that follows the one at `before`. What is read goes to the cold end
+// of the pool: if nobody asks for it, it is the first to leave.
+void llama_layer_sched::guess_layer(const llama_layer_stop & s, const llama_layer_stop & before, int64_t priority) {
+    const ggml_tensor * router = before.next_router;
+    if (router == nullptr) {
+        return;
+    }
+    const int32_t block_of_router = store.block_of(router);
+    if (block_of_router < 0 ? !store.is_resident(router) : blocks[(size_t) block_of_router].state != RESIDENT) {
         return;
     }
     if (block_of_router >= 0) {
         point((uint32_t) block_of_router);
     }
-    const auto experts = llama_expert_guess(s.next_router, s.experts->src[1], s.experts->src[2]->ne[0]);
+    const auto experts = llama_expert_guess(router, s.experts->src[1], s.experts->src[2]->ne[0]);
     for (int32_t e : experts) {
-        const auto id = (uint32_t) store.block_of(s.next_experts, e);
+        const auto id = (uint32_t) store.block_of(before.next_experts, e);
         if (blocks[id].state == RESIDENT) {
             touch(id);
         }
     }
     for (int32_t e : experts) {
-        const auto id = (uint32_t) store.block_of(s.next_experts, e);
+        const auto id = (uint32_t) store.block_of(before.next_experts, e);
         if (blocks[id].state != ABSENT) {
             continue;
         }
         if (!make_expert_room(id)) {
             return;
         }
-        submit(id, 0);
+        submit(id, priority);
         blocks[id].lru = lru.insert(lru.begin(), id);
         blocks[id].listed = true;
         guessed.push_back(id);
@@ -106,7 +120,13 @@ void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
 // The router has chosen: what was guessed right is urgent now, what was guessed wrong is not read any more.
 void llama_layer_sched::settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock) {
     std::vector<llama_prefetcher::job_id> wrong;
+    std::vector<uint32_t> later; // of another layer
+    const int32_t layer = store.blocks()[*wanted.begin()].layer;
     for (uint32_t id : guessed) {
+        if (store.blocks()[id].layer != layer) {
+            later.push_back(id);
+            continue;
+        }
         const block & b = blocks[id];
         const bool right = wanted.count(id) > 0;
         totals.expert_guesses_used += right ? 1 : 0;
@@ -120,7 +140,7 @@ void llama_layer_sched::settle_guess(const std::set<uint32_t> & wanted, std::uni
             }
         }
     }
-    guessed.clear();
+    guessed = later;
     lock.unlock();
     for (llama_prefetcher::job_id job : wrong) {
         pool->cancel(job);

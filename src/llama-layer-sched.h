@@ -110,6 +110,7 @@ class llama_layer_sched {
     bool acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std::string * error);
     bool acquire_experts(const llama_layer_stop & s, std::unique_lock<std::mutex> & lock, std::string * error);
     void guess_experts(const llama_layer_stop & s);
+    void guess_layer(const llama_layer_stop & s, const llama_layer_stop & before, int64_t priority);
     void settle_guess(const std::set<uint32_t> & wanted, std::unique_lock<std::mutex> & lock);
     bool release_experts(std::string * error);
     void release(uint32_t id);
@@ -160,7 +161,7 @@ class llama_layer_sched {
     size_t head = 0;              // position in current.order of the block that was acquired last
     std::vector<uint32_t> passed; // resident blocks that were used last where the graph did not stop
     std::vector<uint32_t> experts_in_use;
-    std::vector<uint32_t> guessed; // experts of the next layer that are read ahead
+    std::vector<uint32_t> guessed; // experts of later layers that are read ahead
     int64_t n_graphs = 0;
 
     // bytes of blocks that are resident or loading
