@@ -164,7 +164,7 @@ class llama_layer_sched {
     std::vector<uint32_t> guessed; // experts of later layers that are read ahead
     int64_t n_graphs = 0;
 
-    // bytes of blocks that are resident or loading
+    // bytes of blocks that are resident or loading, those in the ring left out
     size_t pinned_used = 0;
     size_t expert_used = 0;
     size_t n_block_bytes = 0;

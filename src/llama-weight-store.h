@@ -116,7 +116,7 @@ class llama_weight_store {
     void hold_resident(const ggml_tensor * t, bool held);
     bool is_resident(const ggml_tensor * t) const; // one that is, and whose bytes are there
     bool is_plain(const ggml_tensor * t) const;    // in memory as in the file
-    bool is_here(const ggml_tensor * t) const;     // ours, and not pointing to other memory now
+    bool is_here(const ggml_tensor * t) const;     // ours, and on the host now
 
     // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
     bool is_by_row(const ggml_tensor * t) const;
@@ -126,16 +126,15 @@ class llama_weight_store {
     void place(uint32_t block, bool streamed);
     void publish(uint32_t expert, size_t slice); // its bytes are there, kernels that wait for them go on. Any thread
     int64_t waited_us() const;                   // of kernels, for experts
-    void point(uint32_t block);                  // its tensors at it, for kernels. Not for experts
+    void point(uint32_t block);                  // its tensors to where it is, for kernels. Not for experts
     const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
-    void drop(uint32_t block); // memory of ring and frames stays for blocks that come, that of a home goes back
+    void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
 
     // The ring of streamed blocks.
     size_t ring_page() const; // its size is a multiple of this
     void limit_ring(size_t bytes);
     bool has_ring_room(size_t bytes) const; // in one piece; for 0 bytes: whether nothing lies beyond the limit
-    void
-    compact_ring(const std::function<void(uint32_t)> & moved); // where nothing of it is being read or used by a node
+    void compact_ring(const std::function<void(uint32_t)> & moved); // while nobody reads or writes in it
     size_t ring_memory() const;
 
     // Memory of experts, spare frames included. Frames of one size cannot serve another.
