@@ -1,5 +1,8 @@
 #include "llama-address-space.h"
 
+#include <stdexcept>
+#include <string>
+
 #ifndef _WIN32
 #    include <sys/mman.h>
 #    include <unistd.h>
@@ -75,3 +78,18 @@ void llama_address_small_pages(uint8_t *, size_t) {}
 void llama_address_huge_pages(uint8_t *, size_t) {}
 
 #endif
+
+llama_address_range::llama_address_range(size_t size, size_t alignment, const char * what) :
+    reserved_bytes(llama_round_up(size, alignment) + alignment),
+    reserved(llama_address_reserve(reserved_bytes)) {
+    if (reserved == nullptr) {
+        throw std::runtime_error("cannot reserve " + std::to_string(reserved_bytes >> 20) +
+                                 " MiB of address space for " + what + "; is it limited (ulimit -v)?");
+    }
+    first = (uint8_t *) llama_round_up((size_t) reserved, alignment);
+    llama_address_small_pages(reserved, reserved_bytes);
+}
+
+llama_address_range::~llama_address_range() {
+    llama_address_release(reserved, reserved_bytes);
+}

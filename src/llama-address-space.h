@@ -24,3 +24,21 @@ void llama_address_discard(uint8_t * at, size_t size); // reads as zero afterwar
 // could not be given back alone.
 void llama_address_small_pages(uint8_t * at, size_t size);
 void llama_address_huge_pages(uint8_t * at, size_t size);
+
+// Reserved for good, on small pages until some of it is told otherwise, whatever the system's default: budgets count
+// pages. Throws where there is no address space; `what` says for what.
+class llama_address_range {
+  public:
+    llama_address_range(size_t size, size_t alignment, const char * what);
+    ~llama_address_range();
+
+    llama_address_range(const llama_address_range &) = delete;
+    llama_address_range & operator=(const llama_address_range &) = delete;
+
+    uint8_t * base() const { return first; }
+
+  private:
+    size_t reserved_bytes;
+    uint8_t * reserved;
+    uint8_t * first; // on the alignment
+};

@@ -1,10 +1,7 @@
 #include "llama-expert-frames.h"
 
-#include "llama-address-space.h"
-
 #include <cstring>
 #include <stdexcept>
-#include <string>
 
 static const size_t huge_bytes_min = 64u << 20; // of all frames; below, huge pages would be a large share of them
 
@@ -20,21 +17,11 @@ llama_expert_frames::llama_expert_frames(size_t frame_bytes, size_t n_max) :
     frame_bytes(frame_bytes),
     n_max(n_max),
     page(page_of(frame_bytes, n_max)),
-    reserved_bytes(llama_round_up(frame_bytes * n_max, page) + page),
-    reserved(llama_address_reserve(reserved_bytes)) {
-    if (reserved == nullptr) {
-        throw std::runtime_error("cannot reserve " + std::to_string(reserved_bytes >> 20) +
-                                 " MiB of address space for experts; is it limited (ulimit -v)?");
-    }
-    base = (uint8_t *) llama_round_up((size_t) reserved, page);
-    llama_address_small_pages(reserved, reserved_bytes); // whatever the system's default
+    range(frame_bytes * n_max, page, "experts"),
+    base(range.base()) {
     if (page == llama_huge_page) {
-        llama_address_huge_pages(base, reserved_bytes - page);
+        llama_address_huge_pages(base, llama_round_up(frame_bytes * n_max, page));
     }
-}
-
-llama_expert_frames::~llama_expert_frames() {
-    llama_address_release(reserved, reserved_bytes);
 }
 
 uint8_t * llama_expert_frames::take(uint32_t block) {

@@ -2,6 +2,8 @@
 // up from the front, and memory goes back to the system from the end.
 #pragma once
 
+#include "llama-address-space.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -11,10 +13,6 @@
 class llama_expert_frames {
   public:
     llama_expert_frames(size_t frame_bytes, size_t n_max); // throws where there is no address space
-    ~llama_expert_frames();
-
-    llama_expert_frames(const llama_expert_frames &) = delete;
-    llama_expert_frames & operator=(const llama_expert_frames &) = delete;
 
     // Frames lie on huge pages where there are many of them; the last page is then partly unused.
     static size_t slack(size_t frame_bytes, size_t n_max);
@@ -35,8 +33,7 @@ class llama_expert_frames {
     size_t frame_bytes;
     size_t n_max;
     size_t page; // memory comes and goes in these
-    size_t reserved_bytes;
-    uint8_t * reserved;
+    llama_address_range range;
     uint8_t * base;
     std::vector<int64_t> owners; // by frame; -1: free
     std::set<size_t> free;

@@ -61,7 +61,6 @@ llama_layer_graph llama_layer_graph_build(const llama_weight_store & store, ggml
                     if (layer != moe_layer) {
                         if (moe_stop != nullptr) {
                             moe_stop->next_router = router;
-                            moe_stop->next_experts = src;
                             moe_stop->next_moe = &before(i);
                         }
                         moe_stop = &before(i);

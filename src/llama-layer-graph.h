@@ -19,7 +19,6 @@ struct llama_layer_stop {
     const ggml_tensor * expert_ids = nullptr;    // which experts it wants, where the router left them
     const ggml_tensor * experts_done = nullptr;  // the last one of a layer
     const ggml_tensor * next_router = nullptr;   // weights that choose the experts of the next layer that has any
-    const ggml_tensor * next_experts = nullptr;  // weights of those experts
     const llama_layer_stop * next_moe = nullptr; // the stop where they are chosen
     bool always = false;                         // stop here even where nothing is to be done
 };

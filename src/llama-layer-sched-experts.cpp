@@ -39,7 +39,7 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
             b.error = called_off; // a guess has begun to read it, and failed
         }
         touch(id);
-        (blocks[id].state == ABSENT ? totals.expert_misses : totals.expert_hits)++;
+        (b.state == ABSENT ? totals.expert_misses : totals.expert_hits)++;
     }
     experts_in_use.assign(wanted.begin(), wanted.end());
 
@@ -68,13 +68,13 @@ bool llama_layer_sched::acquire_experts(const llama_layer_stop & s, std::unique_
 
 // Reads ahead what the next layer will probably ask for; and the one after it, where the disk would be idle.
 void llama_layer_sched::guess_experts(const llama_layer_stop & s) {
-    if (pool == nullptr || s.next_moe == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max ||
-        s.expert_ids != s.experts->src[2] || expert_used >= budget.expert_bytes) {
+    if (pool == nullptr || s.experts->src[2]->ne[1] > guess_tokens_max || s.expert_ids != s.experts->src[2] ||
+        expert_used >= budget.expert_bytes) {
         return; // also where this layer's input is on its way from a device, or where all experts are there
     }
     guess_layer(s, s, 0);
     const auto loading = [this](uint32_t id) { return blocks[id].state == LOADING; };
-    if (s.next_moe->next_moe != nullptr && std::none_of(guessed.begin(), guessed.end(), loading) &&
+    if (s.next_moe != nullptr && std::none_of(guessed.begin(), guessed.end(), loading) &&
         std::none_of(experts_in_use.begin(), experts_in_use.end(), loading)) {
         guess_layer(s, *s.next_moe, 1);
     }
@@ -87,6 +87,7 @@ void llama_layer_sched::guess_layer(const llama_layer_stop & s, const llama_laye
     if (router == nullptr) {
         return;
     }
+    const ggml_tensor * weights = before.next_moe->experts->src[0];
     const int32_t block_of_router = store.block_of(router);
     if (block_of_router < 0 ? !store.is_resident(router) : blocks[(size_t) block_of_router].state != RESIDENT) {
         return;
@@ -96,13 +97,13 @@ void llama_layer_sched::guess_layer(const llama_layer_stop & s, const llama_laye
     }
     const auto experts = llama_expert_guess(router, s.experts->src[1], s.experts->src[2]->ne[0]);
     for (int32_t e : experts) {
-        const auto id = (uint32_t) store.block_of(before.next_experts, e);
+        const auto id = (uint32_t) store.block_of(weights, e);
         if (blocks[id].state == RESIDENT) {
             touch(id);
         }
     }
     for (int32_t e : experts) {
-        const auto id = (uint32_t) store.block_of(before.next_experts, e);
+        const auto id = (uint32_t) store.block_of(weights, e);
         if (blocks[id].state != ABSENT) {
             continue;
         }

@@ -100,7 +100,6 @@ class llama_layer_sched {
         int64_t n_evictions = 0;
         bool listed = false;    // in lru
         bool elsewhere = false; // on a device, all of it
-        bool in_ring = false;   // not pinned when its reading began
         std::string error;
         std::vector<int32_t> n_slice_parts; // of an expert, by slice
         std::vector<llama_prefetcher::job_id> jobs;

@@ -1,30 +1,17 @@
 #include "llama-stream-ring.h"
 
-#include "llama-address-space.h"
-
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
-#include <string>
 
 llama_stream_ring::llama_stream_ring(size_t bytes_max, size_t page) :
     page(page),
-    reserved_bytes(llama_round_up(bytes_max, page) + page),
-    reserved(llama_address_reserve(reserved_bytes)),
-    there(reserved_bytes / page - 1) {
-    if (reserved == nullptr) {
-        throw std::runtime_error("cannot reserve " + std::to_string(reserved_bytes >> 20) +
-                                 " MiB of address space for streamed weights; is it limited (ulimit -v)?");
-    }
-    base = (uint8_t *) llama_round_up((size_t) reserved, page);
-    llama_address_small_pages(reserved, reserved_bytes); // whatever the system's default
+    range(bytes_max, page, "streamed weights"),
+    base(range.base()),
+    there(llama_round_up(bytes_max, page) / page) {
     if (page == llama_huge_page) {
         llama_address_huge_pages(base, there.size() * page);
     }
-}
-
-llama_stream_ring::~llama_stream_ring() {
-    llama_address_release(reserved, reserved_bytes);
 }
 
 void llama_stream_ring::limit(size_t bytes) {

@@ -2,6 +2,8 @@
 // leaves the next one takes over, so that no page is freed, zeroed or mapped while weights stream.
 #pragma once
 
+#include "llama-address-space.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -13,10 +15,6 @@ class llama_stream_ring {
     // Sizes are multiples of the system's page; `page` is what memory comes and goes in. Throws where there is no
     // address space.
     llama_stream_ring(size_t bytes_max, size_t page);
-    ~llama_stream_ring();
-
-    llama_stream_ring(const llama_stream_ring &) = delete;
-    llama_stream_ring & operator=(const llama_stream_ring &) = delete;
 
     // No places beyond this from now on; whole pages there go back to the system as soon as nothing lies in them.
     void limit(size_t bytes);
@@ -42,8 +40,7 @@ class llama_stream_ring {
     void trim();
 
     size_t page;
-    size_t reserved_bytes;
-    uint8_t * reserved;
+    llama_address_range range;
     uint8_t * base;
     size_t n_limit = 0;
     size_t next = 0;                // end of what was taken last

@@ -66,8 +66,8 @@ struct llama_superllama::impl {
     void offer_paging();
     void close_paging(); // the caches exist: who took the offer, and why not
 
-    void grant(loan & l,
-               uint64_t bytes); // before memory is taken, and after it was given back: the weights have the rest
+    // before memory is taken, and after it was given back: the weights have the rest
+    void grant(loan & l, uint64_t bytes);
     void grant_compute(const ggml_cgraph * gf);
     void add_to_weights(uint64_t new_output_bytes); // throws where there is no memory for it
 

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
 static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
@@ -143,29 +142,21 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     });
     const size_t size = lay_out(mine);
 
-    llama_weight_arena arena = { nullptr, size + llama_huge_page };
-    arena.base = llama_address_reserve(arena.bytes);
-    if (arena.base == nullptr) {
-        throw std::runtime_error("cannot reserve " + std::to_string(arena.bytes >> 20) +
-                                 " MiB of address space for weights; is it limited (ulimit -v)?");
-    }
-    llama_address_small_pages(arena.base, arena.bytes); // whatever the system's default: the budget counts pages
-    pimpl->arenas.push_back(arena);
-    uint8_t * base = (uint8_t *) llama_round_up((size_t) arena.base, llama_huge_page);
-
+    pimpl->arenas.push_back(std::make_unique<llama_address_range>(size, llama_huge_page, "weights"));
+    uint8_t * base = pimpl->arenas.back()->base();
     ggml_backend_buffer_t buffer = make_buffer(buft, base, size);
     for (llama_weight_held & h : mine) {
         ggml_backend_tensor_alloc(buffer, h.tensor, base + h.addr_off);
         h.addr = base + h.addr_off;
         h.buffer = buffer;
-        hold(h);
+        take_over(h);
     }
     pimpl->contexts.insert(ctx);
     for (llama_weight_block & b : all_blocks) {
         if (b.expert >= 0) {
-            place_expert(b);
+            lay_out_expert(b);
         } else if (b.home == nullptr) {
-            place_dense(b);
+            lay_out_dense(b);
         }
     }
 
@@ -178,7 +169,7 @@ ggml_backend_buffer_t llama_weight_store::alloc(ggml_context * ctx, ggml_backend
     return buffer;
 }
 
-void llama_weight_store::hold(const llama_weight_held & h) {
+void llama_weight_store::take_over(const llama_weight_held & h) {
     pimpl->index[h.tensor] = pimpl->held.size();
     pimpl->held.push_back(h);
     const size_t page = llama_system_page();
@@ -207,7 +198,7 @@ static size_t add_range(llama_weight_block & b, size_t bytes, const llama_weight
 }
 
 // One range for all its matrices.
-void llama_weight_store::place_dense(llama_weight_block & b) {
+void llama_weight_store::lay_out_dense(llama_weight_block & b) {
     const auto * first = (uint8_t *) b.slices.front().tensor->data;
     const auto * last = (uint8_t *) b.slices.back().tensor->data + b.slices.back().bytes;
     const llama_weight_source & from = b.slices.front().source;
@@ -226,7 +217,7 @@ void llama_weight_store::place_dense(llama_weight_block & b) {
 }
 
 // A range for each of its matrices that is there already.
-void llama_weight_store::place_expert(llama_weight_block & b) {
+void llama_weight_store::lay_out_expert(llama_weight_block & b) {
     const size_t page = llama_system_page();
     b.ranges.clear();
     b.bytes = 0;

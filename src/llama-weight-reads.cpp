@@ -10,6 +10,12 @@
 
 static const size_t convert_bytes = 1u << 20; // converted at a time: the staging memory of one reader
 
+// Whole groups of rows: they are interleaved in groups of up to 16.
+static size_t convert_step(const ggml_tensor * t) {
+    const size_t group = ggml_row_size(t->type, t->ne[0]) * 16;
+    return std::max(group, llama_round_down(convert_bytes, group));
+}
+
 bool llama_weight_store::converts(uint32_t block) const {
     for (const llama_weight_range & r : all_blocks[block].ranges) {
         if (r.file < 0) {
@@ -53,9 +59,7 @@ std::vector<llama_weight_part> llama_weight_store::parts(uint32_t block, size_t 
     };
     if (converts(block)) {
         for (uint32_t i = 0; i < b.slices.size(); ++i) {
-            // rows are interleaved in groups of up to 16
-            const size_t group = ggml_row_size(b.slices[i].tensor->type, b.slices[i].tensor->ne[0]) * 16;
-            cut(i, 0, b.slices[i].bytes, std::max(group, llama_round_down(convert_bytes, group)));
+            cut(i, 0, b.slices[i].bytes, convert_step(b.slices[i].tensor));
         }
         return result;
     }
@@ -137,8 +141,7 @@ bool llama_weight_store::load_resident(std::string * error) {
         const size_t bytes = ggml_nbytes(h.tensor);
         bool ok = true;
         if (h.converts) {
-            const size_t group = ggml_row_size(h.tensor->type, h.tensor->ne[0]) * 16;
-            const size_t step = std::max(group, llama_round_down(convert_bytes, group));
+            const size_t step = convert_step(h.tensor);
             for (size_t first = 0; ok && first < bytes; first += step) {
                 ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, h.addr, first, std::min(step, bytes - first),
                                   error);

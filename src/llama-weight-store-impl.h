@@ -39,16 +39,11 @@ struct llama_weight_held {
     bool there = false; // and it is
 };
 
-struct llama_weight_arena {
-    uint8_t * base;
-    size_t bytes;
-};
-
 struct llama_weight_store::impl {
     explicit impl(int n_readers) : staging(n_readers) {}
 
     std::vector<std::unique_ptr<llama_weight_file>> files;
-    std::vector<llama_weight_arena> arenas;
+    std::vector<std::unique_ptr<llama_address_range>> arenas; // homes
     std::unordered_set<const ggml_context *> contexts;
 
     std::vector<llama_weight_held> held;

@@ -11,11 +11,7 @@ llama_weight_store::llama_weight_store(int n_readers) :
     pimpl(std::make_unique<impl>(n_readers)),
     n_resident(llama_read_staging::bytes()) {}
 
-llama_weight_store::~llama_weight_store() {
-    for (const llama_weight_arena & a : pimpl->arenas) {
-        llama_address_release(a.base, a.bytes);
-    }
-}
+llama_weight_store::~llama_weight_store() = default;
 
 int llama_weight_store::add_file(int fd) {
     pimpl->files.push_back(std::make_unique<llama_weight_file>(fd));
@@ -122,6 +118,11 @@ void llama_weight_store::compact_ring(const std::function<void(uint32_t)> & move
         all_blocks[block].addr = to;
         moved(block);
     });
+}
+
+bool llama_weight_store::in_ring(uint32_t block) const {
+    const llama_weight_block & b = all_blocks[block];
+    return b.expert < 0 && b.addr != nullptr && b.addr != b.home;
 }
 
 size_t llama_weight_store::ring_memory() const {

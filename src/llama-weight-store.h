@@ -136,6 +136,7 @@ class llama_weight_store {
     bool has_ring_room(size_t bytes) const; // in one piece; for 0 bytes: whether nothing lies beyond the limit
     void compact_ring(const std::function<void(uint32_t)> & moved); // while nobody reads or writes in it
     size_t ring_memory() const;
+    bool in_ring(uint32_t block) const;
 
     // Memory of experts, spare frames included. Frames of one size cannot serve another.
     size_t expert_memory() const;
@@ -158,9 +159,9 @@ class llama_weight_store {
     size_t lay_out(std::vector<llama_weight_held> & mine);
     bool joins_last_block(const llama_weight_held & h, const llama_weight_held * previous) const;
     void add_experts(llama_weight_held & h);
-    void hold(const llama_weight_held & h);
-    void place_dense(llama_weight_block & b);
-    void place_expert(llama_weight_block & b);
+    void take_over(const llama_weight_held & h);
+    void lay_out_dense(llama_weight_block & b);
+    void lay_out_expert(llama_weight_block & b);
     std::map<size_t, size_t> expert_sizes() const;
     size_t huge_bytes(const llama_weight_block & block) const;
     void set_frame(uint32_t expert, uint8_t * frame); // null: none
