@@ -1,5 +1,6 @@
 #include "llama-superllama-model.h"
 
+#include "llama-address-space.h"
 #include "llama-device-upload.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -170,7 +171,7 @@ bool llama_superllama_model::load() {
     }
 
     if (converted_bytes() > 0) {
-        const bool streams = budget_now < fixed_bytes() + least.dense_bytes + least.expert_bytes;
+        const bool streams = budget_now < with_page_tables(fixed_bytes() + least.dense_bytes + least.expert_bytes);
         std::string key = model.arch_name();
         for (const auto & file : loader->files) {
             key += "/" + std::to_string(file->size());
@@ -280,6 +281,21 @@ void llama_superllama_model::create_tier() {
 
 // ------------------------------------------------------------------------------------------------- budget
 
+// 8 bytes for each page, of huge ones too. Those of the first 12 GiB go with what a process takes besides its budget.
+static uint64_t page_tables(uint64_t bytes) {
+    const uint64_t tables = bytes / llama_system_page() * 8;
+    return tables - std::min<uint64_t>(tables, 24u << 20);
+}
+
+uint64_t llama_superllama_model::without_page_tables(uint64_t budget) {
+    return budget - page_tables(budget);
+}
+
+uint64_t llama_superllama_model::with_page_tables(uint64_t bytes) {
+    const uint64_t tables = page_tables(bytes);
+    return tables == 0 ? bytes : bytes + tables + tables / 256 + 64; // they have page tables themselves
+}
+
 size_t llama_superllama_model::taken_bytes() const {
     size_t bytes = fixed_bytes() + (devices ? devices->kv_host_bytes() + llama_device_upload_staging() : 0);
     for (const auto & entry : contexts) {
@@ -297,7 +313,7 @@ size_t llama_superllama_model::lent_bytes() const {
 }
 
 size_t llama_superllama_model::least_bytes() const {
-    return taken_bytes() + lent_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes;
+    return with_page_tables(taken_bytes() + lent_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes);
 }
 
 int llama_superllama_model::n_ubatch_max() const {
@@ -310,7 +326,7 @@ int llama_superllama_model::n_ubatch_max() const {
 
 void llama_superllama_model::apply() {
     const uint64_t bytes = std::max<uint64_t>(budget_now, least_bytes());
-    scheduler->set_budget(bytes - taken_bytes(), n_ubatch_max());
+    scheduler->set_budget(without_page_tables(bytes) - taken_bytes(), n_ubatch_max());
 }
 
 void llama_superllama_model::add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch) {

@@ -46,6 +46,10 @@ class llama_superllama_model {
     // While running. 0 = automatic. False with an error text where it cannot work.
     bool set_budget(uint64_t bytes, std::string * error);
 
+    // Page tables of memory lie in the budget too. What of one is left for the rest, and the one that this needs.
+    static uint64_t without_page_tables(uint64_t budget);
+    static uint64_t with_page_tables(uint64_t bytes);
+
     // For a plan before a load.
     size_t fixed_bytes() const;     // resident whatever the budget
     size_t converted_bytes() const; // of blocks that need a repacked copy on disk to stream

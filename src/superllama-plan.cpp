@@ -62,13 +62,15 @@ void superllama_plan_rows(const char * path, struct llama_model_params mparams, 
     const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes;
 
     for (int32_t i = 0; i < n_budgets; ++i) {
-        const llama_layer_budget b = weights.plan(budgets[i] - std::min(budgets[i], taken), common.n_ubatch);
+        const uint64_t usable = llama_superllama_model::without_page_tables(budgets[i]);
+        const llama_layer_budget b = weights.plan(usable - std::min(usable, taken), common.n_ubatch);
         struct superllama_plan & row = out[i];
 
         row = common;
         row.mem_budget_bytes = budgets[i];
-        row.mem_least_bytes = taken + b.min_bytes;
-        row.mem_full_bytes = taken + b.dense_bytes + std::max(b.expert_bytes, b.expert_pool_min);
+        row.mem_least_bytes = llama_superllama_model::with_page_tables(taken + b.min_bytes);
+        row.mem_full_bytes = llama_superllama_model::with_page_tables(taken + b.dense_bytes +
+                                                                      std::max(b.expert_bytes, b.expert_pool_min));
         row.works = budgets[i] >= row.mem_least_bytes;
         row.dense_bytes = b.dense_bytes;
         row.expert_bytes = b.expert_bytes;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -22,18 +25,17 @@ def byte_vocabulary() -> tuple[list[str], list[float], list[int]]:
     return tokens, [-float(i) for i in range(len(tokens))], [int(t) for t in types]
 
 
-def write_llama(path: Path, seed: int = 1) -> Path:
-    """A llama of four layers, about 0.7 MB."""
-    rng = np.random.default_rng(seed)
+def llama_writer(path: Path, n_embd: int, n_layer: int, n_ff: int) -> gguf.GGUFWriter:
+    """With all metadata of a llama and no tensor yet."""
     tokens, scores, types = byte_vocabulary()
     w = gguf.GGUFWriter(path, "llama")
     w.add_context_length(N_CTX)
-    w.add_embedding_length(N_EMBD)
-    w.add_block_count(N_LAYER)
-    w.add_feed_forward_length(N_FF)
+    w.add_embedding_length(n_embd)
+    w.add_block_count(n_layer)
+    w.add_feed_forward_length(n_ff)
     w.add_head_count(N_HEAD)
     w.add_head_count_kv(N_HEAD_KV)
-    w.add_rope_dimension_count(N_EMBD // N_HEAD)
+    w.add_rope_dimension_count(n_embd // N_HEAD)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_tokenizer_model("llama")
     w.add_token_list(tokens)
@@ -42,28 +44,57 @@ def write_llama(path: Path, seed: int = 1) -> Path:
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     w.add_add_bos_token(True)
+    return w
 
-    def tensor(name: str, *shape: int, scale: float = 0.2) -> None:
-        w.add_tensor(name, (rng.standard_normal(shape) * scale).astype(np.float32))
 
-    n_kv = N_EMBD // N_HEAD * N_HEAD_KV
-    tensor("token_embd.weight", len(tokens), N_EMBD, scale=1.0)
-    tensor("output.weight", len(tokens), N_EMBD)
-    w.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
-    for i in range(N_LAYER):
-        w.add_tensor(f"blk.{i}.attn_norm.weight", np.ones(N_EMBD, np.float32))
-        w.add_tensor(f"blk.{i}.ffn_norm.weight", np.ones(N_EMBD, np.float32))
+def llama_tensors(n_embd: int, n_layer: int, n_ff: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes; norms have one dimension."""
+    n_vocab = len(byte_vocabulary()[0])
+    n_kv = n_embd // N_HEAD * N_HEAD_KV
+    yield "token_embd.weight", (n_vocab, n_embd)
+    yield "output.weight", (n_vocab, n_embd)
+    yield "output_norm.weight", (n_embd,)
+    for i in range(n_layer):
+        yield f"blk.{i}.attn_norm.weight", (n_embd,)
+        yield f"blk.{i}.ffn_norm.weight", (n_embd,)
         for name, rows, columns in (
-            ("attn_q", N_EMBD, N_EMBD),
-            ("attn_k", n_kv, N_EMBD),
-            ("attn_v", n_kv, N_EMBD),
-            ("attn_output", N_EMBD, N_EMBD),
-            ("ffn_gate", N_FF, N_EMBD),
-            ("ffn_up", N_FF, N_EMBD),
-            ("ffn_down", N_EMBD, N_FF),
+            ("attn_q", n_embd, n_embd),
+            ("attn_k", n_kv, n_embd),
+            ("attn_v", n_kv, n_embd),
+            ("attn_output", n_embd, n_embd),
+            ("ffn_gate", n_ff, n_embd),
+            ("ffn_up", n_ff, n_embd),
+            ("ffn_down", n_embd, n_ff),
         ):
-            tensor(f"blk.{i}.{name}.weight", rows, columns)
+            yield f"blk.{i}.{name}.weight", (rows, columns)
+
+
+def write_llama(path: Path, seed: int = 1) -> Path:
+    """A llama of four layers, about 0.7 MB."""
+    rng = np.random.default_rng(seed)
+    w = llama_writer(path, N_EMBD, N_LAYER, N_FF)
+    for name, shape in llama_tensors(N_EMBD, N_LAYER, N_FF):
+        scale = 1.0 if name == "token_embd.weight" else 0.2
+        data = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) * scale
+        w.add_tensor(name, data.astype(np.float32))
     return finish(w, path)
+
+
+def write_zeros(path: Path, n_embd: int, n_layer: int, n_ff: int) -> Path:
+    """A llama of any size that takes no room on disk: its weights are a hole in the file."""
+    w = llama_writer(path, n_embd, n_layer, n_ff)
+    size = 0
+    for name, shape in llama_tensors(n_embd, n_layer, n_ff):
+        n_bytes = 4 * math.prod(shape)
+        w.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes)
+        size += gguf.GGUFWriter.ggml_pad(n_bytes, w.data_alignment)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_ti_data_to_file()
+    w.close()
+    header = gguf.GGUFWriter.ggml_pad(path.stat().st_size, w.data_alignment)
+    os.truncate(path, header + size)
+    return path
 
 
 def write_lora(path: Path, rank: int = 4, seed: int = 2) -> Path:

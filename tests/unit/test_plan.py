@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tiny_model import write_zeros
 
 import superllama
 from superllama import _plan, _read_speed, cli
@@ -165,6 +167,20 @@ def test_a_budget_too_small_is_a_plan_too(tiny_model: Path, machine: _plan.Machi
 def test_a_larger_context_needs_more(tiny_model: Path, machine: _plan.Machine) -> None:
     small, large = (superllama.plan(tiny_model, n_ctx=n_ctx) for n_ctx in (256, 512))
     assert large.asked.kv_bytes == 2 * small.asked.kv_bytes
+
+
+def test_page_tables_lie_in_the_budget(tmp_path: Path, machine: _plan.Machine) -> None:
+    model = write_zeros(tmp_path / "large.gguf", 4096, 40, 16384)
+    assert model.stat().st_size > 40 * GB
+    plan = superllama.plan(model, mem_budget=30 * GB, n_ctx=256, repack=False)
+    for row in (plan.asked, *plan.table):
+        used = row.fixed_bytes + row.kv_bytes + row.compute_bytes + row.pinned_bytes + row.ring_bytes
+        tables = row.mem_budget_bytes // mmap.PAGESIZE * 8  # 8 bytes for each page
+        past_free = max(0, tables - (24 << 20))  # the process has room for this much besides
+        if row.streamed_bytes > 0:
+            assert used == row.mem_budget_bytes - past_free
+        else:
+            assert used <= row.mem_budget_bytes - past_free < used + (1 << 20)
 
 
 @pytest.mark.parametrize("kwargs", [{"mem_budget": "8 parsecs"}, {"n_ubatch": 0}, {"n_threads": -1}])
