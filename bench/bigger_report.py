@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -46,6 +46,7 @@ class Row:
     bytes_per_s: float | None = None  # B, measured before each of the runs with this budget
     bound: float | None = None
     reached: float | None = None
+    reached_of_file: float | None = None  # dense: of the bound with S = the file's size
     bytes_to_misses: float | None = None  # bytes read / (experts read x bytes of one), whole run
     hashes: int = 0  # different hashes over all logits; 1 = every run agrees
     error: str = ""
@@ -106,12 +107,16 @@ def rows_of(runs: list[dict], where: TensorMap, measured: list[dict]) -> list[Ro
             row.bytes_to_misses = row.bytes_read / (row.expert_reads * limits.expert_bytes) if row.bytes_read else None
         if row.bound and row.decode:
             row.reached = row.decode / row.bound
+            if not limits.moe:
+                row.reached_of_file = row.decode / replace(limits, needed_bytes=where.file_bytes).dense(
+                    row.budget_bytes
+                )
     order = {e: i for i, e in enumerate(engine.load())}
     return sorted(rows, key=lambda r: (-(r.budget_bytes or 1 << 60), r.read_ahead_kb or 0, order.get(r.engine, 99)))
 
 
 HEAD = ("budget", "engine", "read-ahead", "decode tokens/s", "min - max", "n", "prompt tokens/s", "first token s",
-        "read per token", "stall s", "peak memory", "disk", "bound", "reached", "killed")  # fmt: skip
+        "read per token", "stall s", "peak memory", "disk", "bound", "reached", "of file's", "killed")  # fmt: skip
 
 
 def markdown(rows: list[Row]) -> str:
@@ -134,7 +139,7 @@ def markdown(rows: list[Row]) -> str:
             "" if r.bytes_per_token is None else format_size(r.bytes_per_token), show(r.stall_s, "{:.2f}"),
             "" if r.peak_bytes is None else format_size(r.peak_bytes),
             "" if r.bytes_per_s is None else format_size(r.bytes_per_s) + "/s",
-            show(r.bound, "{:.2f}"), show(r.reached, "{:.2f}"), ended,
+            show(r.bound, "{:.2f}"), show(r.reached, "{:.2f}"), show(r.reached_of_file, "{:.2f}"), ended,
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
