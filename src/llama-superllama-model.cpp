@@ -207,6 +207,17 @@ bool llama_superllama_model::load() {
     return progress == nullptr || progress(1.0f, progress_data);
 }
 
+bool llama_superllama_model::refuses(const llama_model & model, const char * call) {
+    if (model.superllama == nullptr) {
+        return false;
+    }
+    superllama_set_error(format("%s: not with dynamic layers, whose weights are not all in memory; load the model "
+                                "without them",
+                                call));
+    LLAMA_LOG_ERROR("%s\n", superllama_last_error());
+    return true;
+}
+
 // ------------------------------------------------------------------------------------------------- devices
 
 // How many layers a static load with the same flags would put on each device: layers, as upstream counts them.

@@ -36,6 +36,10 @@ class llama_superllama_model {
     bool owns(const ggml_context * ctx) const { return store.owns(ctx); }
     bool load(); // false: cancelled by the progress callback; throws on errors
 
+    // For calls that need every weight in memory, to save a model or to train it: true where its layers are dynamic,
+    // logged and with superllama_last_error().
+    static bool refuses(const llama_model & model, const char * call);
+
     // A context's own host memory (KV, compute and output buffers) counts towards the budget. Throws where no
     // budget is left for weights; it then counts as before, or not at all. What it does not use yet is lent to weights;
     // told before it takes more.

@@ -16,7 +16,7 @@ from bench import make_model
 from dynamic import CONTEXT, MIB, budgets, layout
 
 import superllama
-from superllama._native import ffi, lib
+from superllama._native import ffi, last_error, lib
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 
@@ -285,6 +285,17 @@ def test_a_budget_too_small_names_one_that_works(demo_model: Path) -> None:
         superllama.Model(demo_model, dynamic_layers=True, mem_budget=f"{least - 2}MiB") as model,
     ):
         superllama.Context(model, **CONTEXT | {"n_ctx": 2048})
+
+
+def test_a_model_with_dynamic_layers_is_not_saved(demo_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "saved.gguf"
+    with superllama.Model(demo_model, dynamic_layers=True, mem_budget="60MiB") as model:
+        lib.llama_model_save_to_file(model._c, str(path).encode())
+        assert "llama_model_save_to_file: not with dynamic layers" in last_error()
+        assert not path.exists()
+    with superllama.Model(demo_model, use_extra_bufts=False) as model:
+        lib.llama_model_save_to_file(model._c, str(path).encode())
+        assert path.stat().st_size > 0.9 * demo_model.stat().st_size
 
 
 def named_least(e: pytest.ExceptionInfo[superllama.Error]) -> int:
