@@ -2,8 +2,8 @@
 
 Dense: every token needs all weights but the token embedding (of which one row is read), in the same order. With M
 bytes resident the rest comes from the disk: at most min(compute, B / (S - M)) tokens/s. S counts the bytes that a token
-needs, not the file's size; that makes the bound higher, and harder to reach. M is the whole budget, though the KV cache,
-compute buffers and the ring lie in it too.
+needs, not the file's size; that makes the bound higher, and harder to reach. M is the whole budget, though the KV
+cache, compute buffers and the ring lie in it too.
 
 MoE: what must be read depends on the routing; the floor of the time is missed experts x bytes of one / B.
 """
