@@ -17,10 +17,9 @@ llama_expert_frames::llama_expert_frames(size_t frame_bytes, size_t n_max) :
     frame_bytes(frame_bytes),
     n_max(n_max),
     page(page_of(frame_bytes, n_max)),
-    range(frame_bytes * n_max, page, "experts"),
-    base(range.base()) {
+    range(frame_bytes * n_max, page, "experts") {
     if (page == llama_huge_page) {
-        llama_address_huge_pages(base, llama_round_up(frame_bytes * n_max, page));
+        llama_address_huge_pages(range.base(), llama_round_up(frame_bytes * n_max, page));
     }
 }
 
@@ -39,7 +38,7 @@ uint8_t * llama_expert_frames::take(uint32_t block) {
 }
 
 void llama_expert_frames::give_back(uint8_t * frame) {
-    const size_t i = (size_t) (frame - base) / frame_bytes;
+    const size_t i = (size_t) (frame - range.base()) / frame_bytes;
     owners[i] = -1;
     free.insert(i);
 }
@@ -65,7 +64,7 @@ bool llama_expert_frames::shrink(const std::function<bool(uint32_t block)> & may
     const size_t first = llama_round_up(last * frame_bytes, page);
     const size_t end = llama_round_up((last + 1) * frame_bytes, page);
     if (first < end) {
-        llama_address_discard(base + first, end - first);
+        llama_address_discard(range.base() + first, end - first);
     }
     return true;
 }

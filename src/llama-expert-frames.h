@@ -28,13 +28,12 @@ class llama_expert_frames {
                 const std::function<void(uint32_t block, uint8_t * to)> & moved);
 
   private:
-    uint8_t * at(size_t i) const { return base + i * frame_bytes; }
+    uint8_t * at(size_t i) const { return range.base() + i * frame_bytes; }
 
     size_t frame_bytes;
     size_t n_max;
     size_t page; // memory comes and goes in these
     llama_address_range range;
-    uint8_t * base;
     std::vector<int64_t> owners; // by frame; -1: free
     std::set<size_t> free;
 };

@@ -7,10 +7,9 @@
 llama_stream_ring::llama_stream_ring(size_t bytes_max, size_t page) :
     page(page),
     range(bytes_max, page, "streamed weights"),
-    base(range.base()),
     there(llama_round_up(bytes_max, page) / page) {
     if (page == llama_huge_page) {
-        llama_address_huge_pages(base, there.size() * page);
+        llama_address_huge_pages(range.base(), there.size() * page);
     }
 }
 
@@ -51,7 +50,7 @@ uint8_t * llama_stream_ring::take(uint32_t block, size_t bytes) {
     places[at] = { bytes, block };
     next = at + bytes;
     commit(at, bytes);
-    return base + at;
+    return range.base() + at;
 }
 
 void llama_stream_ring::commit(size_t at, size_t bytes) {
@@ -62,7 +61,7 @@ void llama_stream_ring::commit(size_t at, size_t bytes) {
 }
 
 void llama_stream_ring::give_back(const uint8_t * place) {
-    const auto p = places.find((size_t) (place - base));
+    const auto p = places.find((size_t) (place - range.base()));
     const bool beyond = p->first + p->second.bytes > n_limit;
     places.erase(p);
     if (beyond) {
@@ -79,7 +78,7 @@ void llama_stream_ring::trim() {
     }
     for (size_t i = 0; i < there.size(); ++i) {
         if (there[i] && !needed[i]) {
-            llama_address_discard(base + i * page, page);
+            llama_address_discard(range.base() + i * page, page);
             there[i] = false;
             n_there--;
         }
@@ -92,8 +91,8 @@ void llama_stream_ring::compact(const std::function<void(uint32_t block, uint8_t
     for (const auto & p : places) {
         if (p.first != next) {
             commit(next, p.second.bytes);
-            memmove(base + next, base + p.first, p.second.bytes);
-            moved(p.second.block, base + next);
+            memmove(range.base() + next, range.base() + p.first, p.second.bytes);
+            moved(p.second.block, range.base() + next);
         }
         packed[next] = p.second;
         next += p.second.bytes;

@@ -41,7 +41,6 @@ class llama_stream_ring {
 
     size_t page;
     llama_address_range range;
-    uint8_t * base;
     size_t n_limit = 0;
     size_t next = 0;                // end of what was taken last
     std::map<size_t, taken> places; // by where they begin

@@ -24,7 +24,8 @@ static const size_t read_part_bytes = 4u << 20;
 static const double take_bytes_per_s = 4e9; // by another process
 static const double sample_s_min = 0.01;
 static const double sample_s_max = 0.25;
-static const double grow_margin = 0.01; // below the high mark, so that growing never triggers shrinking
+static const double grow_margin = 0.01;             // below the high mark, so that growing never triggers shrinking
+static const uint64_t page_tables_free = 24u << 20; // with what a process takes besides its budget: those of 12 GiB
 
 superllama_model_params llama_superllama_model::default_params() {
     superllama_model_params params = {};
@@ -292,10 +293,10 @@ void llama_superllama_model::create_tier() {
 
 // ------------------------------------------------------------------------------------------------- budget
 
-// 8 bytes for each page, of huge ones too. Those of the first 12 GiB go with what a process takes besides its budget.
+// 8 bytes for each page, of huge ones too.
 static uint64_t page_tables(uint64_t bytes) {
     const uint64_t tables = bytes / llama_system_page() * 8;
-    return tables - std::min<uint64_t>(tables, 24u << 20);
+    return tables - std::min(tables, page_tables_free);
 }
 
 uint64_t llama_superllama_model::without_page_tables(uint64_t budget) {
