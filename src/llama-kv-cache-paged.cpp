@@ -85,6 +85,7 @@ std::shared_ptr<llama_kv_pager> llama_kv_pager::create(llama_kv_cache & kv, bool
 llama_kv_pager::llama_kv_pager(llama_kv_cache & kv, llama_kv_paging & offer) :
     kv(kv),
     params(offer.params),
+    spills(offer.spills),
     host_only(offer.host_only),
     pool(offer.pool) {
     buft = std::make_unique<ggml_backend_buffer_type>();
@@ -113,6 +114,20 @@ void llama_kv_pager::attach() {
         g.layers.push_back(rows);
     }
 
+    if (spills) {
+        pages = spilled_pages(g);
+    } else {
+        const llama_kv_layout layout(g);
+        pages = std::make_unique<llama_kv_pages>(layout, layout.n_pages() * layout.page_charge(), nullptr, nullptr,
+                                                 [this](page_id p) { return inspect(p); });
+    }
+    seq_used.resize(LLAMA_MAX_SEQ);
+    page_used.resize(pages->n_pages());
+    n_used.resize(kv.n_stream);
+    broken.resize(kv.n_stream);
+}
+
+std::unique_ptr<llama_kv_pages> llama_kv_pager::spilled_pages(const llama_kv_geometry & g) {
     uint64_t budget = params.kv_budget_bytes;
     if (budget == 0) {
         budget = llama_mem_telemetry().sample().host_available / 2;
@@ -123,29 +138,25 @@ void llama_kv_pager::attach() {
     const uint64_t bounce = layout.bounce_bytes() * (pool != nullptr ? 1 + (uint64_t) pool->n_threads() : 1);
     const auto spill_dir = std::string(params.spill_dir != nullptr ? params.spill_dir : "");
     auto spill = std::make_unique<llama_kv_spill>(spill_dir, layout.record_bytes());
-    pages = std::make_unique<llama_kv_pages>(layout, budget > bounce ? budget - bounce : 0, std::move(spill),
-                                             pool.get(), [this](page_id p) { return inspect(p); });
+    auto made = std::make_unique<llama_kv_pages>(layout, budget > bounce ? budget - bounce : 0, std::move(spill),
+                                                 pool.get(), [this](page_id p) { return inspect(p); });
 
     // one full sequence must fit, if only layer by layer; moves within the cache need two pages
-    uint64_t least = 2 * pages->page_charge();
+    uint64_t least = 2 * made->page_charge();
     if (host_only) {
-        least = std::max(least, (uint64_t) pages->pages_per_stream() * pages->layer_charge_max());
+        least = std::max(least, (uint64_t) made->pages_per_stream() * made->layer_charge_max());
     }
-    if (pages->budget_bytes() < least) {
+    if (made->budget_bytes() < least) {
         throw std::runtime_error(
             format("--kv-budget %s is too small: a context of %u cells per sequence with pages of %u cells (%s each) "
                    "needs at least %s; raise it, or make the context or the pages smaller",
-                   llama_kv_mib(budget).c_str(), g.n_cells, g.page_cells, llama_kv_mib(pages->page_charge()).c_str(),
+                   llama_kv_mib(budget).c_str(), g.n_cells, g.page_cells, llama_kv_mib(made->page_charge()).c_str(),
                    llama_kv_mib(least + bounce).c_str()));
     }
-    seq_used.resize(LLAMA_MAX_SEQ);
-    page_used.resize(pages->n_pages());
-    n_used.resize(kv.n_stream);
-    broken.resize(kv.n_stream);
-
     LLAMA_LOG_INFO("%s: KV cache in pages of %u cells, %s each, budget %s, spill file %s\n", __func__, g.page_cells,
-                   llama_kv_mib(pages->page_charge()).c_str(), llama_kv_mib(budget).c_str(),
-                   pages->spill_file().is_direct() ? "with direct I/O" : "through the page cache");
+                   llama_kv_mib(made->page_charge()).c_str(), llama_kv_mib(budget).c_str(),
+                   made->spill_file().is_direct() ? "with direct I/O" : "through the page cache");
+    return made;
 }
 
 // ------------------------------------------------------------------------------------------------- buffer

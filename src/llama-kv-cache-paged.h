@@ -13,6 +13,7 @@ class llama_prefetcher;
 // What a context offers to the cache that is created for it, and gets back.
 struct llama_kv_paging {
     superllama_context_params params;
+    bool spills = true;    // false: there is memory for all pages; they only have it no sooner than they need it
     bool host_only = true; // no device computes: graphs may be cut between layers
     std::shared_ptr<llama_prefetcher> pool;
 
@@ -63,12 +64,14 @@ class llama_kv_pager {
 
     llama_kv_pages::usage inspect(llama_kv_pages::page_id p) const;
     bool has_cells(llama_kv_pages::page_id p, const llama_ubatch * of) const; // of these sequences, or any
+    std::unique_ptr<llama_kv_pages> spilled_pages(const llama_kv_geometry & g);
     void sweep(uint32_t stream);
     void end_streaming() { streaming.reset(); }
     bool fail(const std::string & text);
 
     llama_kv_cache & kv;
     superllama_context_params params;
+    bool spills;
     bool host_only;
     std::shared_ptr<llama_prefetcher> pool;
 

@@ -129,7 +129,9 @@ void llama_kv_pages::clear() {
             drop(p);
         }
     }
-    spill->clear();
+    if (spill != nullptr) {
+        spill->clear();
+    }
 }
 
 void llama_kv_pages::scrub(page_id p) {

@@ -41,7 +41,8 @@ class llama_kv_pages : public llama_kv_layout {
     };
     using inspect_fn = std::function<usage(page_id)>;
 
-    // `pool` may be null: then nothing is read ahead. `inspect` is asked when a page may be evicted.
+    // `pool` may be null: then nothing is read ahead; `spill` too where the budget holds all pages. `inspect` is asked
+    // when a page may be evicted.
     llama_kv_pages(llama_kv_layout layout, uint64_t budget_bytes, std::unique_ptr<llama_kv_spill> spill,
                    llama_prefetcher * pool, inspect_fn inspect);
     ~llama_kv_pages(); // waits for reads under way

@@ -64,7 +64,9 @@ struct llama_superllama::impl {
     ~impl();
 
     void offer_paging();
+    void offer_lending();
     void close_paging(); // the caches exist: who took the offer, and why not
+    llama_kv_pager * asked_pager() const { return params.paged_kv ? paging.pager : nullptr; } // by the user
 
     // before memory is taken, and after it was given back: the weights have the rest
     void grant(loan & l, uint64_t bytes);

@@ -57,7 +57,7 @@ void llama_superllama::impl::collect(struct superllama_stats & s) {
     if (weights != nullptr) {
         collect_weights(s);
     }
-    if (paging.pager != nullptr) {
+    if (asked_pager() != nullptr) {
         collect_kv(s);
     }
 }
@@ -177,7 +177,7 @@ void llama_superllama::after_ubatch(const llama_ubatch & ubatch) {
     if (!self.sinks.empty() && self.tier != nullptr) {
         self.write_layer_events();
     }
-    if (!self.sinks.empty() && self.paging.pager != nullptr) {
+    if (!self.sinks.empty() && self.asked_pager() != nullptr) {
         self.write_kv_events();
     }
     if (!self.sinks.empty() && now - self.t_line_us >= 1000 * (int64_t) self.params.metrics_interval_ms) {
@@ -187,30 +187,29 @@ void llama_superllama::after_ubatch(const llama_ubatch & ubatch) {
 
 void llama_superllama::kv_pages(struct superllama_kv_pages & out) const {
     out = {};
-    const llama_kv_paging & paging = pimpl->paging;
-    if (paging.pager != nullptr) {
-        paging.pager->count(out);
+    if (pimpl->asked_pager() != nullptr) {
+        pimpl->asked_pager()->count(out);
     }
-    const std::string reason = pimpl->params.paged_kv ? paging.reason : "not asked for";
+    const std::string reason = pimpl->params.paged_kv ? pimpl->paging.reason : "not asked for";
     strncpy(out.reason, reason.c_str(), sizeof(out.reason) - 1);
 }
 
 void llama_superllama::kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const {
     out = {};
-    if (pimpl->paging.pager == nullptr) {
+    if (pimpl->asked_pager() == nullptr) {
         return;
     }
     if (seq < 0 || (uint32_t) seq >= pimpl->ctx.get_cparams().n_seq_max) {
         throw std::runtime_error("sequence " + std::to_string(seq) + " is not in [0, " +
                                  std::to_string(pimpl->ctx.get_cparams().n_seq_max) + ")");
     }
-    pimpl->paging.pager->count_seq(seq, out);
+    pimpl->asked_pager()->count_seq(seq, out);
 }
 
 int llama_superllama::kv_prefetch(llama_seq_id seq) {
     struct superllama_kv_seq_pages checked;
     kv_seq_pages(seq, checked);
-    return pimpl->paging.pager != nullptr ? pimpl->paging.pager->prefetch(seq) : 0;
+    return pimpl->asked_pager() != nullptr ? pimpl->asked_pager()->prefetch(seq) : 0;
 }
 
 void llama_superllama::stats(struct superllama_stats & out) const {

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 static const uint64_t loan_step_bytes = 16u << 20; // memory comes from weights, and returns to them, in steps of this
+static const int lent_page_cells = 32;             // of a KV cache that only lends
 static const int n_small_graphs_min = 4;           // one after another, before they have what larger ones used
 
 // ----------------------------------------------------------------------------------------------- a context
@@ -29,6 +30,8 @@ llama_superllama::impl::impl(llama_context & ctx, const superllama_context_param
     }
     if (params.paged_kv) {
         offer_paging();
+    } else if (weights != nullptr && devices.empty()) {
+        offer_lending();
     }
     if (params.metrics) {
         sinks.push_back(llama_metrics_sink::open(""));
@@ -57,6 +60,14 @@ void llama_superllama::impl::offer_paging() {
     llama_kv_paging::current() = &paging;
 }
 
+// Cells take memory when they are used first, as with --paged-kv, but what has memory keeps it.
+void llama_superllama::impl::offer_lending() {
+    paging.params = params;
+    paging.params.kv_page_size = lent_page_cells;
+    paging.spills = false;
+    llama_kv_paging::current() = &paging;
+}
+
 void llama_superllama::impl::close_paging() {
     if (llama_kv_paging::current() != &paging) {
         return; // nothing was offered
@@ -65,7 +76,7 @@ void llama_superllama::impl::close_paging() {
     if (paging.pager == nullptr && paging.reason.empty()) {
         paging.reason = "the model has no KV cache of cells";
     }
-    if (!paging.reason.empty()) {
+    if (!paging.reason.empty() && params.paged_kv) {
         LLAMA_LOG_WARN("superllama: --paged-kv: %s: %s\n",
                        paging.pager == nullptr ? "standard KV cache" : "a part of the KV cache is not paged",
                        paging.reason.c_str());

@@ -77,8 +77,9 @@ def test_several_sequences(demo_model: Path) -> None:
     assert np.array_equal(expected, result)
 
 
-def test_paged_kv_lends_what_it_does_not_use(demo_model: Path) -> None:
-    """Weights have the memory of KV pages until those are used, and again once they are dropped."""
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_kv_cache_lends_what_it_does_not_use(demo_model: Path, paged: bool) -> None:
+    """Weights have the memory of KV cells until those are used, and again once they are dropped."""
     context = {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 64, "n_threads": 2}
     tokens = [(7 * i) % 1000 + 10 for i in range(1536)]
     with Model(demo_model) as model, Context(model, **context) as ctx:
@@ -86,24 +87,23 @@ def test_paged_kv_lends_what_it_does_not_use(demo_model: Path) -> None:
         expected = ctx.logits().copy()
     least, _ = budgets(demo_model, context)
     budget = least + 8 * 2**20
-    with Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=budget) as model:
-        with Context(model, **context) as ctx:
-            ctx.decode([1])
-            without = ctx.metrics().weight_bytes_resident
-        with Context(model, **context, paged_kv=True) as ctx:
-            resident = []
-            for part in (tokens[:256], tokens[256:]):
-                ctx.decode(part)
-                resident.append(ctx.metrics().weight_bytes_resident)
-                assert resident[-1] + ctx.kv_pages().resident_bytes < budget
-            result = ctx.logits().copy()
-            evicted = ctx.metrics().layers_evicted
-            ctx.clear()
-            for token in (1, 2, 3):
-                ctx.decode([token])
+    with (
+        Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=budget) as model,
+        Context(model, **context, paged_kv=paged) as ctx,
+    ):
+        resident = []
+        for part in (tokens[:256], tokens[256:]):
+            ctx.decode(part)
             resident.append(ctx.metrics().weight_bytes_resident)
+            assert resident[-1] + len(part) * 23040 < budget
+        assert (ctx.metrics().kv_pages_cpu > 0) == paged
+        result = ctx.logits().copy()
+        evicted = ctx.metrics().layers_evicted
+        ctx.clear()
+        for token in (1, 2, 3):
+            ctx.decode([token])
+        resident.append(ctx.metrics().weight_bytes_resident)
     assert np.array_equal(expected, result)
-    assert resident[0] > without + 20e6
     assert resident[1] < resident[0] - 15e6
     assert resident[2] > resident[1] + 15e6
     assert evicted > 0
