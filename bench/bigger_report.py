@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,9 +78,10 @@ def _row(runs: list[dict]) -> Row:
     )  # fmt: skip
 
 
-def repacks(name: str) -> bool:
-    flags = engine.get(name).flags
-    return not any(a == "--repack" and b == "0" for a, b in itertools.pairwise(flags))
+def in_memory(rows: list[Row], repacked: bool) -> float | None:
+    """Tokens/s with everything in memory: of the fastest engine with these kernels."""
+    alike = [r for r in rows if r.budget_bytes is None and engine.get(r.engine).repacks == repacked]
+    return max((r.decode for r in alike if r.decode), default=None)
 
 
 def rows_of(runs: list[dict], where: TensorMap, measured: list[dict]) -> list[Row]:
@@ -90,13 +90,13 @@ def rows_of(runs: list[dict], where: TensorMap, measured: list[dict]) -> list[Ro
         groups.setdefault((r["scenario"], r["engine"], r["read_ahead_kb"]), []).append(r)
     rows = [_row(group) for group in groups.values()]
     for row in rows:
-        alike = [
-            r.decode for r in rows if r.decode and r.budget_bytes is None and repacks(r.engine) == repacks(row.engine)
-        ]
-        if row.budget_bytes is None or not alike:
+        program = engine.get(row.engine)
+        compute = in_memory(rows, program.repacks)
+        if row.budget_bytes is None or compute is None:
             continue
-        row.bytes_per_s = _median([m["bytes_per_s"] for m in measured if m["scenario"] == row.scenario])
-        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), row.bytes_per_s, max(alike))
+        key = (row.scenario, program.streams_repacked)
+        row.bytes_per_s = _median([m["bytes_per_s"] for m in measured if (m["scenario"], m["repacked"]) == key])
+        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), row.bytes_per_s, compute)
         if not limits.moe:
             row.bound = limits.dense(row.budget_bytes)
         elif row.expert_misses and row.bytes_per_token is not None:
@@ -163,15 +163,14 @@ def draw(rows: list[Row], where: TensorMap, speed: float, title: str, path: Path
             axes.plot(killed, [0] * len(killed), "x", color=plots.colour(name), mew=2, ms=8, clip_on=False,
                       label=None if name in told else f"{name}: killed for memory")  # fmt: skip
             told.add(name)
-    compute = {repack: max((r.decode for r in rows if r.decode and not r.budget_bytes and repacks(r.engine) == repack),
-                           default=None) for repack in (False, True)}  # fmt: skip
+    compute = {repacked: in_memory(rows, repacked) for repacked in (False, True)}
     shares = [100 * r.budget_bytes / size for r in rows if r.budget_bytes]
     if not bound.expert_bytes(where) and shares:
         x = np.linspace(min(shares) - 2, max(shares) + 3, 300)
-        for repack, hue in ((False, "#555555"), (True, "#aaaaaa")):
-            if compute[repack]:
-                limits = bound.Limits(bound.needed_bytes(where), 0, speed, compute[repack])
-                label = f"bound, {'with' if repack else 'without'} repacking"
+        for repacked, hue in ((False, "#555555"), (True, "#aaaaaa")):
+            if compute[repacked]:
+                limits = bound.Limits(bound.needed_bytes(where), 0, speed, compute[repacked])
+                label = f"bound, {'with' if repacked else 'without'} repacking"
                 y = [limits.dense(int(size * s / 100)) for s in x]
                 axes.plot(x, y, ls=(0, (4, 3)), lw=1.2, color=hue, label=label)
     axes.set_xticks(sorted({round(s) for s in shares}), [f"{s} %" for s in sorted({round(s) for s in shares})])

@@ -3,8 +3,9 @@
 
 bench/bigger_than_memory.py MODEL.gguf [--budgets 25 50 75 90 110] [--read-ahead as-found 128] [--out FOLDER]
 
-Writes FOLDER/result.json, table.md and plot.png. The disk's speed is measured again before every budget, by the read
-path that superllama uses. An engine that is killed for memory is a result. What finished is not run again.
+Writes FOLDER/result.json, table.md and plot.png. The disk's speed is measured again before every run, by the read
+path that superllama uses and on the file that the run streams from: the model, or its repacked blocks, which lie in
+MODEL.cache beside it. An engine that is killed for memory is a result. What finished is not run again.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def measure(rounds: list[list[Job]], a: argparse.Namespace, console: Console) ->
             if todo:
                 disk_speed.measure(a.model)  # once for caches below this system, which warm up
             for job in todo:
-                disk_speed.note(a.out / "disk_speed.jsonl", a.model, job.scenario)  # a disk's speed wanders
+                program = engine.get(job.engine)  # a disk's speed wanders, and is not the same everywhere
+                disk_speed.note(a.out / "disk_speed.jsonl", program.file(a.model), scenario=job.scenario,
+                                repacked=program.streams_repacked)  # fmt: skip
                 progress.update(task, description=job.key.rpartition("-")[0])
                 outcome = run(job, model, journal, a.out / "runs" / job.key, a.build, None, a.timeout, light=True)
                 console.print(show(outcome.result), highlight=False)

@@ -84,11 +84,11 @@ def measure(path: Path, threads: int = 6, block: int = 4 << 20, n_bytes: int | N
     return DiskSpeed(done / seconds, done, seconds, threads, block, direct)
 
 
-def note(log: Path, path: Path, scenario: str = "") -> DiskSpeed:
-    """Measure and add a line to a file of measurements."""
+def note(log: Path, path: Path, **about: str | bool) -> DiskSpeed:
+    """Measure and add a line to a file of measurements, with what there is to say about it."""
     speed = measure(path)
     with log.open("a") as out:
-        out.write(json.dumps({"model": path.stem, "scenario": scenario, **speed.to_dict()}) + "\n")
+        out.write(json.dumps({"model": path.stem, **about, **speed.to_dict()}) + "\n")
     page_cache.evict(path)
     return speed
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,22 @@ class Engine:
     program: str
     flags: tuple[str, ...]
     about: str = ""
+
+    @property
+    def repacks(self) -> bool:
+        return ("--repack", "0") not in itertools.pairwise(self.flags)
+
+    @property
+    def streams_repacked(self) -> bool:
+        return self.repacks and "--dynamic-layers" in self.flags
+
+    def environment(self, model: Path) -> dict[str, str]:
+        return os.environ | {"SUPERLLAMA_CACHE": str(cache(model))}
+
+    def file(self, model: Path) -> Path:
+        """What its weights are streamed from: the model, or its repacked blocks once they are there."""
+        blocks = sorted(cache(model).glob("repacked/*.blocks"), key=lambda p: p.stat().st_mtime)
+        return blocks[-1] if self.streams_repacked and blocks else model
 
     def command(
         self, model: Path, n_gen: int, n_prompt: int, budget: int | None, threads: int, extra: tuple[str, ...] = (),
@@ -41,6 +59,11 @@ class Engine:
         sizes = ["-n", str(n_gen), "--n-prompt", str(n_prompt), "-t", str(threads)]
         sizes += ["-c", str(n_ctx), "-ub", str(max(32, min(512, n_prompt)))]
         return [found, "-m", str(model), *sizes, *flags, *extra]
+
+
+def cache(model: Path) -> Path:
+    """The cache folder of runs with this model: on its disk, and with nothing else in it."""
+    return model.with_suffix(".cache")
 
 
 def load() -> dict[str, Engine]:

@@ -121,11 +121,10 @@ def run(
     size = model.path.stat().st_size
     budget = job.budget(size)
     limit = None if budget is None else budget + job.headroom
-    command = engine.get(job.engine).command(
-        model.path, job.tokens, job.prompt_tokens, budget, job.threads, job.flags, build
-    )
+    program = engine.get(job.engine)
+    command = program.command(model.path, job.tokens, job.prompt_tokens, budget, job.threads, job.flags, build)
     trace_file = reader_trace or partial / "reader.txt"
-    environment = os.environ | {reader.ENV: str(trace_file)}
+    environment = program.environment(model.path) | {reader.ENV: str(trace_file)}
 
     page_cache.evict(model.path)
     if not page_cache.drop_all():
