@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import matplotlib
 
@@ -39,10 +39,7 @@ class Row:
     stall_s: float | None
     peak_bytes: int | None
     over_budget_bytes: int | None  # peak - budget
-    expert_misses: float | None  # of a whole run: read because they were asked for, guessed before or not
-    bytes_read: float | None  # by a whole run's process
-    expert_reads: float | None = None  # misses and wrong guesses
-    bytes_per_s: float | None = None  # B, measured before each of the runs with this budget
+    bytes_per_s: float | None = None  # B, measured before and after each of the runs
     bound: float | None = None
     reached: float | None = None
     reached_of_file: float | None = None  # dense: of the bound with S = the file's size
@@ -60,8 +57,6 @@ def _row(runs: list[dict]) -> Row:
     first, ok = runs[0], [r for r in runs if r["status"] == "ok"]
     metrics = [r["metrics"] for r in ok if r.get("metrics")]
     speeds = [r["decode_tokens_per_s"] for r in ok]
-    misses = [m["expert_misses"] + m.get("expert_guesses_used", 0) for m in metrics if m.get("expert_misses")]
-    reads = [m["expert_misses"] + m.get("expert_guesses", 0) for m in metrics if m.get("expert_misses")]
     peaks = [r["peak_bytes"] for r in runs if r["peak_bytes"]]
     peak = max(peaks, default=None)
     budget = first["budget_bytes"]
@@ -72,8 +67,7 @@ def _row(runs: list[dict]) -> Row:
         _median([r["prompt_tokens_per_s"] for r in ok]), _median([r["first_token_s"] for r in ok]),
         _median([r["decode_read_bytes"] / r["tokens"] for r in ok]),
         _median([m["stall_ms"] / 1000 for m in metrics if m.get("stall_ms")]),
-        peak, peak - budget if peak and budget else None, _median(misses),
-        _median([r.get("total_read_bytes") for r in ok]), _median(reads), hashes=len({r["hash"] for r in ok}),
+        peak, peak - budget if peak and budget else None, hashes=len({r["hash"] for r in ok}),
         error=errors[-1] if errors else "",
     )  # fmt: skip
 
@@ -84,33 +78,41 @@ def in_memory(rows: list[Row], repacked: bool) -> float | None:
     return max((r.decode for r in alike if r.decode), default=None)
 
 
+def _set_bound(row: Row, runs: list[dict], where: TensorMap, speeds: dict[str, float], compute: float) -> None:
+    """What bounds each of the runs, with B as it was around it, and how much of that it reached: medians."""
+    row.bytes_per_s = _median([speeds[r["key"]] for r in runs])
+    bounds, reached, reached_of_file, bytes_to_misses = [], [], [], []
+    for r in runs:
+        decode, metrics = r.get("decode_tokens_per_s"), r.get("metrics") or {}
+        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), speeds[r["key"]], compute)
+        if not decode or (limits.moe and not metrics.get("expert_misses")):
+            continue
+        if limits.moe:
+            # the counter of misses has the prompt's in it, which would lower the bound: the bytes read while decoding,
+            # less those of wrong guesses
+            reads = metrics["expert_misses"] + metrics.get("expert_guesses", 0)
+            right = (metrics["expert_misses"] + metrics.get("expert_guesses_used", 0)) / reads
+            bounds.append(limits.experts(right * r["decode_read_bytes"] / r["tokens"] / limits.expert_bytes))
+            bytes_to_misses.append(r["total_read_bytes"] / (reads * limits.expert_bytes))
+        else:
+            bounds.append(limits.dense(r["budget_bytes"]))
+            of_file = replace(limits, needed_bytes=where.file_bytes)
+            reached_of_file.append(decode / of_file.dense(r["budget_bytes"]))
+        reached.append(decode / bounds[-1])
+    row.bound, row.reached = _median(bounds), _median(reached)
+    row.reached_of_file, row.bytes_to_misses = _median(reached_of_file), _median(bytes_to_misses)
+
+
 def rows_of(runs: list[dict], where: TensorMap, measured: list[dict]) -> list[Row]:
     groups: dict[tuple, list[dict]] = {}
     for r in runs:
         groups.setdefault((r["scenario"], r["engine"], r["read_ahead_kb"]), []).append(r)
     rows = [_row(group) for group in groups.values()]
-    for row in rows:
-        program = engine.get(row.engine)
-        compute = in_memory(rows, program.repacks)
-        if row.budget_bytes is None or compute is None:
-            continue
-        key = (row.scenario, program.streams_repacked)
-        row.bytes_per_s = _median([m["bytes_per_s"] for m in measured if (m["scenario"], m["repacked"]) == key])
-        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), row.bytes_per_s, compute)
-        if not limits.moe:
-            row.bound = limits.dense(row.budget_bytes)
-        elif row.expert_misses and row.bytes_per_token is not None:
-            # the counter of misses has the prompt's in it, which would lower the bound: the bytes read while decoding,
-            # less those of wrong guesses
-            right = row.expert_misses / row.expert_reads
-            row.bound = limits.experts(right * row.bytes_per_token / limits.expert_bytes)
-            row.bytes_to_misses = row.bytes_read / (row.expert_reads * limits.expert_bytes) if row.bytes_read else None
-        if row.bound and row.decode:
-            row.reached = row.decode / row.bound
-            if not limits.moe:
-                row.reached_of_file = row.decode / replace(limits, needed_bytes=where.file_bytes).dense(
-                    row.budget_bytes
-                )
+    speeds = {r["key"]: mean(m["bytes_per_s"] for m in measured if m["run"] == r["key"]) for r in runs}
+    for row, group in zip(rows, groups.values(), strict=True):
+        compute = in_memory(rows, engine.get(row.engine).repacks)
+        if row.budget_bytes is not None and compute is not None:
+            _set_bound(row, group, where, speeds, compute)
     order = {e: i for i, e in enumerate(engine.load())}
     return sorted(rows, key=lambda r: (-(r.budget_bytes or 1 << 60), r.read_ahead_kb or 0, order.get(r.engine, 99)))
 

@@ -3,7 +3,7 @@
 
 bench/bigger_than_memory.py MODEL.gguf [--budgets 25 50 75 90 110] [--read-ahead as-found 128] [--out FOLDER]
 
-Writes FOLDER/result.json, table.md and plot.png. The disk's speed is measured again before every run, by the read
+Writes FOLDER/result.json, table.md and plot.png. The disk's speed is measured before and after every run, by the read
 path that superllama uses and on the file that the run streams from: the model, or its repacked blocks, which lie in
 MODEL.cache beside it. An engine that is killed for memory is a result. What finished is not run again.
 """
@@ -91,6 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def note_disk_speed(a: argparse.Namespace, job: Job) -> None:
+    """Before and after each run: a disk's speed wanders, and is not the same everywhere."""
+    disk_speed.note(a.out / "disk_speed.jsonl", engine.get(job.engine).file(a.model), run=job.key)
+
+
 def measure(rounds: list[list[Job]], a: argparse.Namespace, console: Console) -> None:
     model = Model.open(a.model)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -103,11 +108,10 @@ def measure(rounds: list[list[Job]], a: argparse.Namespace, console: Console) ->
             if todo:
                 disk_speed.measure(a.model)  # once for caches below this system, which warm up
             for job in todo:
-                program = engine.get(job.engine)  # a disk's speed wanders, and is not the same everywhere
-                disk_speed.note(a.out / "disk_speed.jsonl", program.file(a.model), scenario=job.scenario,
-                                repacked=program.streams_repacked)  # fmt: skip
                 progress.update(task, description=job.key.rpartition("-")[0])
+                note_disk_speed(a, job)
                 outcome = run(job, model, journal, a.out / "runs" / job.key, a.build, None, a.timeout, light=True)
+                note_disk_speed(a, job)
                 console.print(show(outcome.result), highlight=False)
                 progress.advance(task)
 

@@ -84,7 +84,7 @@ def measure(path: Path, threads: int = 6, block: int = 4 << 20, n_bytes: int | N
     return DiskSpeed(done / seconds, done, seconds, threads, block, direct)
 
 
-def note(log: Path, path: Path, **about: str | bool) -> DiskSpeed:
+def note(log: Path, path: Path, **about: str) -> DiskSpeed:
     """Measure and add a line to a file of measurements, with what there is to say about it."""
     speed = measure(path)
     with log.open("a") as out:

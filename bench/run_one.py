@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bench import device, engine, page_cache
+from bench import device, engine, first_touch, page_cache
 from bench.job import Job
 from bench.pressure import Pressure, pressure
 from bench.trace import blkparse, block, mapping, reader, table, tensors
@@ -129,6 +129,7 @@ def run(
     page_cache.evict(model.path)
     if not page_cache.drop_all():
         skipped.append("the model's file alone was dropped from the page cache: dropping all of it needs root")
+    first_touch.touch(limit or size)
     with (
         pressure(journal, limit, job.pressure, build=build) as p,
         settings(journal, job, model, p, skipped),

@@ -40,8 +40,8 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
 
     row = plan.asked
     console.print(
-        f"in memory at any budget: {size(row.fixed_bytes)} of weights, {size(row.kv_bytes)} KV, "
-        f"{size(row.compute_bytes)} compute buffers",
+        f"in memory at any budget: {size(row.fixed_bytes)} of weights, {size(row.kv_bytes)} KV when all of it is "
+        f"used, {size(row.compute_bytes)} compute buffers",
         soft_wrap=True,
     )
 
