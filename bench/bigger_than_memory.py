@@ -26,6 +26,8 @@ from bench.run_one import TIMEOUT_S, Model, run
 from bench.sizes import parse_size
 from bench.undo import Journal
 
+AGAIN = ("--again", "1")  # the first prompt loads, and says how long until the first token; the second is its speed
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,7 +57,7 @@ def plan(a: argparse.Namespace) -> list[list[Job]]:
     rounds = []
     for repeat in range(a.repeats):
         jobs = [
-            Job(str(a.model), s, name, a.tokens, a.prompt_tokens, None, kb, a.threads, (), a.pressure, "none",
+            Job(str(a.model), s, name, a.tokens, a.prompt_tokens, None, kb, a.threads, AGAIN, a.pressure, "none",
                 a.headroom, repeat)
             for s in scenarios for kb in (ahead if s != "baseline" else ahead[:1]) for name in a.engines
         ]  # fmt: skip

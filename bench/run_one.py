@@ -177,7 +177,8 @@ def run(
 def speeds(printed: dict, job: Job) -> dict:
     out = {k: printed[k] for k in ("hash", "load_s", "prompt_s", "decode_s")}
     out["decode_tokens_per_s"] = job.tokens / printed["decode_s"] if printed["decode_s"] else None
-    out["prompt_tokens_per_s"] = printed["n_prompt"] / printed["prompt_s"] if printed["prompt_s"] else None
+    prompt_s = printed.get("prompt_again_s", printed["prompt_s"])  # the first one loads
+    out["prompt_tokens_per_s"] = printed["n_prompt"] / prompt_s if prompt_s else None
     out["first_token_s"] = printed["load_s"] + printed["prompt_s"]
     out["metrics"] = printed.get("metrics")
     return out

@@ -31,6 +31,7 @@ struct options {
     int fa = -1;
     const char * type_k = "f16";
     std::string load = "auto";
+    int again = 0; // 1: the prompt a second time, now that everything was touched once
     int turns = 0;
     int n_gpu_layers = 0;
     std::vector<std::string> servers; // RPC, "HOST:PORT"
@@ -82,6 +83,8 @@ static options parse(int argc, char ** argv) {
             o.type_k = value;
         } else if (name == "-lm") {
             o.load = value;
+        } else if (name == "--again") {
+            o.again = atoi(value);
         } else if (name == "--turns") {
             o.turns = atoi(value);
         } else if (name == "-ngl") {
@@ -133,6 +136,11 @@ static void run(const options & o, llama_context * ctx, double load_s) {
 
     const double t_start = now_s();
     llama_token next = decode(tokens);
+    const double t_first = now_s();
+    if (o.again != 0) {
+        llama_memory_clear(llama_get_memory(ctx), true);
+        next = decode(tokens);
+    }
     const double t_prompt = now_s();
     for (int i = 0; i < o.n_gen; ++i) {
         generated.push_back(next);
@@ -146,7 +154,10 @@ static void run(const options & o, llama_context * ctx, double load_s) {
         printf("%s%d", i ? "," : "", generated[i]);
     }
     printf("],\"n_prompt\":%zu,\"load_s\":%.4f,\"prompt_s\":%.4f,\"decode_s\":%.4f", tokens.size(), load_s,
-           t_prompt - t_start, t_end - t_prompt);
+           t_first - t_start, t_end - t_prompt);
+    if (o.again != 0) {
+        printf(",\"prompt_again_s\":%.4f", t_prompt - t_first);
+    }
 #ifdef SUPERLLAMA
     char stats[4096];
     if (superllama_metrics_json(ctx, stats, sizeof(stats)) < (int) sizeof(stats)) {
