@@ -47,7 +47,7 @@ struct cache {
     std::vector<llama_kv_pages::usage> use;
     int64_t tick = 0;
 
-    cache(size_t row_bytes, uint32_t page_cells, double budget_pages, bool ahead) {
+    cache(size_t row_bytes, uint32_t page_cells, double budget_pages, bool ahead, bool spills = true) {
         g.n_streams = 3;
         g.n_cells = 100; // the last page of a stream is a part
         g.page_cells = page_cells;
@@ -64,9 +64,9 @@ struct cache {
         }
         pool = ahead ? std::make_unique<llama_prefetcher>(2) : nullptr;
         const auto make = [&](uint64_t budget) {
-            return std::make_unique<llama_kv_pages>(
-                g, budget, std::make_unique<llama_kv_spill>("", llama_kv_layout(g).record_bytes(), &sys), pool.get(),
-                [this](llama_kv_pages::page_id p) { return use[p]; });
+            auto spill = std::make_unique<llama_kv_spill>("", llama_kv_layout(g).record_bytes(), &sys);
+            return std::make_unique<llama_kv_pages>(g, budget, spills ? std::move(spill) : nullptr, pool.get(),
+                                                    [this](llama_kv_pages::page_id p) { return use[p]; });
         };
         pages = make(0);
         pages = make((uint64_t) (budget_pages * (double) pages->page_charge()));
@@ -277,7 +277,36 @@ static void test_faults(bool ahead) {
     CHECK(c.pages->read_bytes(in_page_1, 1, &byte, &error) && byte == 8);
 }
 
+// Pages that only come on first use, and go when they are empty: without a spill file.
+static void test_without_spill() {
+    cache c(204, 16, 21, false, false);
+    llama_kv_pages & pages = *c.pages;
+    CHECK(pages.budget_bytes() == pages.n_pages() * pages.page_charge());
+    uint64_t grown = 0;
+    pages.before_growth([&grown](uint64_t bytes) { grown = bytes; });
+    const auto first_byte = [&c, &pages](llama_kv_pages::page_id p) -> uint8_t & {
+        return c.g.layers[0][0].base[((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * 204];
+    };
+    std::string error;
+    for (llama_kv_pages::page_id p = 0; p < pages.n_pages(); ++p) {
+        CHECK(pages.write(p, &error));
+        CHECK(grown == (p + 1) * pages.page_charge());
+        first_byte(p) = (uint8_t) (p + 1);
+        c.used(p);
+    }
+    pages.drop(3);
+    CHECK(pages.is_empty(3) && first_byte(3) == 0 && first_byte(2) == 3 && first_byte(4) == 5);
+    CHECK(pages.copy(4, 3, &error) && first_byte(3) == 5); // full again, and nothing had to leave
+    CHECK((uint64_t) pages.count().resident_bytes == pages.budget_bytes() && pages.count().bytes_written == 0);
+    pages.clear();
+    for (llama_kv_pages::page_id p = 0; p < pages.n_pages(); ++p) {
+        CHECK(pages.is_empty(p) && first_byte(p) == 0);
+    }
+    CHECK(pages.count().resident_bytes == 0);
+}
+
 int main() {
+    test_without_spill();
     test_order();
     for (bool ahead : { false, true }) {
         test_faults(ahead);
