@@ -81,10 +81,11 @@ def in_memory(rows: list[Row], repacked: bool) -> float | None:
 def _set_bound(row: Row, runs: list[dict], where: TensorMap, speeds: dict[str, float], compute: float) -> None:
     """What bounds each of the runs, with B as it was around it, and how much of that it reached: medians."""
     row.bytes_per_s = _median([speeds[r["key"]] for r in runs])
+    all_runs = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), row.bytes_per_s, compute)
     bounds, reached, reached_of_file, bytes_to_misses = [], [], [], []
     for r in runs:
         decode, metrics = r.get("decode_tokens_per_s"), r.get("metrics") or {}
-        limits = bound.Limits(bound.needed_bytes(where), bound.expert_bytes(where), speeds[r["key"]], compute)
+        limits = replace(all_runs, bytes_per_s=speeds[r["key"]])
         if not decode or (limits.moe and not metrics.get("expert_misses")):
             continue
         if limits.moe:

@@ -37,8 +37,8 @@ class Engine:
 
     def file(self, model: Path) -> Path:
         """What its weights are streamed from: the model, or its repacked blocks once they are there."""
-        blocks = sorted(cache(model).glob("repacked/*.blocks"), key=lambda p: p.stat().st_mtime)
-        return blocks[-1] if self.streams_repacked and blocks else model
+        blocks = cache(model).glob("repacked/*.blocks") if self.streams_repacked else ()
+        return max(blocks, key=lambda p: p.stat().st_mtime, default=model)
 
     def command(
         self, model: Path, n_gen: int, n_prompt: int, budget: int | None, threads: int, extra: tuple[str, ...] = (),

@@ -85,7 +85,6 @@ std::shared_ptr<llama_kv_pager> llama_kv_pager::create(llama_kv_cache & kv, bool
 llama_kv_pager::llama_kv_pager(llama_kv_cache & kv, llama_kv_paging & offer) :
     kv(kv),
     params(offer.params),
-    spills(offer.spills),
     host_only(offer.host_only),
     pool(offer.pool) {
     buft = std::make_unique<ggml_backend_buffer_type>();
@@ -114,7 +113,7 @@ void llama_kv_pager::attach() {
         g.layers.push_back(rows);
     }
 
-    if (spills) {
+    if (params.paged_kv) {
         pages = spilled_pages(g);
     } else {
         const llama_kv_layout layout(g);

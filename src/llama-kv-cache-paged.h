@@ -12,9 +12,8 @@ class llama_prefetcher;
 
 // What a context offers to the cache that is created for it, and gets back.
 struct llama_kv_paging {
-    superllama_context_params params;
-    bool spills = true;    // false: there is memory for all pages; they only have it no sooner than they need it
-    bool host_only = true; // no device computes: graphs may be cut between layers
+    superllama_context_params params; // without paged_kv: memory comes on first use, and all pages may have it
+    bool host_only = true;            // no device computes: graphs may be cut between layers
     std::shared_ptr<llama_prefetcher> pool;
 
     class llama_kv_pager * pager = nullptr; // of the cache that took the offer
@@ -71,7 +70,6 @@ class llama_kv_pager {
 
     llama_kv_cache & kv;
     superllama_context_params params;
-    bool spills;
     bool host_only;
     std::shared_ptr<llama_prefetcher> pool;
 

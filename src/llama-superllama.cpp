@@ -64,7 +64,6 @@ void llama_superllama::impl::offer_paging() {
 void llama_superllama::impl::offer_lending() {
     paging.params = params;
     paging.params.kv_page_size = lent_page_cells;
-    paging.spills = false;
     llama_kv_paging::current() = &paging;
 }
 

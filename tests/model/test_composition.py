@@ -24,6 +24,7 @@ from superllama._programs import find_program
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
+BYTES_PER_CELL = 23040  # of the demo model's KV cache in f16
 
 
 def both(path: Path, run: Callable[[Context], Any], **context: Any) -> tuple[Any, Any]:
@@ -87,23 +88,27 @@ def test_a_kv_cache_lends_what_it_does_not_use(demo_model: Path, paged: bool) ->
         expected = ctx.logits().copy()
     least, _ = budgets(demo_model, context)
     budget = least + 8 * 2**20
-    with (
-        Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=budget) as model,
-        Context(model, **context, paged_kv=paged) as ctx,
-    ):
-        resident = []
-        for part in (tokens[:256], tokens[256:]):
-            ctx.decode(part)
+    with Model(demo_model, dynamic_layers=True, async_prefetch=True, mem_budget=budget) as model:
+        with Context(model, **context, flash_attn="off") as ctx:  # V is transposed then, and lends nothing
+            ctx.decode([1])
+            without = ctx.metrics().weight_bytes_resident
+        with Context(model, **context, paged_kv=paged) as ctx:
+            resident, n_used = [], 0
+            for part in (tokens[:256], tokens[256:]):
+                ctx.decode(part)
+                n_used += len(part)
+                resident.append(ctx.metrics().weight_bytes_resident)
+                held = ctx.kv_pages().resident_bytes if paged else n_used * BYTES_PER_CELL
+                assert resident[-1] + held < budget
+            assert (ctx.metrics().kv_pages_cpu > 0) == paged
+            result = ctx.logits().copy()
+            evicted = ctx.metrics().layers_evicted
+            ctx.clear()
+            for token in (1, 2, 3):
+                ctx.decode([token])
             resident.append(ctx.metrics().weight_bytes_resident)
-            assert resident[-1] + len(part) * 23040 < budget
-        assert (ctx.metrics().kv_pages_cpu > 0) == paged
-        result = ctx.logits().copy()
-        evicted = ctx.metrics().layers_evicted
-        ctx.clear()
-        for token in (1, 2, 3):
-            ctx.decode([token])
-        resident.append(ctx.metrics().weight_bytes_resident)
     assert np.array_equal(expected, result)
+    assert resident[0] > without + 20e6
     assert resident[1] < resident[0] - 15e6
     assert resident[2] > resident[1] + 15e6
     assert evicted > 0

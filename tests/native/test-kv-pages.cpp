@@ -64,8 +64,9 @@ struct cache {
         }
         pool = ahead ? std::make_unique<llama_prefetcher>(2) : nullptr;
         const auto make = [&](uint64_t budget) {
-            auto spill = std::make_unique<llama_kv_spill>("", llama_kv_layout(g).record_bytes(), &sys);
-            return std::make_unique<llama_kv_pages>(g, budget, spills ? std::move(spill) : nullptr, pool.get(),
+            const size_t record = llama_kv_layout(g).record_bytes();
+            auto spill = spills ? std::make_unique<llama_kv_spill>("", record, &sys) : nullptr;
+            return std::make_unique<llama_kv_pages>(g, budget, std::move(spill), pool.get(),
                                                     [this](llama_kv_pages::page_id p) { return use[p]; });
         };
         pages = make(0);
