@@ -26,8 +26,8 @@ class Tensor:
 
     @property
     def n_bytes(self) -> int:
-        n = int(np.prod(self.shape))
-        return n // Q4_0_BLOCK * Q4_0_BYTES if self.type == gguf.GGMLQuantizationType.Q4_0 else 4 * n
+        block, n_bytes = gguf.GGML_QUANT_SIZES[self.type]
+        return int(np.prod(self.shape)) // block * n_bytes
 
 
 def exact(name: str, values: np.ndarray) -> Tensor:
@@ -73,23 +73,28 @@ def random_q4_0(name: str, shape: tuple[int, ...], std: float, row_mask: np.ndar
     return Tensor(name, shape, gguf.GGMLQuantizationType.Q4_0, make)
 
 
+def copy_keys(writer: gguf.GGUFWriter, reader: gguf.GGUFReader, prefix: str, changed: dict[str, Any]) -> None:
+    """Copy the keys that begin so, some with other values."""
+    add: dict[type, Callable[[str, Any], None]] = {
+        list: writer.add_array,
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
+    for key, field in reader.fields.items():
+        if key.startswith(prefix):
+            value = changed.get(key, field.contents())
+            add[type(value)](key, value)
+
+
 def copy_vocabulary(writer: gguf.GGUFWriter, source: Path) -> int:
     """Copy the tokenizer's keys of another GGUF; returns the number of tokens."""
-    n_vocab = 0
-    for key, field in gguf.GGUFReader(source).fields.items():
-        if not key.startswith("tokenizer."):
-            continue
-        value = field.contents()
-        if key == "tokenizer.ggml.tokens":
-            n_vocab = len(value)
-        add: Any = {list: writer.add_array, bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}.get(
-            type(value)
-        )
-        if add is not None:
-            add(key, value)
-    if n_vocab == 0:
+    reader = gguf.GGUFReader(source)
+    if "tokenizer.ggml.tokens" not in reader.fields:
         raise ValueError(f"{source} has no tokenizer.ggml.tokens; give a GGUF model with a vocabulary")
-    return n_vocab
+    copy_keys(writer, reader, "tokenizer.", {})
+    return len(reader.fields["tokenizer.ggml.tokens"].contents())
 
 
 def write(writer: gguf.GGUFWriter, tensors: list[Tensor], path: Path, seed: int) -> None:

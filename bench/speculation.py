@@ -5,7 +5,7 @@ bench/speculation.py MODEL.gguf [--budget 50] [--tokens 96] [--out FOLDER]
 
 llama-server answers one prompt whose continuation repeats what is there, and one that does not, without and with
 speculation, greedily. Prints tokens/s, also as a share of the plain bound B / (S - M), accepted drafts, and whether the
-tokens stay the same.
+tokens stay the same. What is drafted depends on what the model writes: take a real one (bench/widen_model.py).
 """
 
 from __future__ import annotations

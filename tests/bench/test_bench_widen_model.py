@@ -1,0 +1,44 @@
+"""A model that was made larger gives the logits of the small one, to the bit."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import gguf
+import pytest
+from bench import programs
+from bench.make_model import Spec, make_model
+from bench.widen_model import widen
+from bench_helpers import needs_program
+
+
+def logits_hash(model: Path, *flags: str) -> str:
+    command = [programs.find("probe"), "-m", model, "-n", "4", "-t", "2", *flags]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["hash"]
+
+
+@needs_program("probe")
+def test_same_logits(tmp_path: Path, demo_model: Path) -> None:
+    wide = tmp_path / "wide.gguf"
+    n_ff = widen(demo_model, wide, 200_000_000)
+    assert wide.stat().st_size == pytest.approx(200e6, rel=0.03)
+    fields = gguf.GGUFReader(wide).fields
+    assert fields["llama.feed_forward_length"].contents() == n_ff > 1536
+    for key, field in gguf.GGUFReader(demo_model).fields.items():
+        if key.startswith(("tokenizer.", "llama.")) and not key.endswith("feed_forward_length"):
+            assert fields[key].contents() == field.contents(), key
+    for repack in ("0", "1"):
+        assert logits_hash(wide, "--repack", repack) == logits_hash(demo_model, "--repack", repack)
+
+
+def test_not_smaller(tmp_path: Path, demo_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"--size 1.0 MB is less than the model has: 9\d\.\d MB"):
+        widen(demo_model, tmp_path / "wide.gguf", 1_000_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_with_experts(tmp_path: Path, vocab: Path) -> None:
+    moe = tmp_path / "moe.gguf"
+    make_model(moe, vocab, Spec("moe", 9_000_000, n_layer=3, n_embd=128, n_head=2, n_head_kv=1, n_expert=8))
+    with pytest.raises(ValueError, match="no dense feed-forward layers"):
+        widen(moe, tmp_path / "wide.gguf", 20_000_000)
