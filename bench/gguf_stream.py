@@ -91,10 +91,11 @@ def copy_keys(writer: gguf.GGUFWriter, reader: gguf.GGUFReader, prefix: str, cha
 def copy_vocabulary(writer: gguf.GGUFWriter, source: Path) -> int:
     """Copy the tokenizer's keys of another GGUF; returns the number of tokens."""
     reader = gguf.GGUFReader(source)
-    if "tokenizer.ggml.tokens" not in reader.fields:
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
+    if tokens is None or not tokens.data:
         raise ValueError(f"{source} has no tokenizer.ggml.tokens; give a GGUF model with a vocabulary")
     copy_keys(writer, reader, "tokenizer.", {})
-    return len(reader.fields["tokenizer.ggml.tokens"].contents())
+    return len(tokens.data)
 
 
 def write(writer: gguf.GGUFWriter, tensors: list[Tensor], path: Path, seed: int) -> None:

@@ -43,16 +43,9 @@ def widened(tensor: gguf.ReaderTensor, n_ff: int) -> Tensor:
     if not (found := WIDENED.fullmatch(tensor.name)):
         return Tensor(tensor.name, shape, tensor.tensor_type, lambda _: iter([data]))
     n_rows, n_in = shape
-    if found[1] == "down":
-        row_length = data.shape[1] * n_ff // n_in  # bytes, or numbers where it is not quantised
-
-        def make(_: np.random.Generator) -> Chunks:
-            for row in data:
-                out = np.zeros(row_length, data.dtype)  # zero bytes are zero weights, whatever the quantisation
-                out[: len(row)] = row
-                yield out
-
-        return Tensor(tensor.name, (n_rows, n_ff), tensor.tensor_type, make)
+    if found[1] == "down":  # zero bytes are zero weights, whatever the quantisation
+        more = data.shape[1] * (n_ff - n_in) // n_in  # bytes, or numbers where it is not quantised
+        return Tensor(tensor.name, (n_rows, n_ff), tensor.tensor_type, lambda _: (np.pad(r, (0, more)) for r in data))
 
     def tile(_: np.random.Generator) -> Chunks:
         step = max(1, CHUNK_BYTES // data[0].nbytes)

@@ -1,13 +1,15 @@
-"""Builds the native test programs in the build folder that `pip install` left, and says where they are."""
+"""Builds the native test programs in the build folder that `pip install` left, says where they are, and runs them."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("SUPERLLAMA_BUILD", ROOT / "build"))
@@ -30,6 +32,14 @@ def native_programs() -> Path:
     run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
     run(cmake, "--build", str(BUILD), "--target", "superllama-tests", "superllama-bench")
     return BUILD / "tests" / "native"
+
+
+def run_native(program: str, *arguments: object) -> dict[str, Any]:
+    """What one of the programs reports: greedy tokens and a hash over all logits, of "probe" and "probe-stock"."""
+    command = [native_programs() / program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
 
 
 def run(*command: str) -> None:

@@ -22,7 +22,6 @@ class Turns:
 )
 def test_a_turn_has_its_own_bound(monkeypatch: pytest.MonkeyPatch, speeds: tuple, reached: list[float]) -> None:
     """1000 bytes are missing: a slow disk bounds, beside a fast one it is computing; both get faster all the time."""
-    disk = iter([400, 600, 2400])
     disk = iter(speeds)
     monkeypatch.setattr(near_bound.disk_speed, "measure", lambda *_, **__: SimpleNamespace(bytes_per_s=next(disk)))
     turns = list(near_bound.take_turns(Turns(0.45, 1.35), Turns(2, 4, 6), "file", 1100, 2))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from bench import make_model
-from native_build import native_programs
+from native_build import run_native
 from rpc_devices import NO_GPU, Server, limited_server, rpc_server
 from running import Runner
 
@@ -58,13 +57,6 @@ def device(request: pytest.FixtureRequest, servers: list[Server]) -> Device:
     return Device("gpu", 0)
 
 
-def run(program: str, *arguments: object) -> dict[str, Any]:
-    command = [native_programs() / program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
-
-
 # ---------------------------------------------------------------- the same as a static placement
 
 
@@ -72,7 +64,7 @@ def run(program: str, *arguments: object) -> dict[str, Any]:
 @pytest.mark.parametrize("layers", [1, 12, 99])
 def test_placement_at_load(layers: int, repack: int, demo_model: Path, device: Device) -> None:
     arguments = ["-m", demo_model, "-n", 8, "-t", 1, "-c", 256, "--repack", repack, "-ngl", layers, *device.flags]
-    ours, stock = run("probe", *arguments, "--dynamic-layers"), run("probe-stock", *arguments)
+    ours, stock = run_native("probe", *arguments, "--dynamic-layers"), run_native("probe-stock", *arguments)
     assert ours["tokens"] == stock["tokens"]
     assert ours["hash"] == stock["hash"]
     assert ours["metrics"]["gpu_layers_active"] == min(layers - 1, 30)
@@ -83,7 +75,7 @@ def test_placement_at_load(layers: int, repack: int, demo_model: Path, device: D
 def test_families(layers: int, family: str, architectures: dict[str, Path], device: Device) -> None:
     arguments = ["-m", architectures[family], "-n", 6, "-t", 1, "-c", 256, "--n-prompt", 20, "-ub", 16]
     arguments += ["-ngl", layers, *device.flags]
-    ours, stock = run("probe", *arguments, "--dynamic-layers"), run("probe-stock", *arguments)
+    ours, stock = run_native("probe", *arguments, "--dynamic-layers"), run_native("probe-stock", *arguments)
     assert ours["hash"] == stock["hash"]
     assert ours["metrics"]["vram_own_bytes"] > 0
 
@@ -92,7 +84,7 @@ def test_two_devices_as_split(demo_model: Path, servers: list[Server]) -> None:
     """--tensor-split bounds each device: then both have what a static load gives them."""
     arguments = ["-m", demo_model, "-n", 8, "-t", 1, "-c", 256, "-ngl", 21, "-ts", 1, "-ts", 2]
     arguments += ["--rpc", servers[0].endpoint, "--rpc", servers[1].endpoint]
-    ours, stock = run("probe", *arguments, "--dynamic-layers"), run("probe-stock", *arguments)
+    ours, stock = run_native("probe", *arguments, "--dynamic-layers"), run_native("probe-stock", *arguments)
     assert ours["hash"] == stock["hash"]
     assert ours["metrics"]["gpu_layers_active"] == 20
 
@@ -110,7 +102,7 @@ def test_random_moves_change_no_logit(
     endpoints = [] if device.endpoint == "gpu" else [server.endpoint for server in servers[:n_devices]]
     if device.endpoint == "gpu" and n_devices > 1:
         pytest.skip("one GPU")
-    report = run("stress-devices", model, 300, 1, *endpoints)
+    report = run_native("stress-devices", model, 300, 1, *endpoints)
     assert report["moves"] >= 300
     assert report["gpu_layers_max"] > report["gpu_layers_min"]
 

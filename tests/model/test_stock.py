@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from native_build import native_programs
+from native_build import native_programs, run_native
 
 LEAST = re.compile(r"least that works is (\d+) MiB")
-
-
-def probe(program: str, *arguments: object) -> dict[str, Any]:
-    """Greedy tokens and a hash over all logits, by our library or by stock's ("probe-stock")."""
-    command = [native_programs() / program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
 
 
 def least_budget_mib(*arguments: object) -> int:
@@ -46,7 +36,7 @@ def least_budget_mib(*arguments: object) -> int:
 @pytest.mark.parametrize("repack", [0, 1])
 def test_without_our_flags(demo_model: Path, threads: int, repack: int) -> None:
     arguments = ["-m", demo_model, "-n", 24, "-t", threads, "--repack", repack]
-    ours, stock = probe("probe", *arguments), probe("probe-stock", *arguments)
+    ours, stock = run_native("probe", *arguments), run_native("probe-stock", *arguments)
     assert ours["tokens"] == stock["tokens"]
     assert ours["hash"] == stock["hash"]
 
@@ -57,10 +47,10 @@ def test_without_our_flags(demo_model: Path, threads: int, repack: int) -> None:
 def test_with_dynamic_layers(demo_model: Path, threads: int, policy: str, prefetch: list[str]) -> None:
     arguments = ["-m", demo_model, "-n", 8, "-t", threads, "-c", 256, "-ub", 64]
     budget = least_budget_mib(*arguments) + 8
-    ours = probe(
+    ours = run_native(
         "probe", *arguments, "--dynamic-layers", "--layer-policy", policy, "--mem-budget", f"{budget}MiB", *prefetch
     )
-    stock = probe("probe-stock", *arguments)
+    stock = run_native("probe-stock", *arguments)
     assert ours["hash"] == stock["hash"]
     assert ours["tokens"] == stock["tokens"]
     assert ours["metrics"]["layers_evicted"] > 100
@@ -91,9 +81,9 @@ FAMILIES = [f"{name}-dense" for name in DENSE] + [f"{name}-moe" for name in MOE]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, repack: int, architectures: dict[str, Path]) -> None:
     arguments = ["-m", architectures[family], "--n-prompt", 20, "-n", 5, "-c", 256, "-ub", 16, "--repack", repack]
-    stock = probe("probe-stock", *arguments)
+    stock = run_native("probe-stock", *arguments)
     budget = least_budget_mib(*arguments)
-    ours = probe("probe", *arguments, "--dynamic-layers", "--async-prefetch", "--mem-budget", f"{budget}MiB")
+    ours = run_native("probe", *arguments, "--dynamic-layers", "--async-prefetch", "--mem-budget", f"{budget}MiB")
     assert ours["hash"] == stock["hash"]
     if family.endswith("-moe"):
         assert ours["metrics"]["layers_evicted"] > 0
