@@ -30,10 +30,9 @@ if (SUPERLLAMA_PORTABLE)
 endif()
 
 # the version of upstream, whatever repository the build folder lies in
-file(STRINGS ${CMAKE_SOURCE_DIR}/vendor/llama.cpp/UPSTREAM.toml _commit REGEX "^commit")
-string(REGEX REPLACE ".*\"([0-9a-f]+)\"" "\\1" SUPERLLAMA_UPSTREAM_COMMIT "${_commit}")
-string(SUBSTRING ${SUPERLLAMA_UPSTREAM_COMMIT} 0 9 LLAMA_BUILD_COMMIT)
-set(LLAMA_BUILD_NUMBER 0)
+file(STRINGS ${CMAKE_SOURCE_DIR}/vendor/llama.cpp/UPSTREAM.toml _build REGEX "^build")
+string(REGEX REPLACE ".*\"b([0-9]+)\"" "\\1" LLAMA_BUILD_NUMBER "${_build}")
+set(LLAMA_BUILD_COMMIT superllama)
 set(ENV{GIT_CEILING_DIRECTORIES} ${CMAKE_BINARY_DIR})
 
 # a compiler cache where there is one; paths below the source folder are made relative, so that

@@ -61,14 +61,14 @@ def cache_dir() -> Path:
 def pristine() -> Path:
     """The folder of the verified, unpatched tree."""
     p = pin()
-    for tree in (VENDOR / "tree", cache_dir() / "upstream" / p["commit"][:12]):
+    for tree in (VENDOR / "tree", cache_dir() / "upstream" / p["build"]):
         if stamp_of(tree) == p["sha256"]:
             return tree
     try:
         unpack(tree, p)
     except OSError as e:
         raise UpstreamError(
-            f"cannot unpack llama.cpp into {tree}: {e.strerror or e}. It needs 60 MB there and 160 MB in "
+            f"cannot unpack llama.cpp into {tree}: {e.strerror or e}. It needs 80 MB there and 40 MB in "
             f"{tempfile.gettempdir()}; free some space, or name another folder in SUPERLLAMA_CACHE."
         ) from e
     return tree
@@ -112,14 +112,14 @@ def unpack(tree: Path, p: dict[str, str]) -> None:
 
 def download(p: dict[str, str], folder: Path) -> Path:
     requirement = f"{p['package']}=={p['version']}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--no-binary", p["package"], "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True)
     files = list(folder.glob("*.tar.gz"))
     if done.returncode or len(files) != 1:
         reason = "\n".join((done.stderr or done.stdout).strip().splitlines()[-4:])
         raise UpstreamError(
-            f"cannot download {requirement} (it carries llama.cpp {p['commit'][:9]}) with pip:\n{reason}\n"
+            f"cannot download {requirement} (it carries llama.cpp {p['build']}) with pip:\n{reason}\n"
             "Check the network and pip's index settings (pip config list), or install from our source "
             "distribution, which carries the tree."
         )

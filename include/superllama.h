@@ -119,7 +119,7 @@ struct superllama_kv_seq_pages {
 };
 
 LLAMA_API const char * superllama_version(void);         // "0.1.0"
-LLAMA_API const char * superllama_upstream_commit(void); // the pin of llama.cpp, 40 hex digits
+LLAMA_API const char * superllama_upstream_build(void); // the pin of llama.cpp, such as b11549
 
 // The reason of the last failure in this thread, "" if there was none.
 LLAMA_API const char * superllama_last_error(void);

@@ -38,8 +38,8 @@ const char * superllama_version(void) {
     return SUPERLLAMA_VERSION;
 }
 
-const char * superllama_upstream_commit(void) {
-    return SUPERLLAMA_UPSTREAM_COMMIT;
+const char * superllama_upstream_build(void) {
+    return SUPERLLAMA_UPSTREAM_BUILD;
 }
 
 const char * superllama_last_error(void) {

@@ -1,6 +1,6 @@
 """The cache folder: what superllama keeps on disk and can fetch or make again.
 
-upstream/<commit>   the pristine llama.cpp that a build starts from (cmake/upstream.py uses the same folder)
+upstream/<build>   the pristine llama.cpp that a build starts from (cmake/upstream.py uses the same folder)
 models/<file>       models that were downloaded by default
 repacked/<file>     blocks of weights in the layout of the CPU's fast kernels, one file for each model that streams
 """

@@ -23,14 +23,14 @@ def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any
     """
     from . import __version__
     from ._memory import backends, devices, memory, n_physical_cores
-    from ._native import lib, text, upstream_commit, version
+    from ._native import lib, text, upstream_build, version
 
     found = {
         "versions": {
             "superllama": __version__,
             "library": version(),
             "llama.cpp": text(lib.llama_version()),
-            "llama.cpp commit": upstream_commit(),
+            "llama.cpp build": upstream_build(),
             "python": platform.python_version(),
             "system": platform.platform(),
         },

@@ -116,9 +116,9 @@ def version() -> str:
     return text(lib.superllama_version())
 
 
-def upstream_commit() -> str:
-    """The commit of llama.cpp that the library is made from, 40 hex digits."""
-    return text(lib.superllama_upstream_commit())
+def upstream_build() -> str:
+    """The build of llama.cpp that the library is made from, such as ``b11549``."""
+    return text(lib.superllama_upstream_build())
 
 
 def last_error() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._decoding import Decoding
 from ._errors import ContextError, StateError
-from ._native import collected_errors, ffi, last_error, lib, reason, upstream_commit
+from ._native import collected_errors, ffi, last_error, lib, reason, upstream_build
 from ._pages import KvPages, pages_of
 
 # a saved state: MAGIC, length of the JSON header (u32), the header, the library's data
@@ -195,7 +195,7 @@ class Sequences(Decoding):
     def _identity(self) -> dict[str, Any]:
         model = self.model
         facts = {"n_params": model.n_params, "n_vocab": model.n_vocab, "n_layer": model.n_layer}
-        return {"upstream": upstream_commit(), "model": model.description, **facts}
+        return {"upstream": upstream_build(), "model": model.description, **facts}
 
 
 def _range(begin: int, end: int | None) -> tuple[int, int]:
