@@ -19,9 +19,11 @@
 
 #ifdef SUPERLLAMA
 #    include "common.h"
-#    include "superllama-args.h"
+#    include "api/flags.h"
 #    include "superllama.h"
 #endif
+
+using namespace superllama;
 
 struct options {
     std::string model;
@@ -138,8 +140,8 @@ static void print_list(const char * name, const std::vector<conversation> & list
 
 int main(int argc, char ** argv) {
 #ifdef SUPERLLAMA
-    superllama_args args;
-    argc = superllama_args_take(argc, argv, args);
+    flags args;
+    argc = take_flags(argc, argv, args);
 #endif
     const options o = parse(argc, argv);
     log_from(GGML_LOG_LEVEL_WARN);

@@ -8,7 +8,7 @@
 #include "superllama.h"
 
 #include "llama-context.h"
-#include "llama-kv-cache-paged.h"
+#include "kv/pager.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-memory-hybrid.h"
 
@@ -20,6 +20,8 @@
 #include <fstream>
 #include <random>
 #include <sstream>
+
+using namespace superllama;
 
 struct options {
     std::string model;

@@ -15,9 +15,11 @@
 
 #ifdef SUPERLLAMA
 #    include "common.h"
-#    include "superllama-args.h"
+#    include "api/flags.h"
 #    include "superllama.h"
 #endif
+
+using namespace superllama;
 
 struct options {
     std::string model;
@@ -170,8 +172,8 @@ static void run(const options & o, llama_context * ctx, double load_s) {
 
 int main(int argc, char ** argv) {
 #ifdef SUPERLLAMA
-    superllama_args args;
-    argc = superllama_args_take(argc, argv, args);
+    flags args;
+    argc = take_flags(argc, argv, args);
 #endif
     const options o = parse(argc, argv);
 

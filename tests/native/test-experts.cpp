@@ -1,9 +1,9 @@
 // Frames of experts against a simple model of them, and the table in which kernels wait for experts.
 
 #include "check.h"
-#include "llama-address-space.h"
-#include "llama-expert-frames.h"
-#include "llama-expert-table.h"
+#include "io/address_space.h"
+#include "weights/experts/frames.h"
+#include "weights/experts/table.h"
 
 #include <algorithm>
 #include <cstring>
@@ -13,9 +13,11 @@
 #include <thread>
 #include <vector>
 
+using namespace superllama;
+
 // Experts come and go, some of them in use and so in place; what is in a frame stays with its expert.
 static void test_frames(size_t bytes, size_t n) {
-    llama_expert_frames frames(bytes, n);
+    expert_frames frames(bytes, n);
     std::map<uint32_t, uint8_t *> where;
     std::set<uint32_t> in_use;
     std::mt19937 random(7);
@@ -75,17 +77,17 @@ static void test_frames(size_t bytes, size_t n) {
 }
 
 static void test_slack() {
-    CHECK(llama_expert_frames::slack(8192, 64) == 0);
-    CHECK(llama_expert_frames::slack(3u << 20, 64) == llama_huge_page - llama_system_page());
+    CHECK(expert_frames::slack(8192, 64) == 0);
+    CHECK(expert_frames::slack(3u << 20, 64) == huge_page - system_page());
 }
 
 // Two kernels ask for experts that arrive in another order.
 static void test_table() {
     const size_t n = 64;
-    llama_expert_waiters waiters;
-    std::vector<uint64_t> memory(llama_expert_table::bytes(n) / sizeof(uint64_t) + 1);
+    expert_waiters waiters;
+    std::vector<uint64_t> memory(expert_table::bytes(n) / sizeof(uint64_t) + 1);
     std::vector<uint8_t> matrices(n);
-    llama_expert_table * table = llama_expert_table::create(memory.data(), n, waiters);
+    expert_table * table = expert_table::create(memory.data(), n, waiters);
     using function = const char * (*) (void *, int64_t);
     const auto kernel = [&] {
         for (size_t e = 0; e < n; ++e) { // as the patched kernels do

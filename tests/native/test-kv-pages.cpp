@@ -1,15 +1,17 @@
 // Pages against a plain array: random writes, reads, evictions, copies and faults, with and without readers ahead.
 
 #include "check.h"
-#include "llama-address-space.h"
-#include "llama-kv-pages.h"
-#include "llama-prefetch.h"
+#include "io/address_space.h"
+#include "kv/pages.h"
+#include "io/readers.h"
 
 #include <cerrno>
 #include <cstring>
 #include <map>
 #include <new>
 #include <random>
+
+using namespace superllama;
 
 // The buffers for reading and writing come from here.
 static std::atomic<bool> no_memory{ false };
@@ -18,7 +20,7 @@ void * operator new[](size_t size, const std::nothrow_t &) noexcept {
     return no_memory ? nullptr : ::operator new[](size);
 }
 
-struct faulty : llama_kv_spill::system {
+struct faulty : kv_spill::system {
     std::atomic<int> write_errno{ 0 };
     std::atomic<int> read_errno{ 0 };
 
@@ -39,12 +41,12 @@ struct faulty : llama_kv_spill::system {
 };
 
 struct cache {
-    llama_kv_geometry g;
+    kv_geometry g;
     std::vector<std::pair<uint8_t *, size_t>> memory;
     faulty sys;
-    std::unique_ptr<llama_prefetcher> pool;
-    std::unique_ptr<llama_kv_pages> pages;
-    std::vector<llama_kv_pages::usage> use;
+    std::unique_ptr<readers> pool;
+    std::unique_ptr<page_table> pages;
+    std::vector<page_table::usage> use;
     int64_t tick = 0;
 
     cache(size_t row_bytes, uint32_t page_cells, double budget_pages, bool ahead, bool spills = true) {
@@ -52,22 +54,22 @@ struct cache {
         g.n_cells = 100; // the last page of a stream is a part
         g.page_cells = page_cells;
         for (int il = 0; il < 4; ++il) {
-            std::vector<llama_kv_rows> rows;
+            std::vector<kv_rows> rows;
             for (int i = 0; i < (il == 2 ? 1 : 2); ++i) {
                 const size_t size = (g.n_streams * g.n_cells * row_bytes / 4096 + 1) * 4096;
-                memory.push_back({ llama_address_reserve(size), size });
-                llama_address_small_pages(memory.back().first, size);
+                memory.push_back({ address_reserve(size), size });
+                address_small_pages(memory.back().first, size);
                 CHECK(memory.back().first != nullptr);
                 rows.push_back({ memory.back().first, row_bytes });
             }
             g.layers.push_back(rows);
         }
-        pool = ahead ? std::make_unique<llama_prefetcher>(2) : nullptr;
+        pool = ahead ? std::make_unique<readers>(2) : nullptr;
         const auto make = [&](uint64_t budget) {
-            const size_t record = llama_kv_layout(g).record_bytes();
-            auto spill = spills ? std::make_unique<llama_kv_spill>("", record, &sys) : nullptr;
-            return std::make_unique<llama_kv_pages>(g, budget, std::move(spill), pool.get(),
-                                                    [this](llama_kv_pages::page_id p) { return use[p]; });
+            const size_t record = kv_layout(g).record_bytes();
+            auto spill = spills ? std::make_unique<kv_spill>("", record, &sys) : nullptr;
+            return std::make_unique<page_table>(g, budget, std::move(spill), pool.get(),
+                                                [this](page_table::page_id p) { return use[p]; });
         };
         pages = make(0);
         pages = make((uint64_t) (budget_pages * (double) pages->page_charge()));
@@ -76,11 +78,11 @@ struct cache {
     ~cache() {
         pages.reset();
         for (const auto & m : memory) {
-            llama_address_release(m.first, m.second);
+            address_release(m.first, m.second);
         }
     }
 
-    void used(llama_kv_pages::page_id p) {
+    void used(page_table::page_id p) {
         use[p].live = true;
         use[p].last_used = ++tick;
     }
@@ -88,7 +90,7 @@ struct cache {
 
 static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsigned seed) {
     cache c(row_bytes, page_cells, 5, ahead);
-    llama_kv_pages & pages = *c.pages;
+    page_table & pages = *c.pages;
     std::mt19937 rng(seed);
     std::string error;
     // what every byte should be
@@ -99,7 +101,7 @@ static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsig
             want[rows.base].resize(tensor_bytes);
         }
     }
-    const auto check_page = [&](llama_kv_pages::page_id p) { // through memory, as a kernel reads
+    const auto check_page = [&](page_table::page_id p) { // through memory, as a kernel reads
         const size_t begin = ((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * row_bytes;
         const size_t size = pages.n_cells_of(p) * row_bytes;
         for (const auto & entry : want) {
@@ -107,7 +109,7 @@ static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsig
         }
     };
     for (int step = 0; step < 1500; ++step) {
-        const llama_kv_pages::page_id p = rng() % pages.n_pages(), q = rng() % pages.n_pages();
+        const page_table::page_id p = rng() % pages.n_pages(), q = rng() % pages.n_pages();
         pages.unpin_all();
         switch (rng() % 10) {
             case 0:
@@ -170,8 +172,8 @@ static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsig
                 break;
             case 8: // layer by layer, more pages than fit
                 for (uint32_t il = 0; il < pages.n_layers(); ++il) {
-                    std::vector<llama_kv_pages::page_id> all;
-                    for (llama_kv_pages::page_id i = 0; i < 8 && i < pages.n_pages(); ++i) {
+                    std::vector<page_table::page_id> all;
+                    for (page_table::page_id i = 0; i < 8 && i < pages.n_pages(); ++i) {
                         all.push_back(i);
                         if (il == 0) {
                             CHECK(pages.evict(i, &error));
@@ -180,7 +182,7 @@ static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsig
                     }
                     CHECK(pages.restore_layer(all, il, &error));
                     pages.prefetch(all, (int) ((il + 1) % pages.n_layers()), false);
-                    for (llama_kv_pages::page_id i : all) {
+                    for (page_table::page_id i : all) {
                         const size_t begin =
                             ((size_t) pages.stream_of(i) * c.g.n_cells + pages.first_cell(i)) * row_bytes;
                         for (const auto & rows : c.g.layers[il]) {
@@ -206,7 +208,7 @@ static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsig
                 }
                 break;
         }
-        const llama_kv_counters & count = pages.count();
+        const kv_counters & count = pages.count();
         CHECK((uint64_t) count.resident_peak_bytes <= pages.budget_bytes());
     }
     CHECK(pages.count().evicted_dirty > 0 && pages.count().restored > 0);
@@ -215,7 +217,7 @@ static void test_random(size_t row_bytes, uint32_t page_cells, bool ahead, unsig
 static void test_order() {
     cache c(64, 64, 3, false);
     std::string error;
-    for (llama_kv_pages::page_id p = 0; p < 3; ++p) {
+    for (page_table::page_id p = 0; p < 3; ++p) {
         c.used(p);
         CHECK(c.pages->write(p, &error));
     }
@@ -232,7 +234,7 @@ static void test_order() {
     CHECK(c.pages->evict(1, &error));
     CHECK(c.pages->count().bytes_written == before && c.pages->count().evicted_clean == 1);
     // more than the budget at once: refused with the numbers, nothing lost
-    for (llama_kv_pages::page_id p = 0; p < c.pages->n_pages(); ++p) {
+    for (page_table::page_id p = 0; p < c.pages->n_pages(); ++p) {
         c.pages->pin(p);
     }
     CHECK(c.pages->write(5, &error)); // two were in memory
@@ -243,7 +245,7 @@ static void test_order() {
 static void test_faults(bool ahead) {
     cache c(64, 64, 2, ahead);
     std::string error;
-    for (llama_kv_pages::page_id p = 0; p < 2; ++p) {
+    for (page_table::page_id p = 0; p < 2; ++p) {
         c.used(p);
         CHECK(c.pages->write(p, &error));
         memset(c.g.layers[0][0].base + p * 64 * 64, 7 + (int) p, 64);
@@ -281,15 +283,15 @@ static void test_faults(bool ahead) {
 // Pages that only come on first use, and go when they are empty: without a spill file.
 static void test_without_spill() {
     cache c(204, 16, 21, false, false);
-    llama_kv_pages & pages = *c.pages;
+    page_table & pages = *c.pages;
     CHECK(pages.budget_bytes() == pages.n_pages() * pages.page_charge());
     uint64_t grown = 0;
     pages.before_growth([&grown](uint64_t bytes) { grown = bytes; });
-    const auto first_byte = [&c, &pages](llama_kv_pages::page_id p) -> uint8_t & {
+    const auto first_byte = [&c, &pages](page_table::page_id p) -> uint8_t & {
         return c.g.layers[0][0].base[((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * 204];
     };
     std::string error;
-    for (llama_kv_pages::page_id p = 0; p < pages.n_pages(); ++p) {
+    for (page_table::page_id p = 0; p < pages.n_pages(); ++p) {
         CHECK(pages.write(p, &error));
         CHECK(grown == (p + 1) * pages.page_charge());
         first_byte(p) = (uint8_t) (p + 1);
@@ -300,7 +302,7 @@ static void test_without_spill() {
     CHECK(pages.copy(4, 3, &error) && first_byte(3) == 5); // full again, and nothing had to leave
     CHECK((uint64_t) pages.count().resident_bytes == pages.budget_bytes() && pages.count().bytes_written == 0);
     pages.clear();
-    for (llama_kv_pages::page_id p = 0; p < pages.n_pages(); ++p) {
+    for (page_table::page_id p = 0; p < pages.n_pages(); ++p) {
         CHECK(pages.is_empty(p) && first_byte(p) == 0);
     }
     CHECK(pages.count().resident_bytes == 0);

@@ -1,7 +1,7 @@
 // The spill file: privacy, records, and a system that fails.
 
 #include "check.h"
-#include "llama-kv-spill.h"
+#include "kv/spill.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -14,7 +14,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const size_t block = llama_kv_spill::alignment;
+using namespace superllama;
+
+static const size_t block = kv_spill::alignment;
 
 struct buffer {
     void * data = nullptr;
@@ -26,7 +28,7 @@ struct buffer {
     ~buffer() { free(data); }
 };
 
-struct faulty : llama_kv_spill::system {
+struct faulty : kv_spill::system {
     int fail_errno = 0;       // of the next call
     int64_t most = INT64_MAX; // bytes that one call owns to
     int interrupts = 0;
@@ -52,7 +54,7 @@ struct faulty : llama_kv_spill::system {
 };
 
 static void test_records(const std::string & dir) {
-    llama_kv_spill file(dir, 4 * block);
+    kv_spill file(dir, 4 * block);
     CHECK(std::filesystem::is_empty(dir)); // it has no name
     const int64_t a = file.acquire(), b = file.acquire();
     CHECK(a != b);
@@ -74,7 +76,7 @@ static void test_records(const std::string & dir) {
 }
 
 static void test_private(const std::string & dir) {
-    llama_kv_spill file(dir, block);
+    kv_spill file(dir, block);
     bool found = false;
     DIR * fds = opendir("/proc/self/fd");
     while (const dirent * entry = fds != nullptr ? readdir(fds) : nullptr) {
@@ -95,7 +97,7 @@ static void test_private(const std::string & dir) {
 
 static void test_faults(const std::string & dir) {
     faulty sys;
-    llama_kv_spill file(dir, 4 * block, &sys);
+    kv_spill file(dir, 4 * block, &sys);
     const int64_t a = file.acquire();
     buffer ones(4 * block, 1), back(4 * block);
     std::string error;
@@ -123,7 +125,7 @@ static void test_faults(const std::string & dir) {
 static void test_folders(const std::string & dir) {
     for (const std::string & bad : { std::string("/nonexistent-folder"), std::string("/proc") }) {
         try {
-            llama_kv_spill file(bad, block);
+            kv_spill file(bad, block);
             CHECK(false);
         } catch (const std::exception & e) {
             CHECK(std::string(e.what()).find(bad) != std::string::npos);
@@ -131,7 +133,7 @@ static void test_folders(const std::string & dir) {
     }
     const std::string gone = dir + "/gone";
     CHECK(mkdir(gone.c_str(), 0700) == 0);
-    llama_kv_spill file(gone, block);
+    kv_spill file(gone, block);
     CHECK(rmdir(gone.c_str()) == 0); // an open file outlives its folder
     buffer ones(block, 1);
     std::string error;

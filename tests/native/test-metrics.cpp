@@ -1,7 +1,7 @@
 // The metrics line, its rates, and the sink under threads and with a disk that fails.
 
 #include "check.h"
-#include "llama-metrics.h"
+#include "telemetry/metrics.h"
 
 #include <atomic>
 #include <fstream>
@@ -16,6 +16,8 @@
 #    include <unistd.h>
 #endif
 
+using namespace superllama;
+
 static std::string read_all(const std::string & path) {
     std::ifstream file(path);
     std::stringstream text;
@@ -29,17 +31,17 @@ static void test_json() {
     s.token = 3;
     s.ram_used_bytes = 1234567;
     s.cpu_memory_pressure = 1.5;
-    const std::string json = llama_metrics_json(s, LLAMA_METRICS_FINAL, false);
+    const std::string json = metrics_json(s, METRICS_FINAL, false);
     CHECK(json.find("{\"timestamp\":\"2023-11-14T22:13:20.123Z\",\"token\":3,") == 0);
     CHECK(json.find("\"ram_used_mb\":1.2,") != std::string::npos);
     CHECK(json.find("\"cpu_memory_pressure\":1.000,") != std::string::npos); // clamped
     CHECK(json.find("\"event\":\"final\",") != std::string::npos);
     CHECK(json.find('\n') == std::string::npos);
-    CHECK(llama_metrics_json(s, LLAMA_METRICS_FINAL, true).find("\n  \"token\": 3,") != std::string::npos);
+    CHECK(metrics_json(s, METRICS_FINAL, true).find("\n  \"token\": 3,") != std::string::npos);
 }
 
 static void test_rates() {
-    llama_metrics_rates r;
+    metrics_rates r;
     r.begin(1000000);
     r.end(2000000, 100, 0); // a prompt takes no generation time
     CHECK(r.average() == 0.0);
@@ -60,7 +62,7 @@ static void test_rates() {
 static void test_threads(const std::string & path) {
     const int n_threads = 4, n_lines = 200;
     {
-        auto sink = llama_metrics_sink::open(path);
+        auto sink = metrics_sink::open(path);
         std::vector<std::thread> threads;
         for (int t = 0; t < n_threads; ++t) {
             threads.emplace_back([&, t] {
@@ -72,7 +74,7 @@ static void test_threads(const std::string & path) {
         for (auto & thread : threads) {
             thread.join();
         }
-        CHECK(llama_metrics_sink::open(path) == sink); // shared while in use
+        CHECK(metrics_sink::open(path) == sink); // shared while in use
         sink->flush();
         CHECK(sink->dropped() == 0);
     }
@@ -84,7 +86,7 @@ static void test_threads(const std::string & path) {
     }
     CHECK(lines.size() == (size_t) n_threads * n_lines);
 
-    llama_metrics_sink::open(path)->push("{}"); // the second use in a process continues the file
+    metrics_sink::open(path)->push("{}"); // the second use in a process continues the file
     CHECK(read_all(path).size() > lines.size());
 }
 
@@ -96,7 +98,7 @@ static void test_slow_disk(const std::string & path) {
     FILE * writer = fopen(path.c_str(), "w");
     std::thread drain;
     {
-        llama_metrics_sink sink(writer, true, "");
+        metrics_sink sink(writer, true, "");
         const std::string line(1000, 'x');
         for (int i = 0; i < 5000; ++i) {
             sink.push(line);
@@ -120,7 +122,7 @@ static void test_full_disk() {
     if (full == nullptr) {
         return;
     }
-    llama_metrics_sink sink(full, true, "");
+    metrics_sink sink(full, true, "");
     sink.push("{}");
     sink.flush();
     CHECK(sink.dropped() == 1);
@@ -129,7 +131,7 @@ static void test_full_disk() {
 
 static void test_unwritable() {
     try {
-        llama_metrics_sink::open("/nonexistent-folder/metrics.jsonl");
+        metrics_sink::open("/nonexistent-folder/metrics.jsonl");
         CHECK(false);
     } catch (const std::exception & e) {
         CHECK(std::string(e.what()).find("/nonexistent-folder/metrics.jsonl") != std::string::npos);

@@ -1,19 +1,21 @@
 // The size parser.
 
 #include "check.h"
-#include "superllama-size.h"
+#include "api/budget_text.h"
+
+using namespace superllama;
 
 static uint64_t parsed(const char * text, uint64_t of = 1000) {
     uint64_t bytes = 0;
     std::string error;
-    CHECK(superllama_parse_size(text, of, &bytes, &error));
+    CHECK(parse_size(text, of, &bytes, &error));
     return bytes;
 }
 
 static void refused(const char * text) {
     uint64_t bytes = 7;
     std::string error;
-    CHECK(!superllama_parse_size(text, 1000, &bytes, &error));
+    CHECK(!parse_size(text, 1000, &bytes, &error));
     CHECK(bytes == 7);
     CHECK(error.find(text) != std::string::npos && error.find("GiB") != std::string::npos);
 }
@@ -31,8 +33,8 @@ int main() {
     for (const char * text : { "", "GiB", "-1", "8gib", "8 Gi", "101%", "1e30", "nan", "8GiBx", "%" }) {
         refused(text);
     }
-    CHECK(superllama_parse_budget("auto") == 0);
-    CHECK(superllama_parse_budget("1GiB") == 1ull << 30);
-    CHECK(superllama_parse_budget("50%") > 0);
+    CHECK(parse_budget("auto") == 0);
+    CHECK(parse_budget("1GiB") == 1ull << 30);
+    CHECK(parse_budget("50%") > 0);
     printf("ok\n");
 }

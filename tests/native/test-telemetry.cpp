@@ -1,13 +1,15 @@
 // The parsers of /proc and of cgroups v1 and v2, on captured files; then one look at this machine.
 
 #include "check.h"
-#include "llama-mem-telemetry.h"
+#include "telemetry/memory.h"
+
+using namespace superllama;
 
 static const uint64_t KiB = 1024, GiB = 1024 * 1024 * 1024;
 
 #ifdef __linux__
 static struct superllama_memory captured(const char * folder) {
-    return llama_mem_telemetry(std::string(DATA_DIR "/") + folder).sample();
+    return memory_telemetry(std::string(DATA_DIR "/") + folder).sample();
 }
 
 static void test_no_cgroup() {
@@ -49,7 +51,7 @@ static void test_missing_files() {
 #endif
 
 static void test_this_machine() {
-    const auto m = llama_mem_telemetry().sample();
+    const auto m = memory_telemetry().sample();
     CHECK(m.host_total > 0 && m.host_total <= m.machine_total);
     CHECK(m.host_available <= m.host_total);
     CHECK(m.resident > 0 && m.resident_peak > 0);

@@ -1,0 +1,280 @@
+#include "api/flags.h"
+
+#include "arg.h"
+#include "common.h"
+#include "api/budget_text.h"
+#include "superllama.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+namespace superllama {
+
+superllama_model_params flags_model_defaults() {
+    return llama_model_default_params().superllama;
+}
+
+void flags::apply(llama_model_params & params) const {
+    params.superllama = model;
+}
+
+void flags::apply(llama_context_params & params) const {
+    params.superllama.metrics = metrics;
+    params.superllama.metrics_pretty = metrics_pretty;
+    params.superllama.metrics_interval_ms = metrics_interval_ms;
+    params.superllama.metrics_file = metrics_file.empty() ? nullptr : metrics_file.c_str();
+    params.superllama.paged_kv = paged_kv;
+    params.superllama.kv_page_size = kv_page_size;
+    params.superllama.kv_budget_bytes = kv_budget_bytes;
+    params.superllama.spill_dir = spill_dir.empty() ? nullptr : spill_dir.c_str();
+    params.superllama.async_prefetch = model.async_prefetch;
+    params.superllama.prefetch_threads = model.prefetch_threads;
+}
+
+// Fails before anything is loaded, and leaves an existing file as it is.
+static void check_writable(const std::string & path) {
+    FILE * file = fopen(path.c_str(), "a");
+    if (file == nullptr) {
+        throw std::invalid_argument("cannot write " + path + ": " + strerror(errno) +
+                                    "; name a file in a folder that exists and is writable");
+    }
+    fclose(file);
+}
+
+static void check_folder(const std::string & path) {
+    const std::string probe = path + "/superllama-spill-check";
+    FILE * file = fopen(probe.c_str(), "wx");
+    if (file == nullptr && errno != EEXIST) {
+        throw std::invalid_argument("cannot write in " + path + ": " + strerror(errno) +
+                                    "; name a folder that exists and is writable");
+    }
+    if (file != nullptr) {
+        fclose(file);
+        remove(probe.c_str());
+    }
+}
+
+static float parse_mark(const std::string & value) {
+    char * end = nullptr;
+    const float mark = strtof(value.c_str(), &end);
+    if (value.empty() || *end != '\0' || !(mark >= 0.0f && mark <= 1.0f)) {
+        throw std::invalid_argument(value + " is not in the range 0.0 to 1.0");
+    }
+    return mark;
+}
+
+static std::vector<common_arg> superllama_options() {
+    std::vector<common_arg> options;
+    const auto add = [&](common_arg arg) { options.push_back(std::move(arg)); };
+
+    add(common_arg({ "--dynamic-layers" },
+                   "place layers on devices, in host memory or on disk and move them with memory pressure; runs models "
+                   "larger than memory; --gpu-layers is the most layers that go to devices, counted from the output, "
+                   "--tensor-split the most for each device; tensors that --override-tensor (=CPU only) or --cpu-moe "
+                   "pins stay on the host, the rest of their layer moves (default: disabled)",
+                   [](common_params & params) {
+                       params.superllama.model.dynamic_layers = true;
+                       params.fit_params = false; // placement is ours
+                   })
+            .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
+    add(common_arg(
+            { "--async-prefetch" },
+            "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is needed "
+            "(default: disabled)",
+            [](common_params & params) { params.superllama.model.async_prefetch = true; })
+            .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
+    add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 6)",
+                   [](common_params & params, int value) {
+                       if (value < 1 || value > 64) {
+                           throw std::invalid_argument(std::to_string(value) + " is not in the range 1 to 64");
+                       }
+                       params.superllama.model.prefetch_threads = value;
+                   })
+            .set_env("LLAMA_ARG_PREFETCH_THREADS"));
+    add(common_arg(
+            { "--mem-budget" }, "SIZE",
+            "with --dynamic-layers: hard cap on host memory for weights, KV and compute buffers; 8GiB, 512MiB, 60% "
+            "of the memory that this process may use, or auto = high mark x what is available (default: auto)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.model.mem_budget_bytes = parse_budget(value.c_str());
+            })
+            .set_env("LLAMA_ARG_MEM_BUDGET"));
+    add(common_arg({ "--vram-budget" }, "SIZE[,SIZE...]",
+                   "with --dynamic-layers: hard cap on weights, KV and compute buffers on each device, in the order of "
+                   "--device; the last one holds for all devices that follow; 8GiB, 512MiB, 0 = no layers, or auto = "
+                   "high mark "
+                   "x what is free (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       parse_vram_budget(value.c_str(), params.superllama.model.vram_budget_bytes);
+                   })
+            .set_env("LLAMA_ARG_VRAM_BUDGET"));
+    add(common_arg(
+            { "--mem-pressure" }, "F",
+            "with --dynamic-layers: share of memory in use above which layers are evicted, 0.0 to 1.0 (default: 0.85)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.model.mem_pressure = parse_mark(value);
+            })
+            .set_env("LLAMA_ARG_MEM_PRESSURE"));
+    add(common_arg({ "--mem-pressure-low" }, "F",
+                   "with --dynamic-layers: share of memory in use below which layers are loaded back, less than "
+                   "--mem-pressure (default: 0.70)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.model.mem_pressure_low = parse_mark(value);
+                   })
+            .set_env("LLAMA_ARG_MEM_PRESSURE_LOW"));
+    add(common_arg(
+            { "--layer-policy" }, "pin|lru",
+            "with --dynamic-layers: keep a fixed set of dense layers in memory and stream the rest (pin), or evict "
+            "what was used longest ago (lru) (default: pin)",
+            [](common_params & params, const std::string & value) {
+                if (value != "pin" && value != "lru") {
+                    throw std::invalid_argument("\"" + value + "\" is neither pin nor lru");
+                }
+                params.superllama.model.layer_policy =
+                    value == "pin" ? SUPERLLAMA_LAYER_POLICY_PIN : SUPERLLAMA_LAYER_POLICY_LRU;
+            })
+            .set_env("LLAMA_ARG_LAYER_POLICY"));
+    add(common_arg({ "--paged-kv" },
+                   "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact "
+                   "(default: disabled)",
+                   [](common_params & params) { params.superllama.paged_kv = true; })
+            .set_env("LLAMA_ARG_PAGED_KV"));
+    add(common_arg({ "--kv-page-size" }, "N", "with --paged-kv: cells per page, 16 to 8192 (default: 256)",
+                   [](common_params & params, int value) {
+                       if (value < 16 || value > 8192) {
+                           throw std::invalid_argument(std::to_string(value) + " is not in the range 16 to 8192");
+                       }
+                       params.superllama.kv_page_size = value;
+                   })
+            .set_env("LLAMA_ARG_KV_PAGE_SIZE"));
+    add(common_arg({ "--kv-budget" }, "SIZE",
+                   "with --paged-kv: memory that pages may hold; 8GiB, 512MiB, 60% of the memory that this process may "
+                   "use, or auto = half of what is available (default: auto)",
+                   [](common_params & params, const std::string & value) {
+                       params.superllama.kv_budget_bytes = parse_budget(value.c_str());
+                   })
+            .set_env("LLAMA_ARG_KV_BUDGET"));
+    add(common_arg({ "--spill-dir" }, "PATH",
+                   "with --paged-kv: folder of the file that pages spill to (default: the temporary folder)",
+                   [](common_params & params, const std::string & value) {
+                       check_folder(value);
+                       params.superllama.spill_dir = value;
+                   })
+            .set_env("LLAMA_ARG_SPILL_DIR"));
+    add(common_arg({ "--metrics" },
+                   "print JSON metrics to stderr, each line prefixed \"[METRICS] \" (default: disabled)",
+                   [](common_params & params) { params.superllama.metrics = true; })
+            .set_excludes({ LLAMA_EXAMPLE_SERVER }) // there --metrics is the Prometheus endpoint
+            .set_env("LLAMA_ARG_METRICS"));
+    add(common_arg({ "--metrics-file" }, "PATH", "write JSON metrics to PATH, one object a line; implies metrics",
+                   [](common_params & params, const std::string & value) {
+                       check_writable(value);
+                       params.superllama.metrics_file = value;
+                   })
+            .set_env("LLAMA_ARG_METRICS_FILE"));
+    add(common_arg({ "--metrics-interval" }, "MS",
+                   "at most one periodic metrics line per MS milliseconds; events are never held back (default: 1000)",
+                   [](common_params & params, int value) {
+                       if (value < 0) {
+                           throw std::invalid_argument("must be 0 or more milliseconds, got " + std::to_string(value));
+                       }
+                       params.superllama.metrics_interval_ms = value;
+                   })
+            .set_env("LLAMA_ARG_METRICS_INTERVAL"));
+    add(common_arg({ "--metrics-pretty" }, "indent the JSON of metrics instead of one line each (default: disabled)",
+                   [](common_params & params) { params.superllama.metrics_pretty = true; })
+            .set_env("LLAMA_ARG_METRICS_PRETTY"));
+    return options;
+}
+
+void add_flags(common_params_context & ctx) {
+    if (ctx.ex == LLAMA_EXAMPLE_DOWNLOAD) {
+        return; // loads no model
+    }
+    for (common_arg & arg : superllama_options()) {
+        if (!arg.is_exclude(ctx.ex)) {
+            ctx.options.push_back(std::move(arg));
+        }
+    }
+}
+
+bool is_our_flag(const common_arg & arg) {
+    static const std::vector<common_arg> ours = superllama_options();
+    for (const common_arg & option : ours) {
+        // the environment variable tells our --metrics from the server's
+        if (arg.env != nullptr && strcmp(arg.env, option.env) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// ------------------------------------------------------------- for programs that parse their own command line
+
+static void call_handler(const common_arg & option, common_params & params, const char * value) {
+    if (option.handler_void != nullptr) {
+        option.handler_void(params);
+    } else if (option.handler_int != nullptr) {
+        option.handler_int(params, std::stoi(value));
+    } else {
+        option.handler_string(params, value);
+    }
+}
+
+int take_flags(int argc, char ** argv, flags & args) {
+    const std::vector<common_arg> options = superllama_options();
+    common_params params;
+
+    const auto fail = [&](const char * name, const std::string & what) {
+        fprintf(stderr, "error: %s: %s\n", name, what.c_str());
+        exit(1);
+    };
+    const auto try_handler = [&](const common_arg & option, const char * name, const char * value) {
+        try {
+            call_handler(option, params, value);
+        } catch (const std::exception & e) {
+            fail(name, std::string(value ? value : "") + ": " + e.what());
+        }
+    };
+
+    for (const common_arg & option : options) {
+        std::string value;
+        if (option.get_value_from_env(value) &&
+            (option.handler_void == nullptr || common_arg_utils::is_truthy(value))) {
+            try_handler(option, option.env, value.c_str());
+        }
+    }
+
+    int n_kept = 1;
+    for (int i = 1; i < argc; ++i) {
+        const common_arg * option = nullptr;
+        for (const common_arg & candidate : options) {
+            option = strcmp(argv[i], candidate.args[0]) == 0 ? &candidate : option;
+        }
+        if (option == nullptr) {
+            argv[n_kept++] = argv[i];
+            continue;
+        }
+        const char * name = argv[i];
+        if (option->handler_void == nullptr && i + 1 == argc) {
+            fail(name, "expected a value");
+        }
+        try_handler(*option, name, option->handler_void == nullptr ? argv[++i] : nullptr);
+    }
+    argv[n_kept] = nullptr;
+
+    args = params.superllama;
+    return n_kept;
+}
+
+void print_flags() {
+    printf("\n----- superllama params -----\n\n");
+    for (const common_arg & option : superllama_options()) {
+        printf("%s", option.to_string().c_str());
+    }
+}
+
+} // namespace superllama

@@ -1,0 +1,44 @@
+// Our command-line flags and environment variables, for common/arg.cpp and for programs with a parser of their own.
+#pragma once
+
+#include "superllama-params.h"
+
+#include <cstdint>
+#include <string>
+
+struct common_arg;
+struct common_params_context;
+struct llama_context_params;
+struct llama_model_params;
+
+namespace superllama {
+
+superllama_model_params flags_model_defaults();
+
+// The values, as a member of common_params.
+struct flags {
+    bool metrics = false;
+    bool metrics_pretty = false;
+    int32_t metrics_interval_ms = 1000;
+    std::string metrics_file;
+
+    bool paged_kv = false;
+    int32_t kv_page_size = 256;
+    uint64_t kv_budget_bytes = 0;
+    std::string spill_dir;
+
+    superllama_model_params model = flags_model_defaults();
+
+    // the parameters point into this object
+    void apply(llama_model_params & params) const;
+    void apply(llama_context_params & params) const;
+};
+
+void add_flags(common_params_context & ctx);
+bool is_our_flag(const common_arg & arg);
+
+// Removes our flags from argv and returns the new argc. Prints a message and exits where a value is wrong.
+int take_flags(int argc, char ** argv, flags & args);
+void print_flags();
+
+} // namespace superllama

@@ -1,0 +1,159 @@
+#include "api/plan.h"
+
+#include "llama-context.h"
+#include "llama-cpp.h"
+#include "llama-model.h"
+#include "model/dynamic_model.h"
+
+#include "ggml-alloc.h"
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace superllama {
+
+static llama_model_ptr load(const char * path, const llama_model_params & params) {
+    llama_model_ptr model(llama_model_load_from_file(path, params));
+    if (model == nullptr) {
+        throw std::runtime_error(std::string("cannot read the metadata of ") + path + "; the log says why");
+    }
+    return model;
+}
+
+void plan_rows(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
+               const uint64_t * budgets, int32_t n_budgets, struct superllama_plan * out) {
+    struct superllama_plan common = {};
+
+    // what a context takes: from a dry run of upstream's
+    mparams.no_alloc = true;
+    mparams.load_mode = LLAMA_LOAD_MODE_NONE; // a dry run must not map the file
+    mparams.superllama.dynamic_layers = false;
+    {
+        const llama_model_ptr model = load(path, mparams);
+        const llama_context_ptr ctx(llama_init_from_model(model.get(), cparams));
+        if (ctx == nullptr) {
+            throw std::runtime_error("no context of this size can be made; the log says why");
+        }
+        for (const auto & entry : ctx->memory_breakdown()) {
+            if (ggml_backend_buft_is_host(entry.first)) {
+                common.kv_bytes += entry.second.context;
+                common.compute_bytes += entry.second.compute;
+            }
+        }
+        common.n_ubatch = (int32_t) ctx->n_ubatch();
+        common.n_layers = (int32_t) model->hparams.n_layer();
+        common.n_experts = (int32_t) model->hparams.n_expert;
+        common.n_experts_used = (int32_t) model->hparams.n_expert_used_max();
+    }
+
+    // the layout of the weights: as in a load that stops before it reads
+    mparams.no_alloc = false;
+    mparams.superllama.dynamic_layers = true;
+    mparams.superllama.async_prefetch = false;
+    mparams.superllama.plan_only = true;
+    const llama_model_ptr model = load(path, mparams);
+    const dynamic_model & weights = *model->superllama;
+
+    common.fixed_bytes = weights.fixed_bytes();
+    common.repacked_bytes = weights.converted_bytes();
+    common.n_blocks = (int32_t) weights.n_blocks();
+    const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes;
+
+    for (int32_t i = 0; i < n_budgets; ++i) {
+        const uint64_t usable = dynamic_model::without_page_tables(budgets[i]);
+        const weights_budget b = weights.plan(usable - std::min(usable, taken), common.n_ubatch);
+        struct superllama_plan & row = out[i];
+
+        row = common;
+        row.mem_budget_bytes = budgets[i];
+        row.mem_least_bytes = dynamic_model::with_page_tables(taken + b.min_bytes);
+        row.mem_full_bytes =
+            dynamic_model::with_page_tables(taken + b.dense_bytes + std::max(b.expert_bytes, b.expert_pool_min));
+        row.works = budgets[i] >= row.mem_least_bytes;
+        row.dense_bytes = b.dense_bytes;
+        row.expert_bytes = b.expert_bytes;
+        row.pinned_bytes = b.pinned_bytes;
+        row.ring_bytes = b.ring_bytes;
+        row.expert_pool_bytes = b.pool_bytes;
+        row.streamed_bytes = b.streamed_bytes;
+        row.expert_used_bytes =
+            common.n_experts > 0 ? b.expert_bytes / (uint64_t) common.n_experts * (uint64_t) common.n_experts_used : 0;
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- CPU
+
+static ggml_backend_buffer_type_t repacking_buffer_type(ggml_backend_dev_t dev) {
+    const auto extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(dev), "ggml_backend_dev_get_extra_bufts");
+    ggml_backend_buffer_type_t * bufts = extra != nullptr ? extra(dev) : nullptr;
+    for (; bufts != nullptr && *bufts != nullptr; ++bufts) {
+        if (std::string(ggml_backend_buft_name(*bufts)) == "CPU_REPACK") {
+            return *bufts;
+        }
+    }
+    return nullptr;
+}
+
+// Matrices larger than the caches, each multiplied with a vector, as in generating one token.
+double superllama_measure_matvec(enum ggml_type type, bool repack, int32_t n_threads) {
+    const int64_t n_embd = 2048, n_rows = 4096, n_matrices = 16;
+
+    ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    const ggml_backend_ptr backend(dev != nullptr ? ggml_backend_dev_init(dev, nullptr) : nullptr);
+    if (backend == nullptr) {
+        throw std::runtime_error("no CPU backend is loaded");
+    }
+    const auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads");
+    if (set_n_threads != nullptr) {
+        set_n_threads(backend.get(), n_threads);
+    }
+
+    const ggml_init_params params = { 64 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
+    const ggml_context_ptr weights_ctx(ggml_init(params));
+    std::vector<ggml_tensor *> weights;
+    for (int64_t i = 0; i < n_matrices; ++i) {
+        weights.push_back(ggml_new_tensor_2d(weights_ctx.get(), type, n_embd, n_rows));
+    }
+    ggml_backend_buffer_type_t buft = repack ? repacking_buffer_type(dev) : nullptr;
+    ggml_backend_buffer_ptr memory(buft ? ggml_backend_alloc_ctx_tensors_from_buft(weights_ctx.get(), buft) : nullptr);
+    if (memory == nullptr || weights[0]->extra == nullptr) { // no layout of its own for this type
+        for (ggml_tensor * w : weights) {
+            w->data = nullptr;
+            w->buffer = nullptr;
+        }
+        memory.reset(ggml_backend_alloc_ctx_tensors_from_buft(weights_ctx.get(), ggml_backend_cpu_buffer_type()));
+    }
+
+    const ggml_context_ptr ctx(ggml_init(params));
+    ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd, 1);
+    ggml_cgraph * gf = ggml_new_graph(ctx.get());
+    for (ggml_tensor * w : weights) {
+        ggml_build_forward_expand(gf, ggml_mul_mat(ctx.get(), w, x));
+    }
+    const ggml_backend_buffer_ptr work(
+        ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    if (memory == nullptr || work == nullptr) {
+        throw std::runtime_error("no memory for a measurement of the CPU");
+    }
+    const std::vector<uint8_t> zeros(ggml_nbytes(weights[0]), 0);
+    for (ggml_tensor * w : weights) {
+        ggml_backend_tensor_set(w, zeros.data(), 0, zeros.size());
+    }
+    ggml_backend_tensor_memset(x, 0, 0, ggml_nbytes(x));
+
+    int64_t best_us = INT64_MAX;
+    for (int i = 0; i < 5; ++i) {
+        const int64_t t = ggml_time_us();
+        ggml_backend_graph_compute(backend.get(), gf);
+        best_us = std::min(best_us, ggml_time_us() - t);
+    }
+    return 1e6 * (double) zeros.size() * (double) n_matrices / (double) std::max<int64_t>(1, best_us);
+}
+
+} // namespace superllama

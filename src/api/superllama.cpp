@@ -1,0 +1,204 @@
+// The C API of superllama.h: thin, and no exception leaves it.
+
+#include "superllama.h"
+
+#include "llama-context.h"
+#include "telemetry/memory.h"
+#include "llama-model.h"
+#include "model/dynamic_model.h"
+#include "base/error.h"
+#include "api/plan.h"
+#include "api/budget_text.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+using namespace superllama;
+
+// Runs `body`; what it throws becomes superllama_last_error() and -1.
+template <typename F>
+static int32_t guarded(const F & body) {
+    try {
+        set_error("");
+        return body();
+    } catch (const std::exception & e) {
+        set_error(e.what());
+    } catch (...) {
+        set_error("unknown error");
+    }
+    return -1;
+}
+
+const char * superllama_version(void) {
+    return SUPERLLAMA_VERSION;
+}
+
+const char * superllama_upstream_build(void) {
+    return SUPERLLAMA_UPSTREAM_BUILD;
+}
+
+const char * superllama_last_error(void) {
+    return error_text();
+}
+
+int32_t superllama_size(const char * text, uint64_t * bytes) {
+    return guarded([&] {
+        *bytes = parse_budget(text);
+        return 0;
+    });
+}
+
+int32_t superllama_memory(struct superllama_memory * out) {
+    return guarded([&] {
+        *out = memory_telemetry().sample();
+        return 0;
+    });
+}
+
+int32_t superllama_stats(const struct llama_context * ctx, struct superllama_stats * out) {
+    return guarded([&] {
+        ctx->superllama->stats(*out);
+        return 0;
+    });
+}
+
+int32_t superllama_kv_pages(const struct llama_context * ctx, struct superllama_kv_pages * out) {
+    return guarded([&] {
+        ctx->superllama->kv_pages(*out);
+        return 0;
+    });
+}
+
+int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id seq,
+                                struct superllama_kv_seq_pages * out) {
+    return guarded([&] {
+        ctx->superllama->kv_seq_pages(seq, *out);
+        return 0;
+    });
+}
+
+int32_t superllama_kv_prefetch(struct llama_context * ctx, llama_seq_id seq) {
+    return guarded([&] { return (int32_t) ctx->superllama->kv_prefetch(seq); });
+}
+
+int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, size_t size) {
+    return guarded([&] {
+        const std::string json = ctx->superllama->metrics_json();
+        if (json.size() < size) {
+            memcpy(buf, json.c_str(), json.size() + 1);
+        }
+        return (int32_t) json.size();
+    });
+}
+
+int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max) {
+    return guarded([&] {
+        if (model->superllama == nullptr) {
+            return 0;
+        }
+        std::vector<struct superllama_layer> layers;
+        for (const auto & l : model->superllama->sched().layers()) {
+            layers.push_back({ l.index, l.bytes_resident < l.bytes ? SUPERLLAMA_TIER_DISK : SUPERLLAMA_TIER_HOST,
+                               (int64_t) l.bytes, (int64_t) l.bytes_resident, l.last_use, l.n_loads, l.n_evictions,
+                               nullptr, 0, 0 });
+        }
+        if (const device_tier * tier = model->superllama->tier()) {
+            const int32_t n_output = tier->n_layers() - 1;
+            const auto bytes = (int64_t) tier->info(n_output).bytes;
+            layers.push_back({ n_output, SUPERLLAMA_TIER_HOST, bytes, bytes, 0, 0, 0, nullptr, 0, 0 });
+            for (struct superllama_layer & l : layers) {
+                const auto on = tier->info(l.index);
+                l.n_device_loads = on.n_loads;
+                l.n_device_evictions = on.n_evictions;
+                if (on.device != nullptr) {
+                    l.tier = SUPERLLAMA_TIER_DEVICE;
+                    l.device = ggml_backend_dev_name(on.device);
+                    l.bytes = l.bytes_resident = (int64_t) on.bytes;
+                }
+            }
+        }
+        std::copy_n(layers.begin(), std::max(0, std::min(n_max, (int32_t) layers.size())), out);
+        return (int32_t) layers.size();
+    });
+}
+
+int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes) {
+    return guarded([&] {
+        std::string error;
+        if (model->superllama == nullptr) {
+            error = "the model was loaded without dynamic layers; it has no budget to set";
+        } else {
+            model->superllama->set_budget(mem_budget_bytes, &error);
+        }
+        if (!error.empty()) {
+            throw std::runtime_error(error);
+        }
+        return 0;
+    });
+}
+
+int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
+    return guarded([&] {
+        device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
+        if (tier == nullptr) {
+            throw std::runtime_error(
+                "the model was loaded without dynamic layers, or there is no device to move them to");
+        }
+        std::string error;
+        tier->ask(std::vector<uint64_t>(bytes, bytes + tier->n_devices()));
+        const auto placement = tier->hold();
+        if (!tier->apply_asked(&error)) {
+            throw std::runtime_error(error);
+        }
+        return 0;
+    });
+}
+
+int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
+    return guarded([&] {
+        parse_vram_budget(text, bytes);
+        return 0;
+    });
+}
+
+int32_t superllama_add_rpc_server(const char * endpoint) {
+    return guarded([&] {
+        using add_server = ggml_backend_reg_t (*)(const char *);
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        const auto add =
+            rpc ? (add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server") : nullptr;
+        if (add == nullptr) {
+            throw std::runtime_error("this build has no RPC backend (GGML_RPC)");
+        }
+        ggml_backend_reg_t server = add(endpoint);
+        if (server == nullptr) {
+            throw std::runtime_error(std::string("the RPC server at ") + endpoint + " offers no device");
+        }
+        bool known = false;
+        for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+            known = known || ggml_backend_reg_get(i) == server;
+        }
+        if (!known) {
+            ggml_backend_register(server);
+        }
+        return (int32_t) ggml_backend_reg_dev_count(server);
+    });
+}
+
+int32_t superllama_plan(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
+                        const uint64_t * budgets, int32_t n_budgets, struct superllama_plan * out) {
+    return guarded([&] {
+        plan_rows(path, mparams, cparams, budgets, n_budgets, out);
+        return 0;
+    });
+}
+
+double superllama_measure_cpu(enum ggml_type type, bool repack, int32_t n_threads) {
+    double rate = 0;
+    guarded([&] {
+        rate = superllama_measure_matvec(type, repack, n_threads);
+        return 0;
+    });
+    return rate;
+}

@@ -1,0 +1,136 @@
+// A context whose layers may be on devices: what holds them in place, compute buffers there, devices that are gone.
+
+#include "context/hooks_impl.h"
+
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace superllama {
+
+std::unique_lock<std::recursive_mutex> context_hooks::hold() const {
+    return pimpl->tier != nullptr ? pimpl->tier->hold() : std::unique_lock<std::recursive_mutex>();
+}
+
+// Before upstream looks where operations would run, which tells it what the devices support.
+std::unique_lock<std::recursive_mutex> context_hooks::begin_reserve() {
+    auto placement = hold();
+    std::string error;
+    if (pimpl->tier != nullptr && !pimpl->tier->place(&error)) {
+        LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+    }
+    return placement;
+}
+
+// Bytes per device of the tier, of sizes per backend of the context.
+static std::vector<size_t> by_device(const std::vector<llama_device> & devices,
+                                     const std::vector<ggml_backend_t> & backends, const std::vector<size_t> & sizes) {
+    std::vector<size_t> result(devices.size());
+    for (size_t b = 0; b < backends.size(); ++b) {
+        for (size_t d = 0; d < devices.size(); ++d) {
+            result[d] += ggml_backend_get_device(backends[b]) == devices[d].dev ? sizes[b] : 0;
+        }
+    }
+    return result;
+}
+
+// Of compute buffers, per device.
+std::vector<size_t> context_hooks::buffer_sizes() const {
+    const llama_context & ctx = pimpl->ctx;
+    std::vector<size_t> sizes;
+    for (ggml_backend_t backend : ctx.backend_ptrs) {
+        sizes.push_back(ggml_backend_sched_get_buffer_size(ctx.sched.get(), backend));
+    }
+    return by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+}
+
+void context_hooks::count_compute_buffers() {
+    pimpl->device_kv->compute_now = buffer_sizes();
+    pimpl->placement = pimpl->tier->generation();
+    pimpl->tier->refresh();
+}
+
+using backend_lost = bool (*)(ggml_backend_t);
+
+static bool is_lost(ggml_backend_t backend) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+    const auto lost = (backend_lost) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_lost");
+    return lost != nullptr && lost(backend);
+}
+
+bool context_hooks::lost_device(std::string * error) {
+    const auto placement = hold();
+    bool any = false;
+    for (ggml_backend_t backend : pimpl->ctx.backend_ptrs) {
+        if (!is_lost(backend)) {
+            continue;
+        }
+        any = true;
+        ggml_backend_dev_t dev = ggml_backend_get_device(backend);
+        *error =
+            format("the RPC server at %s is gone, and what this context had there; free the context and make a new "
+                   "one",
+                   ggml_backend_dev_description(dev));
+        for (size_t d = 0; d < pimpl->tier->n_devices() && !pimpl->lost; ++d) {
+            std::string why;
+            if (pimpl->ctx.model.devices[d].dev == dev && !pimpl->tier->device_lost(d, &why)) {
+                LLAMA_LOG_ERROR("superllama: %s\n", why.c_str());
+            }
+        }
+    }
+    pimpl->lost = pimpl->lost || any;
+    return any;
+}
+
+// The scheduler knows how it would cut the graph and has allocated nothing yet.
+void context_hooks::before_reserve(const llama_memory_context_i * mctx) {
+    llama_context & ctx = pimpl->ctx;
+    device_tier * tier = pimpl->tier;
+    if (tier == nullptr) {
+        return;
+    }
+    layer_kv & kv = *pimpl->device_kv;
+    const uint32_t n_seqs = ctx.cparams.n_seq_max;
+    const uint32_t n_tokens = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
+    const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
+    std::string error;
+    if (lost_device(&error)) {
+        return; // nothing is left there; the next ubatch says so
+    }
+    for (;;) {
+        error.clear();
+        bool fits = tier->place(&error);
+        std::vector<size_t> sizes(ctx.backend_ptrs.size());
+        ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx, true, sizes.data());
+        const std::vector<size_t> need = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+        for (size_t d = 0; d < need.size(); ++d) {
+            fits = fits && need[d] <= kv.compute_need[d];
+            kv.compute_need[d] = std::max(kv.compute_need[d], need[d]);
+        }
+        if (!error.empty()) {
+            throw std::runtime_error(error);
+        }
+        if (!fits) {
+            continue; // with these needs, fewer layers may
+        }
+        if (tier->n_device_layers() == 0 || ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx) != nullptr) {
+            break;
+        }
+        const std::vector<size_t> got = buffer_sizes();
+        bool fewer = false;
+        for (size_t d = 0; d < need.size() && !fewer; ++d) { // the first whose buffer is missing, or too small still
+            fewer = got[d] < need[d] && tier->allocation_failed(d, &error);
+        }
+        if (!fewer && !error.empty()) {
+            throw std::runtime_error("a device has no memory for the compute buffers, and no layer can leave it: " +
+                                     error);
+        }
+        if (!fewer) {
+            break; // upstream's own attempt says it again, and what it wanted
+        }
+    }
+    count_compute_buffers();
+}
+
+} // namespace superllama

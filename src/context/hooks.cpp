@@ -1,0 +1,336 @@
+#include "context/hooks_impl.h"
+
+#include "llama-batch.h"
+#include "llama-impl.h"
+#include "io/readers.h"
+#include "base/error.h"
+
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace superllama {
+
+static const uint64_t loan_step_bytes = 16u << 20; // memory comes from weights, and returns to them, in steps of this
+static const int lent_page_cells = 32;             // of a KV cache that only lends
+static const int n_small_graphs_min = 4;           // one after another, before they have what larger ones used
+
+// ----------------------------------------------------------------------------------------------- a context
+
+context_hooks::impl::impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
+    for (const auto & dev : ctx.get_model().devices) {
+        devices.push_back(dev.dev);
+    }
+    if (ctx.get_model().hparams.no_alloc) {
+        return; // a dry run that only measures sizes
+    }
+    weights = ctx.get_model().superllama.get();
+    tier = weights != nullptr ? weights->tier() : nullptr;
+    if (tier != nullptr) {
+        device_kv = std::make_unique<layer_kv>(*tier);
+    }
+    if (params.paged_kv) {
+        offer_paging();
+    } else if (weights != nullptr && devices.empty()) {
+        offer_lending();
+    }
+    if (params.metrics) {
+        sinks.push_back(metrics_sink::open(""));
+    }
+    if (params.metrics_file != nullptr && params.metrics_file[0] != '\0') {
+        sinks.push_back(metrics_sink::open(params.metrics_file));
+    }
+}
+
+context_hooks::impl::~impl() {
+    if (kv_paging::current() == &paging) {
+        kv_paging::current() = nullptr;
+    }
+}
+
+void context_hooks::impl::offer_paging() {
+    if (params.kv_page_size < 16 || params.kv_page_size > 8192) {
+        throw std::runtime_error("--kv-page-size " + std::to_string(params.kv_page_size) +
+                                 ": a page has 16 to 8192 cells");
+    }
+    paging.params = params;
+    paging.host_only = devices.empty();
+    if (params.async_prefetch) {
+        paging.pool = std::make_shared<readers>(params.prefetch_threads > 0 ? params.prefetch_threads : 4);
+    }
+    kv_paging::current() = &paging;
+}
+
+// Cells take memory when they are used first, as with --paged-kv, but what has memory keeps it.
+void context_hooks::impl::offer_lending() {
+    paging.params = params;
+    paging.params.kv_page_size = lent_page_cells;
+    kv_paging::current() = &paging;
+}
+
+void context_hooks::impl::close_paging() {
+    if (kv_paging::current() != &paging) {
+        return; // nothing was offered
+    }
+    kv_paging::current() = nullptr;
+    if (paging.pager == nullptr && paging.reason.empty()) {
+        paging.reason = "the model has no KV cache of cells";
+    }
+    if (!paging.reason.empty() && params.paged_kv) {
+        LLAMA_LOG_WARN("superllama: --paged-kv: %s: %s\n",
+                       paging.pager == nullptr ? "standard KV cache" : "a part of the KV cache is not paged",
+                       paging.reason.c_str());
+    }
+}
+
+context_hooks::context_hooks(llama_context & ctx, const superllama_context_params & params) :
+    pimpl(std::make_unique<impl>(ctx, params)) {
+    if (pimpl->weights != nullptr && !pimpl->devices.empty()) {
+        ctx.cparams.op_offload = false; // the scheduler would copy weights that may not be there
+    }
+}
+
+context_hooks::~context_hooks() {
+    const auto placement = hold();
+    if (pimpl->weights != nullptr) {
+        pimpl->weights->remove_context(pimpl.get());
+    }
+    if (!pimpl->sinks.empty()) {
+        pimpl->write_line(METRICS_FINAL);
+        for (const auto & sink : pimpl->sinks) {
+            sink->flush();
+        }
+    }
+}
+
+superllama_context_params context_hooks::default_context_params() {
+    superllama_context_params params = {};
+    params.metrics_interval_ms = 1000;
+    params.kv_page_size = 256;
+    return params;
+}
+
+void context_hooks::context_ready() {
+    impl & self = *pimpl;
+    self.close_paging();
+    if (self.weights != nullptr || self.paging.pager != nullptr) {
+        self.recurrent = recurrent_guard::create(self.ctx.get_memory());
+    }
+    if (self.weights == nullptr) {
+        return;
+    }
+    page_table * pages = self.paging.pager != nullptr ? self.paging.pager->get_pages() : nullptr;
+    const bool lends_compute = self.devices.empty(); // with devices, copies of their tensors lie there too
+    size_t host_bytes = 0;
+    for (const auto & entry : self.ctx.memory_breakdown()) {
+        if (pages != nullptr && entry.first == self.paging.pager->buffer_type()) {
+            self.kv.bytes_max += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
+        } else if (ggml_backend_buft_is_host(entry.first)) {
+            host_bytes += entry.second.context;
+            (lends_compute ? self.compute.bytes_max : host_bytes) += entry.second.compute;
+        }
+    }
+    std::string error;
+    if (self.tier != nullptr && lost_device(&error)) {
+        throw std::runtime_error(error);
+    }
+    if (self.tier != nullptr) {
+        const auto placement = hold();
+        for (int il = 0; il < self.tier->n_layers(); ++il) { // the tier says how much of its KV is on the host
+            host_bytes -= self.tier->device_of(il) == nullptr ? self.device_kv->bytes(il) : 0;
+        }
+        self.device_kv->ready();
+    }
+    self.other_bytes = host_bytes;
+    self.kv.granted = self.kv.bytes_max;
+    self.output_bytes_min = ggml_backend_buffer_get_size(self.ctx.buf_output.get());
+    self.add_to_weights(0);
+    if (pages != nullptr) {
+        self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
+        pages->before_growth(
+            [&self](uint64_t bytes) { self.grant(self.kv, std::max<uint64_t>(bytes, self.kv.granted)); });
+    }
+}
+
+// -------------------------------------------------------------------------------------------------- loans
+
+void context_hooks::impl::grant(loan & l, uint64_t bytes) {
+    const auto in_steps = [&l](uint64_t n) { return std::min(GGML_PAD(n, loan_step_bytes), l.bytes_max); };
+    // not less before half a step more would fit: a page that comes and goes moves nothing
+    const uint64_t granted = std::min(std::max(l.granted, in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
+    if (granted != l.granted) {
+        l.granted = granted;
+        weights->context_uses(this, other_bytes + output_bytes + kv.granted + compute.granted);
+    }
+}
+
+void context_hooks::impl::add_to_weights(uint64_t new_output_bytes) { // throws where there is no memory for it
+    const uint64_t fixed = other_bytes + new_output_bytes;
+    weights->add_context(this, fixed + kv.granted + compute.granted, fixed + kv.bytes_max + compute.bytes_max,
+                         (int) ctx.n_ubatch());
+    output_bytes = new_output_bytes;
+}
+
+void context_hooks::impl::grant_compute(const ggml_cgraph * gf) {
+    grant(compute, std::max<uint64_t>(buffers.add(gf), compute.granted));
+    const bool small = buffers.bytes_of_graph() + loan_step_bytes < compute.granted;
+    n_small_graphs = small ? n_small_graphs + 1 : 0;
+    if (n_small_graphs >= n_small_graphs_min) {
+        n_small_graphs = 0;
+        buffers.give_back();
+        grant(compute, buffers.bytes_of_graph());
+    }
+}
+
+bool context_hooks::before_outputs(size_t bytes) {
+    if (pimpl->output_bytes_min == 0) {
+        return true; // nothing is dynamic, or the context is being made
+    }
+    try {
+        pimpl->add_to_weights(bytes - std::min<uint64_t>(bytes, pimpl->output_bytes_min));
+    } catch (const std::exception & e) {
+        set_error(e.what());
+        LLAMA_LOG_ERROR("superllama: %s\n", e.what());
+        return false;
+    }
+    return true;
+}
+
+// -------------------------------------------------------------------------------------- the way of a ubatch
+
+bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
+    pimpl->rates.begin(ggml_time_us());
+    if (pimpl->tier != nullptr) {
+        std::string error;
+        if (lost_device(&error)) {
+            set_error(error);
+            LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+            return false;
+        }
+        if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
+            LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+        }
+        if (pimpl->placement != pimpl->tier->generation()) {
+            pimpl->ctx.sched_need_reserve = true;
+        }
+        try {
+            pimpl->ctx.sched_reserve();
+        } catch (const std::exception & e) {
+            set_error(e.what());
+            LLAMA_LOG_ERROR("superllama: %s\n", e.what());
+            pimpl->placement = -1; // the next call tries again
+            return false;
+        }
+    }
+    if (pimpl->paging.pager != nullptr && !pimpl->devices.empty()) {
+        ggml_backend_sched_synchronize(pimpl->ctx.get_sched()); // a device may still copy from KV pages
+    }
+    std::string error;
+    if (pimpl->recurrent && !pimpl->recurrent->before_ubatch(ubatch, &error)) {
+        set_error(error);
+        LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+        return false;
+    }
+    return true;
+}
+
+void context_hooks::before_inputs(const ggml_cgraph * gf) {
+    if (pimpl->compute.bytes_max > 0) {
+        pimpl->grant_compute(gf);
+    }
+}
+
+bool context_hooks::before_graph(ggml_cgraph * gf) {
+    impl & self = *pimpl;
+    self.error.clear();
+    self.kv_cuts = self.paging.pager != nullptr && self.paging.pager->is_streaming();
+    if (self.kv_cuts) {
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+        if (!self.paging.pager->plan(gf)) {
+            return false;
+        }
+    }
+    if (self.weights != nullptr) {
+        if (self.paging.pager != nullptr) { // pages that come and go in the middle of a graph have their memory before
+            const int64_t resident = self.paging.pager->get_pages()->count().resident_bytes;
+            self.grant(self.kv, self.kv_cuts ? self.kv.bytes_max : (uint64_t) resident);
+        }
+        self.turn = true;
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
+        self.weights->sched().begin_graph(gf, gf->uid, &self.error);
+    }
+    if (self.recurrent && self.error.empty()) {
+        // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would pay
+        self.recurrent->before_graph(self.kv_cuts);
+    }
+    return self.error.empty();
+}
+
+bool context_hooks::impl::on_node(ggml_tensor * node, bool ask, void * data) {
+    impl & self = *(impl *) data;
+    const llama_cparams & cp = self.ctx.get_cparams();
+    if (ask) {
+        self.user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
+        const bool kv = self.kv_cuts && self.paging.pager->is_cut(node);
+        return kv || (self.turn && self.weights->sched().stops_after(node)) || self.user_asked;
+    }
+    if (self.user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
+        return false;
+    }
+    if (self.kv_cuts && self.paging.pager->is_cut(node) && !self.paging.pager->advance()) {
+        return false;
+    }
+    return self.error.empty() && (!self.turn || self.weights->sched().after_node(node, &self.error));
+}
+
+bool context_hooks::after_graph(bool computed) {
+    impl & self = *pimpl;
+    const bool ok = end_graph() && computed;
+    if (self.recurrent && !ok) {
+        ggml_backend_sched_synchronize(self.ctx.get_sched());
+        self.recurrent->undo(computed ? error_text() : "it was stopped");
+    }
+    return ok;
+}
+
+bool context_hooks::end_graph() {
+    impl & self = *pimpl;
+    const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
+    if (self.kv_cuts) { // other graphs, a context shift, run with the user's callback
+        const llama_cparams & cp = self.ctx.get_cparams();
+        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
+        self.kv_cuts = false;
+    }
+    if (!self.turn) {
+        return kv_ok;
+    }
+    self.turn = false;
+    ggml_backend_sched_synchronize(self.ctx.get_sched());
+    self.weights->sched().end_graph();
+    if (!self.error.empty()) {
+        self.error = "the weights could not be read: " + self.error;
+    }
+    if (self.tier != nullptr) {
+        lost_device(&self.error);
+    }
+    if (!self.error.empty()) {
+        set_error(self.error);
+        LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
+    }
+    return kv_ok && self.error.empty();
+}
+
+bool context_hooks::take_kv_failure() const {
+    return pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
+}
+
+void context_hooks::copy_tensor(const ggml_tensor * src, ggml_tensor * dst) {
+    if (kv_pager::is_paged(src)) {
+        ggml_backend_tensor_get(src, dst->data, 0, ggml_nbytes(src));
+    } else {
+        ggml_backend_tensor_copy(src, dst);
+    }
+}
+
+} // namespace superllama

@@ -1,0 +1,76 @@
+// One object per llama_context; the only thing that the patched call sites in upstream talk to.
+#pragma once
+
+#include "llama.h"
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+struct llama_context;
+struct llama_ubatch;
+struct ggml_cgraph;
+struct ggml_tensor;
+struct llama_memory_context_i;
+struct superllama_kv_pages;
+struct superllama_kv_seq_pages;
+struct superllama_stats;
+
+namespace superllama {
+
+class context_hooks {
+  public:
+    // throws std::runtime_error with a message for the user
+    context_hooks(llama_context & ctx, const superllama_context_params & params);
+    ~context_hooks(); // writes the final metrics line
+
+    static superllama_context_params default_context_params();
+
+    void context_ready(); // throws where the memory budget leaves nothing for weights
+
+    // Taken by everything that refers to places of layers or of their KV: while it lives, nothing moves.
+    std::unique_lock<std::recursive_mutex> hold() const;
+
+    // Around reserving: KV goes where its layer is; layers make room on devices for the compute buffers.
+    std::unique_lock<std::recursive_mutex> begin_reserve();
+    void before_reserve(const llama_memory_context_i * mctx);
+
+    bool before_outputs(size_t bytes); // of the buffer of logits and embeddings; false: there is no memory for it
+
+    bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
+    void before_inputs(const ggml_cgraph * gf);      // its tensors have their places, and nothing is in them
+    bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
+    bool after_graph(bool computed);                 // false: what the graph computed is not to be used
+    void after_ubatch(const llama_ubatch & ubatch);
+
+    // The result of saving or loading a state, or nothing where KV data could not be read or written.
+    template <typename T>
+    T checked(T result) const {
+        return take_kv_failure() ? T() : result;
+    }
+
+    // ggml_backend_tensor_copy(), also of KV cells whose page is on disk; `dst` is in host memory then.
+    static void copy_tensor(const ggml_tensor * src, ggml_tensor * dst);
+
+    void kv_pages(struct superllama_kv_pages & out) const;
+    void kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;
+    int kv_prefetch(llama_seq_id seq);
+
+    void stats(struct superllama_stats & out) const;
+    std::string metrics_json() const;
+
+  private:
+    bool take_kv_failure() const;
+    bool end_graph();
+    std::vector<size_t> buffer_sizes() const;
+    void count_compute_buffers();
+    bool lost_device(std::string * error); // one that this context computes on is gone
+
+    struct impl;
+    std::unique_ptr<impl> pimpl;
+};
+
+using context_hooks_ptr = std::unique_ptr<context_hooks>;
+
+} // namespace superllama

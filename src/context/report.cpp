@@ -1,0 +1,228 @@
+// What a context tells of itself: counters, metrics lines, KV pages.
+
+#include "context/hooks_impl.h"
+
+#include "llama-batch.h"
+#include "io/readers.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+
+namespace superllama {
+
+static int64_t unix_ms() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+}
+
+void context_hooks::impl::collect(struct superllama_stats & s) {
+    const llama_model & model = ctx.get_model();
+
+    s.timestamp_ms = unix_ms();
+    s.prompt_tokens = rates.n_prompt;
+    s.generated_tokens = rates.n_generated;
+    s.token = rates.n_prompt + rates.n_generated;
+
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        ggml_backend_dev_t dev = model.dev_layer((int) il);
+        const bool cpu = dev == nullptr || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+        (cpu ? s.cpu_layers_active : s.gpu_layers_active)++;
+    }
+
+    for (const device_memory & mem : device_memory_sample(devices)) {
+        if (mem.total == 0) {
+            continue;
+        }
+        const size_t used = mem.total - std::min(mem.free, mem.total);
+        s.vram_used_bytes += (int64_t) used;
+        s.vram_total_bytes += (int64_t) mem.total;
+        s.gpu_memory_pressure = std::max(s.gpu_memory_pressure, (double) used / (double) mem.total);
+    }
+
+    const struct superllama_memory mem = telemetry.sample();
+    s.ram_used_bytes = (int64_t) mem.resident;
+    mem_peak_bytes = std::max(mem_peak_bytes, (int64_t) mem.resident_peak);
+    s.mem_peak_bytes = mem_peak_bytes;
+    if (mem.host_total > 0) {
+        s.cpu_memory_pressure = 1.0 - (double) mem.host_available / (double) mem.host_total;
+    }
+
+    s.tokens_per_sec = rates.since_mark();
+    s.avg_tokens_per_sec = rates.average();
+
+    for (const auto & sink : sinks) {
+        s.metrics_dropped += sink->dropped();
+    }
+
+    if (weights != nullptr) {
+        collect_weights(s);
+    }
+    if (asked_pager() != nullptr) {
+        collect_kv(s);
+    }
+}
+
+void context_hooks::impl::collect_weights(struct superllama_stats & s) {
+    const layer_sched::counters c = weights->sched().count();
+    s.layers_loaded = c.blocks_loaded;
+    s.layers_evicted = c.blocks_evicted;
+    s.weight_bytes_read = c.bytes_read;
+    s.weight_bytes_resident = c.bytes_resident;
+    s.expert_hits = c.expert_hits;
+    s.expert_misses = c.expert_misses;
+    s.expert_guesses = c.expert_guesses;
+    s.expert_guesses_used = c.expert_guesses_used;
+    s.stall_ms = c.stall_ms;
+    s.prefetch_pending = c.prefetch.pending;
+    s.prefetch_completed = c.prefetch.completed;
+    s.prefetch_failed = c.prefetch.failed;
+    s.mem_budget_bytes = (int64_t) weights->budget_bytes();
+    for (const layer_sched::layer & l : weights->sched().layers()) {
+        s.disk_layers_active += l.bytes_resident < l.bytes && weights->device_of(l.index) == nullptr ? 1 : 0;
+    }
+    if (tier != nullptr) {
+        const device_tier::counters d = tier->count();
+        s.layers_loaded += d.n_loads;
+        s.layers_evicted += d.n_evictions;
+        s.vram_own_bytes = d.own_bytes;
+        s.vram_budget_bytes = d.budget_bytes;
+        s.move_ms = d.move_ms;
+        s.gpu_memory_pressure = std::max(s.gpu_memory_pressure, d.pressure);
+    }
+    s.cpu_layers_active = std::max<int64_t>(0, s.cpu_layers_active - s.disk_layers_active);
+}
+
+void context_hooks::impl::collect_kv(struct superllama_stats & s) const {
+    const kv_counters & count = paging.pager->get_pages()->count();
+    s.kv_pages_cpu = count.pages_cpu;
+    s.kv_pages_disk = count.pages_disk;
+    s.kv_pages_evicted = count.evicted_clean + count.evicted_dirty;
+    s.kv_pages_prefetched = count.prefetched;
+    s.kv_bytes_read = count.bytes_read;
+    s.kv_bytes_written = count.bytes_written;
+    s.stall_ms += (double) count.stall_us / 1000.0;
+    if (paging.pool) {
+        const auto jobs = paging.pool->count();
+        s.prefetch_pending += jobs.pending;
+        s.prefetch_completed += jobs.completed;
+        s.prefetch_failed += jobs.failed;
+    }
+}
+
+void context_hooks::impl::write_line(metrics_event event) {
+    struct superllama_stats stats = {};
+    collect(stats);
+    rates.mark();
+    t_line_us = ggml_time_us();
+    const std::string line = superllama::metrics_json(stats, event, params.metrics_pretty);
+    for (const auto & sink : sinks) {
+        sink->push(line);
+    }
+}
+
+void context_hooks::impl::write_layer_events() {
+    const device_tier::counters c = tier->count();
+    if (c.n_evictions > n_device_moves[1]) {
+        write_line(METRICS_LAYER_EVICTED);
+    }
+    if (c.n_loads > n_device_moves[0]) {
+        write_line(METRICS_LAYER_LOADED);
+    }
+    n_device_moves[0] = c.n_loads;
+    n_device_moves[1] = c.n_evictions;
+}
+
+void context_hooks::impl::write_kv_events() {
+    const auto & count = paging.pager->get_pages()->count();
+    const int64_t evicted = count.evicted_clean + count.evicted_dirty;
+    if (evicted > n_kv_evicted) {
+        write_line(METRICS_KV_PAGE_EVICTED);
+    }
+    if (count.restored > n_kv_restored) {
+        write_line(METRICS_KV_PAGE_RESTORED);
+    }
+    n_kv_evicted = evicted;
+    n_kv_restored = count.restored;
+}
+
+// A sequence with one token in the ubatch that asks for its output is generating; the rest is prompt.
+static int64_t count_generated(const llama_ubatch & ubatch) {
+    int64_t n_generated = 0;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        if (ubatch.output[i] == 0 || ubatch.n_seq_id[i] != 1) {
+            continue;
+        }
+        bool alone = true;
+        // tokens of one sequence are neighbours
+        for (uint32_t j : { i - 1, i + 1 }) {
+            alone = alone && !(j < ubatch.n_tokens && ubatch.seq_id[j][0] == ubatch.seq_id[i][0]);
+        }
+        n_generated += alone ? 1 : 0;
+    }
+    return n_generated;
+}
+
+void context_hooks::after_ubatch(const llama_ubatch & ubatch) {
+    impl & self = *pimpl;
+    if (self.ctx.get_cparams().warmup) {
+        return;
+    }
+    if (!self.sinks.empty()) {
+        ggml_backend_sched_synchronize(self.ctx.get_sched()); // devices compute behind our back; time it all
+    }
+    const int64_t now = ggml_time_us();
+    const int64_t n_generated = count_generated(ubatch);
+    self.rates.end(now, ubatch.n_tokens - n_generated, n_generated);
+
+    if (!self.sinks.empty() && self.tier != nullptr) {
+        self.write_layer_events();
+    }
+    if (!self.sinks.empty() && self.asked_pager() != nullptr) {
+        self.write_kv_events();
+    }
+    if (!self.sinks.empty() && now - self.t_line_us >= 1000 * (int64_t) self.params.metrics_interval_ms) {
+        self.write_line(METRICS_PERIODIC);
+    }
+}
+
+void context_hooks::kv_pages(struct superllama_kv_pages & out) const {
+    out = {};
+    if (pimpl->asked_pager() != nullptr) {
+        pimpl->asked_pager()->count(out);
+    }
+    const std::string reason = pimpl->params.paged_kv ? pimpl->paging.reason : "not asked for";
+    strncpy(out.reason, reason.c_str(), sizeof(out.reason) - 1);
+}
+
+void context_hooks::kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const {
+    out = {};
+    if (pimpl->asked_pager() == nullptr) {
+        return;
+    }
+    if (seq < 0 || (uint32_t) seq >= pimpl->ctx.get_cparams().n_seq_max) {
+        throw std::runtime_error("sequence " + std::to_string(seq) + " is not in [0, " +
+                                 std::to_string(pimpl->ctx.get_cparams().n_seq_max) + ")");
+    }
+    pimpl->asked_pager()->count_seq(seq, out);
+}
+
+int context_hooks::kv_prefetch(llama_seq_id seq) {
+    struct superllama_kv_seq_pages checked;
+    kv_seq_pages(seq, checked);
+    return pimpl->asked_pager() != nullptr ? pimpl->asked_pager()->prefetch(seq) : 0;
+}
+
+void context_hooks::stats(struct superllama_stats & out) const {
+    out = {};
+    pimpl->collect(out);
+}
+
+std::string context_hooks::metrics_json() const {
+    struct superllama_stats s = {};
+    pimpl->collect(s);
+    return superllama::metrics_json(s, METRICS_PERIODIC, false);
+}
+
+} // namespace superllama

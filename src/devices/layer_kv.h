@@ -1,0 +1,57 @@
+// KV and state tensors of one context on a model with a device tier: each layer's in a buffer of its own, so that
+// they can follow the layer from device to host and back.
+#pragma once
+
+#include "ggml-cpp.h"
+
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+struct llama_model;
+
+namespace superllama {
+
+class device_tier;
+
+class layer_kv {
+  public:
+    using buffers = std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>>;
+
+    // Until ready(), the caches that this thread creates belong to this context. They begin on the host, empty.
+    explicit layer_kv(device_tier & tier);
+    ~layer_kv();
+    void ready();
+
+    // Called by the constructors of caches: the buffer type of a layer, and what was allocated in the end.
+    static ggml_backend_buffer_type_t buffer_type(int il, ggml_backend_buffer_type_t otherwise);
+    static void add(buffers & allocated);
+
+    // While the result lives, nothing moves.
+    static std::unique_lock<std::recursive_mutex> hold(const llama_model & model);
+
+    size_t bytes(int il) const;
+    bool is_at(int il, ggml_backend_buffer_type_t buft) const; // all of it
+    bool move(int il, ggml_backend_buffer_type_t to);          // false: no memory there; what did not move stays valid
+
+    // Of the compute buffers on each device: the most that was ever needed, and what is there.
+    std::vector<size_t> compute_need;
+    std::vector<size_t> compute_now;
+
+  private:
+    struct part {
+        int il;
+        ggml_context * ctx;
+        ggml_backend_buffer_ptr * buffer;
+    };
+
+    struct layer_buffer_types;
+
+    device_tier & tier;
+    std::unique_ptr<layer_buffer_types> types;
+    std::vector<part> parts;
+    bool empty = true; // no cell was ever written: moving needs no copy
+};
+
+} // namespace superllama

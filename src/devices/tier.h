@@ -1,0 +1,170 @@
+// The device tier of a model with dynamic layers: which layers are on which device, and their way there and back.
+//
+// Layers are counted as -ngl counts them: the output matrix is the last layer and goes to a device first, then the
+// layers from the last downwards. The layers on devices are those of a static -ngl with the same number, cut among
+// the devices in their order. What is on a device is not held in host memory too.
+#pragma once
+
+#include "weights/store.h"
+#include "superllama-params.h"
+
+#include "ggml-cpp.h"
+
+#include <atomic>
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace superllama {
+
+class layer_kv;
+
+class device_tier {
+  public:
+    struct config {
+        std::vector<ggml_backend_dev_t> devices;
+        std::vector<uint64_t> budgets; // of each, 0 = automatic
+        std::vector<int32_t> n_layers; // upper bound of each
+        int32_t n_layers_max;          // of all, as -ngl
+        int32_t n_layers_all;          // that the model has, the output matrix counted
+        float mem_pressure;
+        float mem_pressure_low;
+        bool async; // read the file in a thread while uploading, and upload while the model runs on
+
+        ggml_tensor ** output; // the model's, which may be its token embedding as well
+        const ggml_tensor * tok_embd;
+
+        // Whether the user pinned a tensor to the host: it stays when its layer goes.
+        std::function<bool(const ggml_tensor *)> pinned;
+        // A layer's host memory is about to be needed again, or no longer is. False with the reason in `error` where
+        // the host has no room for it, which is not asked with `force`.
+        std::function<bool(int32_t layer, bool on_device, bool force, std::string * error)> layer_moves;
+        // Where a tensor is in host memory, as it is in the file, in equal shares; none: not all of it is. It stays
+        // there until its layer moved or not.
+        std::function<std::vector<const uint8_t *>(const ggml_tensor *)> keep;
+    };
+
+    device_tier(weight_store & store, const config & cfg);
+    ~device_tier();
+
+    // While the result lives, no layer moves. Contexts hold it from building a graph to its end.
+    std::unique_lock<std::recursive_mutex> hold() const { return std::unique_lock<std::recursive_mutex>(mutex); }
+
+    size_t n_devices() const { return cfg.devices.size(); }
+    ggml_backend_dev_t device_of(int il) const; // null: the host. From any thread.
+    int n_device_layers() const { return n_on_devices; }
+    int64_t generation() const { return n_generation; } // changes with the placement
+
+    // For the next apply_asked(), by whoever comes first: the caller, or a context between two ubatches. Any thread.
+    void ask(const std::vector<uint64_t> & budgets);
+
+    // All of these hold the tier. They move what has to move; false where something could not, the reason is in
+    // `error` and it stays where it was.
+    // `beside`: what only comes may do so while the model runs on, and is there at a later sample().
+    bool place(std::string * error, bool beside = false);
+    bool apply_asked(std::string * error);                   // budgets that were asked for, if any
+    bool sample(std::string * error);                        // follows the devices' memory, at most every 100 ms
+    bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
+    bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
+
+    size_t budget_of(size_t dev) const { return places[dev].budget_now; }
+    size_t used_bytes(size_t dev) const; // weights, KV, compute buffers
+
+    struct layer_info {
+        ggml_backend_dev_t device;
+        size_t bytes;
+        int64_t n_loads;
+        int64_t n_evictions;
+    };
+    int n_layers() const { return (int) layers.size(); }
+    layer_info info(int il) const; // from any thread
+
+    struct counters {
+        int64_t n_loads;
+        int64_t n_evictions;
+        int64_t own_bytes;
+        int64_t budget_bytes;
+        double pressure; // of the fullest device, 0..1
+        double move_ms;
+    };
+    void refresh();                                    // what count() says, after a change
+    counters count() const;                            // from any thread
+    size_t kv_host_bytes() const { return n_kv_host; } // KV of layers that are on the host
+
+    // Of all contexts on the model.
+    std::vector<layer_kv *> contexts;
+    void forget(layer_kv * kv);
+
+  private:
+    struct weight {
+        ggml_tensor * tensor;
+        weight_source source;
+        ggml_tensor host; // as it is on the host
+    };
+
+    struct layer {
+        std::vector<weight> weights;
+        size_t bytes = 0; // in the buffer of a device
+        ggml_backend_buffer_ptr buffer;
+        std::atomic<int> device{ -1 };
+        std::atomic<int64_t> n_loads{ 0 };
+        std::atomic<int64_t> n_evictions{ 0 };
+    };
+
+    struct place_state {
+        uint64_t budget_max = 0; // as asked for; automatic: all there is
+        std::atomic<uint64_t> budget_now{ 0 };
+        int64_t t_grow_us = 0;   // an allocation failed: not before this time
+        int64_t t_shrink_us = 0; // the host had no room: not before this time
+        bool lost = false;       // its layers go to the host, whatever the host's budget
+    };
+
+    // Layers on their way to devices, into buffers that they have there; until they land, those on the host are used.
+    struct arrival {
+        std::vector<int> layers;
+        std::vector<int> to;              // the device of each
+        std::vector<ggml_tensor> tensors; // their weights, as they will be
+        std::string error;
+        std::future<bool> uploaded;
+    };
+
+    void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
+    std::vector<int> target() const;
+    size_t kv_bytes(int il) const;         // of all contexts
+    size_t placed_bytes(size_t dev) const; // weights and KV there
+    size_t compute_need(size_t dev) const; // of all contexts
+    bool evict(int il, std::string * error);
+    bool load(const std::vector<int> & coming, const std::vector<int> & to, bool beside, std::string * error);
+    bool land(std::string * error);
+    void no_memory(int il, size_t dev);
+    bool make_buffer(layer & l, size_t dev);
+    void upload(bool beside);
+    bool move_kv(int il, int to);
+    void on_host(layer & l);
+    ggml_backend_buffer_type_t buft(int dev) const;
+
+    weight_store & store;
+    const config cfg;
+    ggml_context_ptr twin_ctx; // of an output matrix that is the token embedding as well: its device copy
+    ggml_tensor * twin = nullptr;
+    ggml_tensor * tied = nullptr;
+
+    mutable std::recursive_mutex mutex;
+    std::mutex asked_mutex;
+    std::vector<uint64_t> asked;
+    std::vector<layer> layers;
+    std::vector<place_state> places;
+    std::atomic<int> n_on_devices{ 0 };
+    std::atomic<int64_t> n_generation{ 0 };
+    std::atomic<size_t> n_kv_host{ 0 };
+    std::atomic<size_t> n_own{ 0 };
+    std::atomic<double> fullest{ 0 };
+    std::atomic<int64_t> move_us{ 0 };
+    int64_t t_sample_us = 0;
+    std::unique_ptr<arrival> arriving; // null: nothing is on its way. Last: its thread uses what is above
+};
+
+} // namespace superllama

@@ -1,0 +1,116 @@
+#include "devices/upload.h"
+
+#include "ggml-backend.h"
+#include "io/address_space.h"
+
+#include <algorithm>
+#include <cstring>
+#include <future>
+#include <memory>
+
+namespace superllama {
+
+static const size_t read_bytes_max = 4u << 20; // read at once; a multiple of send_bytes()
+static const size_t read_gap_max = 64u << 10;  // bytes between two tensors that are read along
+
+namespace {
+
+struct piece {
+    ggml_tensor * tensor;
+    size_t first;
+    size_t bytes;
+    weight_source source;
+};
+
+struct read_range {
+    weight_source source;
+    size_t bytes;
+    std::vector<piece> pieces;
+};
+
+} // namespace
+
+// On its way over RPC a message is copied four times; one of this size stays in the processors' caches meanwhile.
+// Devices with copy engines of their own want it large.
+static size_t send_bytes(const ggml_tensor * t) {
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
+    const bool rpc = dev != nullptr && strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "RPC") == 0;
+    return rpc ? 256u << 10 : read_bytes_max;
+}
+
+static void send(ggml_tensor * t, const uint8_t * data, size_t first, size_t bytes) {
+    const size_t step = send_bytes(t);
+    for (size_t done = 0; done < bytes; done += step) {
+        ggml_backend_tensor_set(t, data + done, first + done, std::min(step, bytes - done));
+    }
+}
+
+// Neighbours in the file are read together.
+static std::vector<read_range> ranges_of(const std::vector<device_upload_tensor> & tensors) {
+    std::vector<read_range> ranges;
+    for (const auto & t : tensors) {
+        const size_t bytes = !t.held.empty() ? 0 : ggml_nbytes(t.tensor);
+        for (size_t first = 0; first < bytes; first += read_bytes_max) {
+            const size_t n = std::min(read_bytes_max, bytes - first);
+            const weight_source from = { t.source.file, t.source.offset + first };
+            const uint64_t end = ranges.empty() ? 0 : ranges.back().source.offset + ranges.back().bytes;
+            if (ranges.empty() || ranges.back().source.file != from.file || from.offset < end ||
+                from.offset - end > read_gap_max || from.offset + n - ranges.back().source.offset > read_bytes_max) {
+                ranges.push_back({ from, 0, {} });
+            }
+            ranges.back().bytes = from.offset + n - ranges.back().source.offset;
+            ranges.back().pieces.push_back({ t.tensor, first, n, from });
+        }
+    }
+    return ranges;
+}
+
+static size_t staging_bytes() {
+    return read_bytes_max + 3 * system_page(); // begins a page, and a range may end in the middle of one
+}
+
+size_t device_upload_staging() {
+    return 2 * staging_bytes();
+}
+
+bool device_upload(const weight_store & store, const std::vector<device_upload_tensor> & tensors, bool ahead,
+                   std::string * error) {
+    const std::vector<read_range> ranges = ranges_of(tensors);
+    std::unique_ptr<uint8_t[]> staging[2];
+    std::string read_error;
+    const auto read = [&](size_t i) -> const uint8_t * {
+        auto & at = staging[i % 2];
+        if (at == nullptr) {
+            at.reset(new uint8_t[staging_bytes()]);
+        }
+        uint8_t * page = (uint8_t *) GGML_PAD((uintptr_t) at.get(), system_page());
+        return store.read(ranges[i].source, ranges[i].bytes, page, &read_error);
+    };
+    const auto when = ahead ? std::launch::async : std::launch::deferred;
+    std::future<const uint8_t *> next;
+    if (!ranges.empty()) {
+        next = std::async(when, read, 0);
+    }
+    for (const auto & t : tensors) { // while the first range is read
+        const size_t share = t.held.empty() ? 0 : ggml_nbytes(t.tensor) / t.held.size();
+        for (size_t k = 0; k < t.held.size(); ++k) {
+            send(t.tensor, t.held[k], k * share, share);
+        }
+    }
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        const uint8_t * data = next.get();
+        if (data == nullptr) {
+            *error = read_error;
+            return false;
+        }
+        if (i + 1 < ranges.size()) {
+            next = std::async(when, read, i + 1);
+        }
+        for (const piece & p : ranges[i].pieces) {
+            send(p.tensor, data + (p.source.offset - ranges[i].source.offset), p.first, p.bytes);
+        }
+    }
+    return true;
+}
+
+} // namespace superllama

@@ -1,0 +1,35 @@
+// Reads into small pages go through huge pages that all readers share, and are copied from there: a drive fills a few
+// large pieces of memory much faster than many small ones, where every 4 KiB are an entry of their own in its queue.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+namespace superllama {
+
+class staging_buffer {
+  public:
+    static size_t bytes(); // of memory
+
+    // Slices for so many readers. Where there is no memory for it, take() finds none.
+    explicit staging_buffer(int n_readers);
+    ~staging_buffer();
+
+    staging_buffer(const staging_buffer &) = delete;
+    staging_buffer & operator=(const staging_buffer &) = delete;
+
+    size_t slice_bytes() const { return n_slice; }
+    uint8_t * take(); // null: all are in use. Any thread
+    void give_back(uint8_t * slice);
+
+  private:
+    uint8_t * reserved;
+    size_t n_slice;
+
+    std::mutex mutex;
+    std::vector<uint8_t *> free;
+};
+
+} // namespace superllama

@@ -1,0 +1,116 @@
+// One object per llama_model with --dynamic-layers: the memory of its weights, shared by its contexts.
+#pragma once
+
+#include "devices/tier.h"
+#include "weights/scheduler.h"
+#include "telemetry/memory.h"
+#include "weights/store.h"
+#include "llama.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+struct llama_model;
+struct llama_model_loader;
+
+namespace superllama {
+
+class dynamic_model {
+  public:
+    ~dynamic_model();
+
+    static superllama_model_params default_params();
+
+    // Before the model's files are opened: what dynamic layers need of the other parameters. Throws on bad values.
+    static void prepare(llama_model_params & params);
+
+    // Null where the feature is off or nothing is to be allocated. Throws.
+    static std::unique_ptr<dynamic_model> create(llama_model & model, const llama_model_params & params,
+                                                 const llama_model_loader & ml);
+
+    // Called while the model loads. alloc() returns null for buffers that are not ours to manage.
+    ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
+    bool owns(const ggml_context * ctx) const { return store.owns(ctx); }
+    bool load(); // false: cancelled by the progress callback; throws on errors
+
+    // For calls that need every weight in memory, to save a model or to train it: true where its layers are dynamic,
+    // logged and with superllama_last_error().
+    static bool refuses(const llama_model & model, const char * call);
+
+    // A context's own host memory (KV, compute and output buffers) counts towards the budget. Throws where no
+    // budget is left for weights; it then counts as before, or not at all. What it does not use yet is lent to weights;
+    // told before it takes more.
+    void add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch);
+    void context_uses(const void * ctx, size_t bytes);
+    void remove_context(const void * ctx);
+
+    // While running. 0 = automatic. False with an error text where it cannot work.
+    bool set_budget(uint64_t bytes, std::string * error);
+
+    // Page tables of memory lie in the budget too. What of one is left for the rest, and the one that this needs.
+    static uint64_t without_page_tables(uint64_t budget);
+    static uint64_t with_page_tables(uint64_t bytes);
+
+    // For a plan before a load.
+    size_t fixed_bytes() const;     // resident whatever the budget
+    size_t converted_bytes() const; // of blocks that need a repacked copy on disk to stream
+    size_t n_blocks() const { return store.blocks().size(); }
+    weights_budget plan(size_t bytes, int n_ubatch) const { return scheduler->plan(bytes, n_ubatch); }
+
+    layer_sched & sched() { return *scheduler; }
+    device_tier * tier() { return devices.get(); } // null: no device to use
+    ggml_backend_dev_t device_of(int il) const { return devices ? devices->device_of(il) : nullptr; }
+    int n_device_layers() const { return devices ? devices->n_device_layers() : 0; }
+    uint64_t budget_bytes() const { return budget_now; }
+
+  private:
+    dynamic_model(llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
+
+    void create_tier();
+
+    size_t taken_bytes() const; // of the budget, at the present placement: all but blocks
+    size_t lent_bytes() const;  // to blocks, of what contexts may use
+    size_t least_bytes() const; // that works at the present placement
+    int n_ubatch_max() const;   // of all contexts
+    void apply();               // hands what is left to the scheduler
+    size_t follow_pressure();   // sets the budget after the memory that is there now; returns what is available
+    void watch();               // does so again and again, until the end
+
+    llama_model & model;
+    const llama_model_loader * loader; // while loading only
+    superllama_model_params params;
+    int32_t n_gpu_layers;
+    std::vector<std::string> host_patterns; // of names of tensors that the user pinned to the host
+    llama_progress_callback progress;
+    void * progress_data;
+
+    weight_store store;
+    std::unique_ptr<layer_sched> scheduler;
+    std::unique_ptr<device_tier> devices;
+    memory_telemetry telemetry;
+
+    struct context_use {
+        size_t bytes_max;
+        size_t bytes; // now
+        int n_ubatch;
+    };
+
+    std::mutex mutex;
+    std::map<const void *, context_use> contexts;
+    uint64_t budget_max = 0; // as asked for; automatic: all there is
+    std::atomic<uint64_t> budget_now{ 0 };
+
+    // other processes take memory at any time, in the middle of a graph too
+    std::thread watcher;
+    std::condition_variable stopped;
+    bool stopping = false;
+};
+
+using dynamic_model_ptr = std::unique_ptr<dynamic_model>;
+
+} // namespace superllama

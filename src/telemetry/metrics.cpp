@@ -1,0 +1,284 @@
+#include "telemetry/metrics.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cinttypes>
+#include <cstddef>
+#include <cstring>
+#include <ctime>
+#include <map>
+#include <stdexcept>
+
+namespace superllama {
+
+// ---------------------------------------------------------------------------------------------- JSON line
+
+enum field_kind { FIELD_COUNT, FIELD_MB, FIELD_PRESSURE, FIELD_RATE, FIELD_MS };
+
+struct field {
+    const char * name;
+    field_kind kind;
+    size_t offset; // in superllama_stats
+};
+
+#define FIELD(name, kind) { #name, kind, offsetof(struct superllama_stats, name) }
+#define FIELD_AS(name, member, kind) { #name, kind, offsetof(struct superllama_stats, member) }
+
+// Order and names are a contract: additions go at the end. `event` stands after prefetch_failed.
+static const field fields_before_event[] = {
+    FIELD(token, FIELD_COUNT),
+    FIELD(prompt_tokens, FIELD_COUNT),
+    FIELD(generated_tokens, FIELD_COUNT),
+    FIELD(gpu_layers_active, FIELD_COUNT),
+    FIELD(cpu_layers_active, FIELD_COUNT),
+    FIELD(layers_evicted, FIELD_COUNT),
+    FIELD(layers_loaded, FIELD_COUNT),
+    FIELD(kv_pages_gpu, FIELD_COUNT),
+    FIELD(kv_pages_cpu, FIELD_COUNT),
+    FIELD(kv_pages_evicted, FIELD_COUNT),
+    FIELD(kv_pages_prefetched, FIELD_COUNT),
+    FIELD_AS(vram_used_mb, vram_used_bytes, FIELD_MB),
+    FIELD_AS(vram_total_mb, vram_total_bytes, FIELD_MB),
+    FIELD_AS(ram_used_mb, ram_used_bytes, FIELD_MB),
+    FIELD(gpu_memory_pressure, FIELD_PRESSURE),
+    FIELD(cpu_memory_pressure, FIELD_PRESSURE),
+    FIELD(tokens_per_sec, FIELD_RATE),
+    FIELD(avg_tokens_per_sec, FIELD_RATE),
+    FIELD(prefetch_pending, FIELD_COUNT),
+    FIELD(prefetch_completed, FIELD_COUNT),
+    FIELD(prefetch_failed, FIELD_COUNT),
+};
+
+static const field fields_after_event[] = {
+    FIELD(disk_layers_active, FIELD_COUNT),
+    FIELD(kv_pages_disk, FIELD_COUNT),
+    FIELD(weight_bytes_resident, FIELD_COUNT),
+    FIELD(weight_bytes_read, FIELD_COUNT),
+    FIELD(kv_bytes_read, FIELD_COUNT),
+    FIELD(kv_bytes_written, FIELD_COUNT),
+    FIELD(stall_ms, FIELD_MS),
+    FIELD(expert_hits, FIELD_COUNT),
+    FIELD(expert_misses, FIELD_COUNT),
+    FIELD(mem_budget_bytes, FIELD_COUNT),
+    FIELD(mem_peak_bytes, FIELD_COUNT),
+    FIELD(metrics_dropped, FIELD_COUNT),
+    FIELD(vram_own_bytes, FIELD_COUNT),
+    FIELD(vram_budget_bytes, FIELD_COUNT),
+    FIELD(move_ms, FIELD_MS),
+    FIELD(expert_guesses, FIELD_COUNT),
+    FIELD(expert_guesses_used, FIELD_COUNT),
+};
+
+static const char * event_name(metrics_event event) {
+    switch (event) {
+        case METRICS_PERIODIC:
+            return "periodic";
+        case METRICS_LAYER_EVICTED:
+            return "layer_evicted";
+        case METRICS_LAYER_LOADED:
+            return "layer_loaded";
+        case METRICS_KV_PAGE_EVICTED:
+            return "kv_page_evicted";
+        case METRICS_KV_PAGE_RESTORED:
+            return "kv_page_restored";
+        case METRICS_FINAL:
+            return "final";
+    }
+    return "";
+}
+
+static std::string iso8601(int64_t unix_ms) {
+    const time_t seconds = (time_t) (unix_ms / 1000);
+    struct tm utc = {};
+#ifdef _WIN32
+    gmtime_s(&utc, &seconds);
+#else
+    gmtime_r(&seconds, &utc);
+#endif
+    char date[32];
+    char text[48];
+    strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", &utc);
+    snprintf(text, sizeof(text), "%s.%03dZ", date, (int) (unix_ms % 1000));
+    return text;
+}
+
+static std::string field_text(const struct superllama_stats & stats, const field & f) {
+    const char * at = (const char *) &stats + f.offset;
+    int64_t n = 0;
+    double x = 0;
+    memcpy(&n, at, sizeof(n));
+    memcpy(&x, at, sizeof(x));
+
+    char text[64];
+    switch (f.kind) {
+        case FIELD_COUNT:
+            snprintf(text, sizeof(text), "%" PRId64, n);
+            break;
+        case FIELD_MB:
+            snprintf(text, sizeof(text), "%.1f", (double) n / 1e6);
+            break;
+        case FIELD_PRESSURE:
+            snprintf(text, sizeof(text), "%.3f", std::min(std::max(x, 0.0), 1.0));
+            break;
+        case FIELD_RATE:
+            snprintf(text, sizeof(text), "%.2f", x);
+            break;
+        case FIELD_MS:
+            snprintf(text, sizeof(text), "%.3f", x);
+            break;
+    }
+    // a locale with a decimal comma is the host program's choice, JSON's is a point
+    std::replace(text, text + strlen(text), ',', '.');
+    return text;
+}
+
+std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty) {
+    std::string json = "{";
+    const auto put = [&](const char * name, const std::string & value) {
+        json += json.size() > 1 ? "," : "";
+        json += pretty ? "\n  \"" : "\"";
+        json += std::string(name) + (pretty ? "\": " : "\":") + value;
+    };
+    put("timestamp", "\"" + iso8601(stats.timestamp_ms) + "\"");
+    for (const field & f : fields_before_event) {
+        put(f.name, field_text(stats, f));
+    }
+    put("event", std::string("\"") + event_name(event) + "\"");
+    for (const field & f : fields_after_event) {
+        put(f.name, field_text(stats, f));
+    }
+    return json + (pretty ? "\n}" : "}");
+}
+
+// --------------------------------------------------------------------------------------------------- sink
+
+std::shared_ptr<metrics_sink> metrics_sink::open(const std::string & path) {
+    static std::mutex mutex;
+    static std::map<std::string, std::weak_ptr<metrics_sink>> sinks;
+    static std::map<std::string, bool> seen; // begun anew once per process
+
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (auto sink = sinks[path].lock()) {
+        return sink;
+    }
+    std::shared_ptr<metrics_sink> sink;
+    if (path.empty()) {
+        sink = std::make_shared<metrics_sink>(stderr, false, "[METRICS] ");
+    } else {
+        FILE * file = fopen(path.c_str(), seen[path] ? "a" : "w");
+        if (file == nullptr) {
+            throw std::runtime_error("--metrics-file " + path + ": cannot write: " + strerror(errno) +
+                                     "; name a file in a folder that exists and is writable");
+        }
+        seen[path] = true;
+        sink = std::make_shared<metrics_sink>(file, true, "");
+    }
+    sinks[path] = sink;
+    return sink;
+}
+
+metrics_sink::metrics_sink(FILE * file, bool owned, std::string prefix) :
+    file(file),
+    owned(owned),
+    prefix(std::move(prefix)),
+    thread([this] { run(); }) {}
+
+metrics_sink::~metrics_sink() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        stopping = true;
+    }
+    changed.notify_all();
+    thread.join();
+    if (owned) {
+        fclose(file);
+    }
+}
+
+void metrics_sink::push(const std::string & line) {
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (pending.size() >= max_pending) {
+            n_dropped++;
+            return;
+        }
+        pending.push_back(line);
+    }
+    changed.notify_all();
+}
+
+void metrics_sink::flush() {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [this] { return pending.empty() && !writing; });
+}
+
+int64_t metrics_sink::dropped() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return n_dropped;
+}
+
+void metrics_sink::run() {
+    std::unique_lock<std::mutex> lock(mutex);
+    for (;;) {
+        changed.wait(lock, [this] { return stopping || !pending.empty(); });
+        if (pending.empty()) {
+            return;
+        }
+        std::string text = prefix + pending.front() + "\n";
+        for (size_t pos = 0; !prefix.empty() && (pos = text.find('\n', pos)) + 1 < text.size(); pos += prefix.size()) {
+            text.insert(++pos, prefix); // indented JSON: every line carries the prefix
+        }
+        pending.pop_front();
+        writing = true;
+        lock.unlock();
+
+        // one write a line, so that lines of several processes do not mix
+        const bool ok = fwrite(text.data(), 1, text.size(), file) == text.size() && fflush(file) == 0;
+        if (!ok) {
+            clearerr(file);
+        }
+
+        lock.lock();
+        n_dropped += ok ? 0 : 1;
+        writing = false;
+        changed.notify_all();
+    }
+}
+
+// -------------------------------------------------------------------------------------------------- rates
+
+void metrics_rates::begin(int64_t now_us) {
+    t_begin_us = now_us;
+}
+
+void metrics_rates::end(int64_t now_us, int64_t n_prompt_new, int64_t n_generated_new) {
+    n_prompt += n_prompt_new;
+    n_generated += n_generated_new;
+    if (n_generated_new > 0) {
+        // between two generated tokens the time runs on: sampling belongs to the token
+        const bool follows = last_was_generated && t_begin_us - t_end_us < idle_us;
+        busy_us += now_us - (follows ? t_end_us : t_begin_us);
+    }
+    last_was_generated = n_generated_new > 0;
+    t_end_us = now_us;
+}
+
+static double per_second(int64_t n, int64_t us) {
+    return us > 0 ? 1e6 * (double) n / (double) us : 0.0;
+}
+
+double metrics_rates::since_mark() const {
+    return per_second(n_generated - mark_n_generated, busy_us - mark_busy_us);
+}
+
+double metrics_rates::average() const {
+    return per_second(n_generated, busy_us);
+}
+
+void metrics_rates::mark() {
+    mark_busy_us = busy_us;
+    mark_n_generated = n_generated;
+}
+
+} // namespace superllama

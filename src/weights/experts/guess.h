@@ -1,0 +1,15 @@
+// Which experts the next layer will choose, guessed before it is computed: its router's weights times the input of
+// this layer's router. The residual stream changes little from one layer to the next. A wrong guess costs a read.
+#pragma once
+
+#include <cstdint>
+#include <set>
+
+struct ggml_tensor;
+
+namespace superllama {
+
+// The n_used experts with the highest scores for each token of `input`; none where the shapes do not match.
+std::set<int32_t> expert_guess(const ggml_tensor * router, const ggml_tensor * input, int64_t n_used);
+
+} // namespace superllama

@@ -1,0 +1,120 @@
+#include "weights/graph.h"
+
+#include "ggml-impl.h"
+#include "ggml.h"
+
+#include <cstring>
+#include <string>
+
+namespace superllama {
+
+static const size_t n_stops_min = 16; // a pass over the weights stops at least so often, for memory to be given back
+
+static const ggml_tensor * weights_of(const ggml_tensor * src) {
+    while (src != nullptr && src->view_src != nullptr) {
+        src = src->view_src;
+    }
+    return src;
+}
+
+// What a device computed and the host needs is copied just before the host's turn, into a tensor "CPU#name#0": too late
+// to ask it which experts to have ready.
+static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) {
+    const char * first = strchr(t->name, '#');
+    const char * last = strrchr(t->name, '#');
+    if (first == last) {
+        return t;
+    }
+    const ggml_tensor * original = ggml_graph_get_tensor(gf, std::string(first + 1, last).c_str());
+    return original != nullptr ? original : t;
+}
+
+layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id) {
+    layer_graph graph;
+    graph.id = id;
+
+    const int n_nodes = ggml_graph_n_nodes(gf);
+    std::vector<int> first_use(store.blocks().size(), -1);
+    std::vector<int> last_use(store.blocks().size(), -1);
+    const auto before = [&](int i) -> layer_stop & {
+        return graph.stops[i > 0 ? ggml_graph_node(gf, i - 1) : nullptr];
+    };
+    const ggml_tensor * last_moe = nullptr;
+    const ggml_tensor * router = nullptr;
+    layer_stop * moe_stop = nullptr; // of the layer before
+    int32_t moe_layer = -1;
+
+    for (int i = 0; i < n_nodes; ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+            continue;
+        }
+        for (int s = 0; s < GGML_MAX_SRC; ++s) {
+            const ggml_tensor * src = weights_of(node->src[s]);
+            if (src == nullptr || !store.is_here(src)) {
+                continue; // none of ours, or on a device
+            }
+            if (node->op == GGML_OP_MUL_MAT && strstr(src->name, "ffn_gate_inp.weight") != nullptr) {
+                router = src;
+            }
+            if (store.n_experts(src) > 0) {
+                if (node->op == GGML_OP_MUL_MAT_ID) {
+                    const int32_t layer = store.blocks()[(size_t) store.block_of(src)].layer;
+                    if (layer != moe_layer) {
+                        if (moe_stop != nullptr) {
+                            moe_stop->next_router = router;
+                            moe_stop->next_moe = &before(i);
+                        }
+                        moe_stop = &before(i);
+                        moe_stop->experts = node;
+                        moe_stop->expert_ids = original_of(gf, node->src[2]);
+                        moe_layer = layer;
+                        router = nullptr;
+                        if (last_moe != nullptr) {
+                            graph.stops[last_moe].experts_done = last_moe;
+                        }
+                    }
+                    last_moe = node;
+                }
+                continue;
+            }
+            if (node->op == GGML_OP_GET_ROWS && store.is_by_row(src)) {
+                graph.rows.push_back(node);
+                continue;
+            }
+            const int32_t block = store.block_of(src);
+            if (block < 0) {
+                continue;
+            }
+            const auto b = (uint32_t) block;
+            if (src != node->src[s]) {
+                graph.views[b].push_back(node->src[s]);
+            }
+            if (first_use[b] < 0) {
+                first_use[b] = i;
+                graph.order.push_back(b);
+                before(i).acquire.push_back(b);
+            }
+            last_use[b] = i;
+        }
+    }
+    if (last_moe != nullptr) {
+        graph.stops[last_moe].experts_done = last_moe;
+    }
+    size_t total = 0;
+    for (uint32_t b : graph.order) {
+        graph.stops[ggml_graph_node(gf, last_use[b])].release.push_back(b);
+        total += store.blocks()[b].bytes;
+    }
+    size_t since = 0;
+    for (uint32_t b : graph.order) {
+        since += store.blocks()[b].bytes;
+        if (since >= total / n_stops_min) {
+            before(first_use[b]).always = true;
+            since = 0;
+        }
+    }
+    return graph;
+}
+
+} // namespace superllama

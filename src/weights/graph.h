@@ -1,0 +1,38 @@
+// What a compute graph needs of the blocks of weights, and when: the order of their first use, and the nodes between
+// which something has to happen.
+#pragma once
+
+#include "weights/store.h"
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+struct ggml_cgraph;
+struct ggml_tensor;
+
+namespace superllama {
+
+// What happens between two nodes of a graph.
+struct layer_stop {
+    std::vector<uint32_t> release;              // blocks whose last use was before
+    std::vector<uint32_t> acquire;              // blocks whose first use comes next
+    const ggml_tensor * experts = nullptr;      // the MUL_MAT_ID node that comes next
+    const ggml_tensor * expert_ids = nullptr;   // which experts it wants, where the router left them
+    const ggml_tensor * experts_done = nullptr; // the last one of a layer
+    const ggml_tensor * next_router = nullptr;  // weights that choose the experts of the next layer that has any
+    const layer_stop * next_moe = nullptr;      // the stop where they are chosen
+    bool always = false;                        // stop here even where nothing is to be done
+};
+
+struct layer_graph {
+    uint64_t id = 0;
+    std::vector<uint32_t> order;                                    // blocks by first use
+    std::unordered_map<const ggml_tensor *, layer_stop> stops;      // after this node; nullptr: before the first
+    std::unordered_map<uint32_t, std::vector<ggml_tensor *>> views; // of weights, by block
+    std::vector<const ggml_tensor *> rows;                          // GET_ROWS nodes over by-row tensors
+};
+
+layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id);
+
+} // namespace superllama

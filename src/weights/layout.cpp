@@ -1,0 +1,301 @@
+// The layout of weight_store: which tensors are read together, where each has its home, and questions about that.
+
+#include "weights/store_impl.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace superllama {
+
+static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
+static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
+static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always resident
+static const size_t huge_ranges_max = 16384;       // each is a mapping, of which the kernel limits the number
+
+static int32_t layer_of(const char * name) {
+    int il = -1;
+    return sscanf(name, "blk.%d.", &il) == 1 ? il : -1;
+}
+
+static weight_role role_of(const ggml_tensor * t, bool by_row) {
+    if (by_row) {
+        return LLAMA_WEIGHT_BY_ROW;
+    }
+    if (layer_of(t->name) < 0 || ggml_n_dims(t) < 2 || ggml_nbytes(t) < matrix_bytes_min || t->view_src != nullptr) {
+        return LLAMA_WEIGHT_RESIDENT;
+    }
+    if (t->ne[2] > 1) {
+        return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? LLAMA_WEIGHT_EXPERTS
+                                                                           : LLAMA_WEIGHT_RESIDENT;
+    }
+    return LLAMA_WEIGHT_STREAM;
+}
+
+// What a tensor that is always resident begins on.
+static size_t page_for(size_t bytes) {
+    return bytes >= huge_page ? huge_page : system_page();
+}
+
+// A buffer over memory of ours that behaves like one that `buft` would allocate.
+static ggml_backend_buffer_t make_buffer(ggml_backend_buffer_type_t buft, uint8_t * base, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(base, size);
+    if (buft != ggml_backend_cpu_buffer_type()) {
+        ggml_backend_buffer_ptr model(ggml_backend_buft_alloc_buffer(buft, 64));
+        buffer->buft = buft;
+        buffer->iface.init_tensor = model->iface.init_tensor;
+        buffer->iface.set_tensor = model->iface.set_tensor;
+        buffer->iface.get_tensor = model->iface.get_tensor;
+        buffer->iface.cpy_tensor = model->iface.cpy_tensor;
+    }
+    return buffer;
+}
+
+// Every tensor begins on pages of its own, at the offset in the page that it has in the file; matrices of one block
+// keep the distances that they have in the file, so that one read brings them all. The size of all.
+size_t weight_store::lay_out(std::vector<weight_held> & mine) {
+    const size_t page = system_page();
+    size_t end = 0;
+    const weight_held * previous = nullptr;
+    for (weight_held & h : mine) {
+        const size_t in_page = h.converts ? 0 : h.source.offset % page;
+        const size_t bytes = ggml_nbytes(h.tensor);
+        switch (h.role) {
+            case LLAMA_WEIGHT_EXPERTS:
+                h.n_experts = (int32_t) h.tensor->ne[2];
+                h.addr_off = round_up(end, page); // of the table; the rest stays address space
+                end = h.addr_off + std::max(bytes, expert_table::bytes((size_t) h.n_experts));
+                add_experts(h);
+                break;
+            case LLAMA_WEIGHT_STREAM:
+                if (joins_last_block(h, previous)) {
+                    const size_t previous_end = previous->source.offset + ggml_nbytes(previous->tensor);
+                    h.addr_off = previous->addr_off + ggml_nbytes(previous->tensor);
+                    h.addr_off = h.converts ? round_up(h.addr_off, 64) : h.addr_off + h.source.offset - previous_end;
+                } else {
+                    all_blocks.emplace_back();
+                    all_blocks.back().layer = h.layer;
+                    h.addr_off = round_up(end, huge_page) + in_page;
+                }
+                h.block = (uint32_t) (all_blocks.size() - 1);
+                all_blocks.back().slices.push_back({ h.tensor, 0, bytes, h.source });
+                all_blocks.back().bytes += bytes;
+                end = h.addr_off + bytes;
+                break;
+            default:
+                h.addr_off = round_up(end, h.role == LLAMA_WEIGHT_RESIDENT ? page_for(bytes) : page) + in_page;
+                end = h.addr_off + bytes;
+        }
+        end = round_up(end, page);
+        previous = &h;
+    }
+    return std::max(end, page);
+}
+
+bool weight_store::joins_last_block(const weight_held & h, const weight_held * previous) const {
+    return previous != nullptr && previous->role == LLAMA_WEIGHT_STREAM && previous->layer == h.layer &&
+           previous->source.file == h.source.file &&
+           all_blocks.back().bytes + ggml_nbytes(h.tensor) <= block_bytes_wanted &&
+           h.source.offset - (previous->source.offset + ggml_nbytes(previous->tensor)) <= block_gap_max;
+}
+
+// A share of the tensor to the block of each expert of its layer.
+void weight_store::add_experts(weight_held & h) {
+    const size_t share = ggml_nbytes(h.tensor) / (size_t) h.n_experts;
+    for (int32_t e = 0; e < h.n_experts; ++e) {
+        const auto added = pimpl->expert_blocks.insert({ { h.layer, e }, (uint32_t) all_blocks.size() });
+        if (added.second) {
+            all_blocks.emplace_back();
+            all_blocks.back().layer = h.layer;
+            all_blocks.back().expert = e;
+        }
+        const size_t first = share * (size_t) e;
+        all_blocks[added.first->second].slices.push_back(
+            { h.tensor, first, share, { h.source.file, h.source.offset + first } });
+    }
+    h.block = pimpl->expert_blocks[{ h.layer, 0 }];
+}
+
+ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
+                                          const std::function<weight_source(const ggml_tensor *)> & source,
+                                          const std::function<bool(const ggml_tensor *)> & by_row) {
+    const bool plain = buft == ggml_backend_cpu_buffer_type();
+    if (!plain && strcmp(ggml_backend_buft_name(buft), "CPU_REPACK") != 0) {
+        return nullptr;
+    }
+
+    std::vector<weight_held> mine;
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        weight_held h = {};
+        h.tensor = t;
+        h.role = role_of(t, plain && by_row(t));
+        h.converts = !plain;
+        h.source = source(t);
+        h.layer = layer_of(t->name);
+        mine.push_back(h);
+    }
+    std::stable_sort(mine.begin(), mine.end(), [](const weight_held & a, const weight_held & b) {
+        return std::make_pair(a.source.file, a.source.offset) < std::make_pair(b.source.file, b.source.offset);
+    });
+    const size_t size = lay_out(mine);
+
+    pimpl->arenas.push_back(std::make_unique<address_range>(size, huge_page, "weights"));
+    uint8_t * base = pimpl->arenas.back()->base();
+    ggml_backend_buffer_t buffer = make_buffer(buft, base, size);
+    for (weight_held & h : mine) {
+        ggml_backend_tensor_alloc(buffer, h.tensor, base + h.addr_off);
+        h.addr = base + h.addr_off;
+        h.buffer = buffer;
+        take_over(h);
+    }
+    pimpl->contexts.insert(ctx);
+    for (weight_block & b : all_blocks) {
+        if (b.expert >= 0) {
+            lay_out_expert(b);
+        } else if (b.home == nullptr) {
+            lay_out_dense(b);
+        }
+    }
+
+    n_resident -= pimpl->n_frame_slack;
+    pimpl->n_frame_slack = 0;
+    for (const auto & entry : expert_sizes()) {
+        pimpl->n_frame_slack += expert_frames::slack(entry.first, entry.second);
+    }
+    n_resident += pimpl->n_frame_slack;
+    return buffer;
+}
+
+void weight_store::take_over(const weight_held & h) {
+    pimpl->index[h.tensor] = pimpl->held.size();
+    pimpl->held.push_back(h);
+    const size_t page = system_page();
+    const size_t bytes = ggml_nbytes(h.tensor);
+    const size_t pages = round_up(h.addr_off % page + bytes, page);
+    if (h.role == LLAMA_WEIGHT_RESIDENT) {
+        n_resident += pages;
+        address_huge_pages(h.addr, bytes);
+    } else if (h.role == LLAMA_WEIGHT_EXPERTS) {
+        h.tensor->flags |= GGML_TENSOR_FLAG_TABLE;
+        pimpl->tables[h.tensor] = expert_table::create(h.addr, (size_t) h.n_experts, pimpl->waiters);
+        n_resident += round_up(expert_table::bytes((size_t) h.n_experts), page);
+    } else if (h.role == LLAMA_WEIGHT_BY_ROW) {
+        n_row_max += std::min(pages, 2 * weight_row_bytes_cap); // what stays, and what one ubatch adds
+        pimpl->row_pages[h.tensor].resize(pages / page);
+    }
+}
+
+// A range of whole pages, and where the slice begins in the block.
+static size_t add_range(weight_block & b, size_t bytes, const weight_source & from, bool converts) {
+    const size_t page = system_page();
+    const size_t head = converts ? 0 : from.offset % page;
+    b.ranges.push_back(
+        { b.bytes, round_up(head + bytes, page), converts ? -1 : from.file, converts ? 0 : from.offset - head });
+    return b.bytes + head;
+}
+
+// One range for all its matrices.
+void weight_store::lay_out_dense(weight_block & b) {
+    const auto * first = (uint8_t *) b.slices.front().tensor->data;
+    const auto * last = (uint8_t *) b.slices.back().tensor->data + b.slices.back().bytes;
+    const weight_source & from = b.slices.front().source;
+    b.bytes = 0;
+    const size_t head = add_range(b, (size_t) (last - first), from, pimpl->find(b.slices.front().tensor)->converts);
+    for (weight_slice & s : b.slices) {
+        s.at = head + (size_t) ((uint8_t *) s.tensor->data - first);
+    }
+    b.home = (uint8_t *) b.slices.front().tensor->data - head;
+    b.bytes = b.ranges.front().bytes;
+    n_dense += b.bytes;
+    if (b.bytes >= huge_page && pimpl->n_huge_ranges < huge_ranges_max) {
+        address_huge_pages(b.home, b.bytes);
+        pimpl->n_huge_ranges++;
+    }
+}
+
+// A range for each of its matrices that is there already.
+void weight_store::lay_out_expert(weight_block & b) {
+    const size_t page = system_page();
+    b.ranges.clear();
+    b.bytes = 0;
+    for (weight_slice & s : b.slices) {
+        if (s.tensor->data != nullptr) {
+            const bool converts = pimpl->find(s.tensor)->converts;
+            s.at = add_range(b, s.bytes, s.source, converts);
+            b.bytes += round_up(s.bytes, page) + (converts ? 0 : page); // the same for all: room for any head
+        }
+    }
+}
+
+// How many experts there are of each size.
+std::map<size_t, size_t> weight_store::expert_sizes() const {
+    std::map<size_t, size_t> sizes;
+    for (const weight_block & b : all_blocks) {
+        if (b.expert >= 0) {
+            sizes[b.bytes]++;
+        }
+    }
+    return sizes;
+}
+
+bool weight_store::owns(const ggml_context * ctx) const {
+    return pimpl->contexts.count(ctx) > 0;
+}
+
+int32_t weight_store::n_experts(const ggml_tensor * t) const {
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr ? h->n_experts : 0;
+}
+
+int32_t weight_store::block_of(const ggml_tensor * t, int32_t expert) const {
+    const weight_held * h = pimpl->find(t);
+    if (h == nullptr || (h->role != LLAMA_WEIGHT_STREAM && h->role != LLAMA_WEIGHT_EXPERTS)) {
+        return -1;
+    }
+    return h->role == LLAMA_WEIGHT_STREAM ? (int32_t) h->block
+                                          : (int32_t) pimpl->expert_blocks.at({ h->layer, expert });
+}
+
+size_t weight_store::bytes_on_disk() const {
+    size_t bytes = 0;
+    for (const weight_held & h : pimpl->held) {
+        bytes += ggml_nbytes(h.tensor);
+    }
+    return bytes;
+}
+
+std::vector<weight_tensor> weight_store::tensors() const {
+    std::vector<weight_tensor> result;
+    for (const weight_held & h : pimpl->held) {
+        if (h.role != LLAMA_WEIGHT_BY_ROW) {
+            result.push_back({ h.tensor, h.source, h.layer });
+        }
+    }
+    return result;
+}
+
+bool weight_store::is_by_row(const ggml_tensor * t) const {
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr && h->role == LLAMA_WEIGHT_BY_ROW;
+}
+
+bool weight_store::is_resident(const ggml_tensor * t) const {
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr && h->role == LLAMA_WEIGHT_RESIDENT && h->there;
+}
+
+bool weight_store::is_plain(const ggml_tensor * t) const {
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr && !h->converts;
+}
+
+bool weight_store::is_here(const ggml_tensor * t) const {
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr && h->tensor->buffer == h->buffer;
+}
+
+} // namespace superllama

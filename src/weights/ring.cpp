@@ -1,0 +1,106 @@
+#include "weights/ring.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace superllama {
+
+stream_ring::stream_ring(size_t bytes_max, size_t page) :
+    page(page),
+    range(bytes_max, page, "streamed weights"),
+    there(round_up(bytes_max, page) / page) {
+    if (page == huge_page) {
+        address_huge_pages(range.base(), there.size() * page);
+    }
+}
+
+void stream_ring::limit(size_t bytes) {
+    n_limit = std::min(round_down(bytes, page), there.size() * page);
+    trim();
+}
+
+bool stream_ring::has_room(size_t bytes) const {
+    if (bytes == 0) {
+        return places.empty() || places.rbegin()->first + places.rbegin()->second.bytes <= n_limit;
+    }
+    return find_room(bytes) != SIZE_MAX;
+}
+
+size_t stream_ring::find_room(size_t bytes) const {
+    const size_t at = find_room(bytes, std::min(next, n_limit), n_limit);
+    return at != SIZE_MAX ? at : find_room(bytes, 0, n_limit);
+}
+
+size_t stream_ring::find_room(size_t bytes, size_t first, size_t last) const {
+    auto p = places.upper_bound(first);
+    if (p != places.begin()) {
+        const auto before = std::prev(p);
+        first = std::max(first, before->first + before->second.bytes);
+    }
+    for (; p != places.end() && p->first < first + bytes; ++p) {
+        first = p->first + p->second.bytes;
+    }
+    return first + bytes <= last ? first : SIZE_MAX;
+}
+
+uint8_t * stream_ring::take(uint32_t block, size_t bytes) {
+    const size_t at = find_room(bytes);
+    if (at == SIZE_MAX) {
+        throw std::logic_error("no room for a block in the ring");
+    }
+    places[at] = { bytes, block };
+    next = at + bytes;
+    commit(at, bytes);
+    return range.base() + at;
+}
+
+void stream_ring::commit(size_t at, size_t bytes) {
+    for (size_t i = at / page; i * page < at + bytes; ++i) {
+        n_there += there[i] ? 0 : 1;
+        there[i] = true;
+    }
+}
+
+void stream_ring::give_back(const uint8_t * place) {
+    const auto p = places.find((size_t) (place - range.base()));
+    const bool beyond = p->first + p->second.bytes > n_limit;
+    places.erase(p);
+    if (beyond) {
+        trim();
+    }
+}
+
+void stream_ring::trim() {
+    std::vector<bool> needed(there.size());
+    std::fill_n(needed.begin(), n_limit / page, true);
+    for (auto p = places.rbegin(); p != places.rend() && p->first + p->second.bytes > n_limit; ++p) {
+        const size_t end = round_up(p->first + p->second.bytes, page) / page;
+        std::fill(needed.begin() + (ptrdiff_t) (p->first / page), needed.begin() + (ptrdiff_t) end, true);
+    }
+    for (size_t i = 0; i < there.size(); ++i) {
+        if (there[i] && !needed[i]) {
+            address_discard(range.base() + i * page, page);
+            there[i] = false;
+            n_there--;
+        }
+    }
+}
+
+void stream_ring::compact(const std::function<void(uint32_t block, uint8_t * to)> & moved) {
+    std::map<size_t, taken> packed;
+    next = 0;
+    for (const auto & p : places) {
+        if (p.first != next) {
+            commit(next, p.second.bytes);
+            memmove(range.base() + next, range.base() + p.first, p.second.bytes);
+            moved(p.second.block, range.base() + next);
+        }
+        packed[next] = p.second;
+        next += p.second.bytes;
+    }
+    places = packed;
+    trim();
+}
+
+} // namespace superllama

@@ -1,0 +1,179 @@
+// The memory of weight_store: homes, the ring, frames of experts.
+
+#include "weights/store_impl.h"
+
+#include <algorithm>
+
+namespace superllama {
+
+static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
+static const size_t huge_ring_min = 64u << 20;     // of blocks; of fewer, huge pages would be a large share
+
+weight_store::weight_store(int n_readers) :
+    pimpl(std::make_unique<impl>(n_readers)),
+    n_resident(staging_buffer::bytes()) {}
+
+weight_store::~weight_store() = default;
+
+int weight_store::add_file(int fd) {
+    pimpl->files.push_back(std::make_unique<weight_file>(fd));
+    return (int) pimpl->files.size() - 1;
+}
+
+// -------------------------------------------------------------------------------------------------- blocks
+
+void weight_store::place(uint32_t block, bool streamed) {
+    weight_block & b = all_blocks[block];
+    if (b.expert >= 0) {
+        set_frame(block, pimpl->frames.at(b.bytes)->take(block));
+    } else {
+        b.addr = streamed ? pimpl->ring->take(block, b.bytes) : b.home;
+    }
+}
+
+void weight_store::point(uint32_t block) {
+    for (size_t i = 0; i < all_blocks[block].slices.size(); ++i) {
+        ggml_tensor * t = all_blocks[block].slices[i].tensor;
+        if (is_here(t)) {
+            t->data = const_cast<uint8_t *>(data(block, i));
+        }
+    }
+}
+
+void weight_store::drop(uint32_t block) {
+    weight_block & b = all_blocks[block];
+    if (b.expert >= 0) {
+        pimpl->frames.at(b.bytes)->give_back(b.addr);
+        set_frame(block, nullptr);
+    } else if (b.addr == b.home) {
+        address_discard(b.home, b.bytes);
+    } else {
+        pimpl->ring->give_back(b.addr);
+    }
+    b.addr = nullptr;
+}
+
+const uint8_t * weight_store::data(uint32_t block, size_t slice) const {
+    return all_blocks[block].addr + all_blocks[block].slices[slice].at;
+}
+
+// Of a block that is no expert: so many of its first bytes lie on huge pages, where the system has any.
+size_t weight_store::huge_bytes(const weight_block & b) const {
+    if (b.addr == b.home) {
+        return round_down(b.bytes, huge_page);
+    }
+    return ring_page() == huge_page ? b.bytes : 0;
+}
+
+void weight_store::set_source(uint32_t block, int file, uint64_t offset, uint64_t checksum) {
+    all_blocks[block].checksum = checksum;
+    for (weight_range & r : all_blocks[block].ranges) {
+        r.file = file;
+        r.offset = offset + r.at;
+    }
+}
+
+void weight_store::hold_resident(const ggml_tensor * t, bool held) {
+    const auto found = pimpl->index.find(t);
+    if (found == pimpl->index.end()) {
+        return;
+    }
+    weight_held & h = pimpl->held[found->second];
+    const size_t bytes = ggml_nbytes(t);
+    if (h.role != LLAMA_WEIGHT_RESIDENT || h.held == held) {
+        return;
+    }
+    const size_t page = system_page();
+    const size_t pages = round_up(h.addr_off % page + bytes, page);
+    h.held = held;
+    if (bytes < resident_drop_min) {
+        return;
+    }
+    if (held) {
+        n_resident += pages;
+    } else {
+        h.there = false;
+        n_resident -= pages;
+        address_discard(h.addr - h.addr_off % page, pages);
+    }
+}
+
+size_t weight_store::ring_page() const {
+    return n_dense < huge_ring_min ? system_page() : huge_page;
+}
+
+void weight_store::limit_ring(size_t bytes) {
+    if (pimpl->ring == nullptr && bytes > 0) {
+        pimpl->ring = std::make_unique<stream_ring>(n_dense + n_dense / 8, ring_page()); // with holes;
+    }
+    if (pimpl->ring != nullptr) {
+        pimpl->ring->limit(bytes);
+    }
+}
+
+bool weight_store::has_ring_room(size_t bytes) const {
+    return pimpl->ring != nullptr ? pimpl->ring->has_room(bytes) : bytes == 0;
+}
+
+void weight_store::compact_ring(const std::function<void(uint32_t)> & moved) {
+    pimpl->ring->compact([&](uint32_t block, uint8_t * to) {
+        all_blocks[block].addr = to;
+        moved(block);
+    });
+}
+
+bool weight_store::in_ring(uint32_t block) const {
+    const weight_block & b = all_blocks[block];
+    return b.expert < 0 && b.addr != nullptr && b.addr != b.home;
+}
+
+size_t weight_store::ring_memory() const {
+    return pimpl->ring != nullptr ? pimpl->ring->memory_bytes() : 0;
+}
+
+void weight_store::set_frame(uint32_t expert, uint8_t * frame) {
+    weight_block & b = all_blocks[expert];
+    for (const weight_slice & s : b.slices) {
+        pimpl->tables.at(s.tensor)->set(b.expert, nullptr);
+    }
+    b.addr = frame;
+}
+
+void weight_store::publish(uint32_t expert, size_t slice) {
+    const weight_slice & s = all_blocks[expert].slices[slice];
+    pimpl->tables.at(s.tensor)->set(all_blocks[expert].expert, data(expert, slice));
+}
+
+int64_t weight_store::waited_us() const {
+    const std::lock_guard<std::mutex> lock(pimpl->waiters.mutex);
+    return pimpl->waiters.waited_us;
+}
+
+size_t weight_store::expert_memory() const {
+    size_t bytes = 0;
+    for (const auto & entry : pimpl->frames) {
+        bytes += entry.second->memory_bytes();
+    }
+    return bytes;
+}
+
+bool weight_store::has_frame(uint32_t block, size_t limit) const {
+    const size_t bytes = all_blocks[block].bytes;
+    const size_t memory = expert_memory();
+    return memory + (pimpl->frames.at(bytes)->has_free() ? 0 : bytes) <= limit;
+}
+
+void weight_store::trim_experts(size_t limit, const std::function<bool(uint32_t)> & may_move) {
+    const auto moved = [this](uint32_t block, uint8_t * to) {
+        set_frame(block, to);
+        for (size_t i = 0; i < all_blocks[block].slices.size(); ++i) {
+            publish(block, i);
+        }
+    };
+    for (const auto & entry : pimpl->frames) {
+        while (expert_memory() > limit && entry.second->has_free() && entry.second->shrink(may_move, moved)) {
+        }
+    }
+}
+
+} // namespace superllama

@@ -1,0 +1,181 @@
+// The memory of a model's host weights and the files that they come from.
+//
+// Every tensor has reserved address space, its home, where memory is committed when its block is read to stay and given
+// back when it is dropped. Blocks that are streamed lie in a ring instead, and tensors point there while they are used;
+// experts lie in frames, and their tensors have a table of addresses instead of data. File offset and address agree
+// modulo the page size, so that O_DIRECT reads land where the kernels look. No policy here: the scheduler says what to
+// read and to drop.
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace superllama {
+
+struct weight_source {
+    int file; // index from add_file()
+    uint64_t offset;
+};
+
+// Bytes of one tensor: all of it, or one expert's share.
+struct weight_slice {
+    ggml_tensor * tensor;
+    size_t first;
+    size_t bytes;
+    weight_source source;
+    size_t at = 0; // from the beginning of the block
+};
+
+// Whole pages of a block and where their content lies.
+struct weight_range {
+    size_t at; // from the beginning of the block
+    size_t bytes;
+    int file; // -1: content is made from the slices by the buffer's own conversion (repacking)
+    uint64_t offset;
+};
+
+// The unit of residency: neighbouring matrices of one layer, or one expert of one layer.
+struct weight_block {
+    int32_t layer = -1;
+    int32_t expert = -1;
+
+    std::vector<weight_slice> slices;
+    std::vector<weight_range> ranges;
+
+    size_t bytes = 0; // of memory: of the ranges, or of an expert's frame
+
+    uint8_t * home = nullptr; // of an expert: none
+    uint8_t * addr = nullptr; // where it is, or is being read to: its home, the ring, a frame; null: nowhere
+
+    uint64_t checksum = 0; // of the ranges together; 0 = not known, or found to be right
+};
+
+struct weight_tensor {
+    ggml_tensor * tensor;
+    weight_source source;
+    int32_t layer; // -1: none
+};
+
+// A piece of a block for one read job.
+struct weight_part {
+    uint32_t block;
+    uint32_t index; // of the range, or of the slice where the block is converted
+    size_t first;
+    size_t bytes;
+};
+
+struct weight_held;
+
+class weight_store {
+  public:
+    explicit weight_store(int n_readers);
+    ~weight_store();
+
+    // Opens the file behind fd once more, with O_DIRECT where the filesystem allows it. Throws.
+    int add_file(int fd);
+
+    // Takes over the tensors of ctx, if their buffer type is the CPU's plain or repacking one; else returns null.
+    // `source` finds a tensor's bytes, `by_row` says whether it is only ever read by rows.
+    ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
+                                const std::function<weight_source(const ggml_tensor *)> & source,
+                                const std::function<bool(const ggml_tensor *)> & by_row);
+
+    bool owns(const ggml_context * ctx) const;
+
+    const std::vector<weight_block> & blocks() const { return all_blocks; }
+
+    // The block of a tensor (of one expert of it); -1 where it is always resident, or none of ours.
+    int32_t n_experts(const ggml_tensor * t) const; // 0: not a tensor of experts
+    int32_t block_of(const ggml_tensor * t, int32_t expert = 0) const;
+
+    std::vector<weight_tensor> tensors() const; // all that we hold, token embeddings by row left out
+
+    // Bytes that are resident whatever the budget.
+    size_t resident_bytes() const { return n_resident; }
+    size_t row_bytes_max() const { return n_row_max; }
+    size_t bytes_on_disk() const; // of the model's tensors that we hold
+
+    // All of these fail with a message and may be called again. read_part() may run in any thread.
+    bool load_resident(std::string * error); // what is not there yet
+    std::vector<weight_part> parts(uint32_t block, size_t part_bytes) const;
+    bool read_part(const weight_part & part, std::string * error) const;
+    bool unchanged(std::string * error) const; // the files are as they were
+
+    // Bytes as they are in the file. `staging` begins a page and has room for two more than `bytes` needs; null on
+    // failure.
+    const uint8_t * read(const weight_source & from, size_t bytes, uint8_t * staging, std::string * error) const;
+
+    // Whether a resident tensor is one: false gives the memory of a larger one back, true charges it again for
+    // load_resident(). Other tensors are left as they are.
+    void hold_resident(const ggml_tensor * t, bool held);
+    bool is_resident(const ggml_tensor * t) const; // one that is, and whose bytes are there
+    bool is_plain(const ggml_tensor * t) const;    // in memory as in the file
+    bool is_here(const ggml_tensor * t) const;     // ours, and on the host now
+
+    // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
+    bool is_by_row(const ggml_tensor * t) const;
+    bool read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error);
+
+    // Before a block is read: a place in the ring, a frame for an expert, or else its home.
+    void place(uint32_t block, bool streamed);
+    void publish(uint32_t expert, size_t slice); // its bytes are there, kernels that wait for them go on. Any thread
+    int64_t waited_us() const;                   // of kernels, for experts
+    void point(uint32_t block);                  // its tensors to where it is, for kernels. Not for experts
+    const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
+    void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
+
+    // The ring of streamed blocks.
+    size_t ring_page() const; // its size is a multiple of this
+    void limit_ring(size_t bytes);
+    bool has_ring_room(size_t bytes) const; // in one piece; for 0 bytes: whether nothing lies beyond the limit
+    void compact_ring(const std::function<void(uint32_t)> & moved); // while nobody reads or writes in it
+    size_t ring_memory() const;
+    bool in_ring(uint32_t block) const;
+
+    // Memory of experts, spare frames included. Frames of one size cannot serve another.
+    size_t expert_memory() const;
+    bool has_frame(uint32_t block, size_t limit) const; // for an expert, with no more memory than this
+    void trim_experts(size_t limit, const std::function<bool(uint32_t)> & may_move);
+
+    // For the sidecar: where the content of converted blocks lies from now on, and its checksum.
+    bool converts(uint32_t block) const;
+    uint64_t checksum(uint32_t block) const; // of what is in memory
+    void set_source(uint32_t block, int file, uint64_t offset, uint64_t checksum);
+
+    // After all parts of a block were read for the first time: are they what was written? Any thread.
+    bool verify(uint32_t block, std::string * error);
+    bool verified(uint32_t block) const { return all_blocks[block].checksum == 0; }
+
+    uint64_t bytes_read() const;
+    std::string content_key() const; // changes with the files' times of modification
+
+  private:
+    size_t lay_out(std::vector<weight_held> & mine);
+    bool joins_last_block(const weight_held & h, const weight_held * previous) const;
+    void add_experts(weight_held & h);
+    void take_over(const weight_held & h);
+    void lay_out_dense(weight_block & b);
+    void lay_out_expert(weight_block & b);
+    std::map<size_t, size_t> expert_sizes() const;
+    size_t huge_bytes(const weight_block & block) const;
+    void set_frame(uint32_t expert, uint8_t * frame); // null: none
+
+    struct impl;
+    std::unique_ptr<impl> pimpl;
+
+    std::vector<weight_block> all_blocks;
+
+    std::atomic<size_t> n_resident{ 0 };
+    size_t n_row_max = 0;
+    size_t n_dense = 0; // bytes of blocks that are no experts
+};
+
+} // namespace superllama

@@ -1,0 +1,73 @@
+// The state of weight_store, which three files share: layout, memory, reads.
+#pragma once
+
+#include "io/address_space.h"
+#include "weights/experts/frames.h"
+#include "weights/experts/table.h"
+#include "io/staging.h"
+#include "weights/ring.h"
+#include "io/weight_file.h"
+#include "weights/store.h"
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <unordered_set>
+#include <vector>
+
+namespace superllama {
+
+static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
+
+enum weight_role {
+    LLAMA_WEIGHT_RESIDENT,
+    LLAMA_WEIGHT_BY_ROW,
+    LLAMA_WEIGHT_STREAM,
+    LLAMA_WEIGHT_EXPERTS,
+};
+
+struct weight_held {
+    ggml_tensor * tensor;
+    weight_role role;
+    bool converts; // the buffer type changes the layout of what is set
+    weight_source source;
+    int32_t layer;
+    int32_t n_experts = 0;
+    uint32_t block = 0;  // the first one
+    size_t addr_off = 0; // in its arena
+    uint8_t * addr = nullptr;
+    ggml_backend_buffer_t buffer = nullptr;
+    bool held = true;   // of a resident tensor: it is to be in memory
+    bool there = false; // and it is
+};
+
+struct weight_store::impl {
+    explicit impl(int n_readers) : staging(n_readers) {}
+
+    std::vector<std::unique_ptr<weight_file>> files;
+    std::vector<std::unique_ptr<address_range>> arenas; // homes
+    std::unordered_set<const ggml_context *> contexts;
+
+    std::vector<weight_held> held;
+    std::unordered_map<const ggml_tensor *, size_t> index;                // into held
+    std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks;        // (layer, expert)
+    std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
+    size_t n_row_pages = 0;
+    size_t n_huge_ranges = 0;
+
+    std::unique_ptr<stream_ring> ring;                       // from the first budget on that streams
+    std::map<size_t, std::unique_ptr<expert_frames>> frames; // by the size of an expert
+    std::unordered_map<const ggml_tensor *, expert_table *> tables;
+    expert_waiters waiters;
+    size_t n_frame_slack = 0; // of memory, where frames end on huge pages
+    staging_buffer staging;
+
+    mutable std::atomic<uint64_t> n_read{ 0 };
+
+    const weight_held * find(const ggml_tensor * t) const {
+        const auto it = index.find(t);
+        return it == index.end() ? nullptr : &held[it->second];
+    }
+};
+
+} // namespace superllama
