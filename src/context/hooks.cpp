@@ -57,7 +57,11 @@ void context_hooks::impl::offer_paging() {
     paging.params = params;
     paging.host_only = devices.empty();
     if (params.async_prefetch) {
-        paging.pool = std::make_shared<readers>(params.prefetch_threads > 0 ? params.prefetch_threads : 4);
+        std::string why;
+        paging.pool = readers::create(params.prefetch_threads > 0 ? params.prefetch_threads : 4, &why);
+        if (paging.pool == nullptr) {
+            LLAMA_LOG_WARN("superllama: KV pages are not read ahead: %s\n", why.c_str());
+        }
     }
     kv_paging::current() = &paging;
 }
@@ -86,6 +90,11 @@ void context_hooks::impl::close_paging() {
 
 context_hooks::context_hooks(llama_context & ctx, const superllama_context_params & params) :
     pimpl(std::make_unique<impl>(ctx, params)) {
+    if (pimpl->weights != nullptr && ctx.cparams.moe_cache_size > 0) {
+        throw std::runtime_error(
+            "--moe-cache-mib: not with dynamic layers: its experts are copied from host memory, where "
+            "not all of them are");
+    }
     if (pimpl->weights != nullptr && !pimpl->devices.empty()) {
         ctx.cparams.op_offload = false; // the scheduler would copy weights that may not be there
     }
@@ -96,7 +105,7 @@ context_hooks::~context_hooks() {
     if (pimpl->weights != nullptr) {
         pimpl->weights->remove_context(pimpl.get());
     }
-    if (!pimpl->sinks.empty()) {
+    if (!pimpl->sinks.empty() && pimpl->ready) { // what failed while it was made has no caches to tell of
         pimpl->write_line(METRICS_FINAL);
         for (const auto & sink : pimpl->sinks) {
             sink->flush();
@@ -114,6 +123,7 @@ superllama_context_params context_hooks::default_context_params() {
 void context_hooks::context_ready() {
     impl & self = *pimpl;
     self.close_paging();
+    self.ready = true;
     if (self.weights != nullptr || self.paging.pager != nullptr) {
         self.recurrent = recurrent_guard::create(self.ctx.get_memory());
     }
@@ -187,26 +197,38 @@ bool context_hooks::before_outputs(size_t bytes) {
     if (pimpl->output_bytes_min == 0) {
         return true; // nothing is dynamic, or the context is being made
     }
-    try {
+    return pimpl->guarded([&] {
         pimpl->add_to_weights(bytes - std::min<uint64_t>(bytes, pimpl->output_bytes_min));
-    } catch (const std::exception & e) {
-        set_error(e.what());
-        LLAMA_LOG_ERROR("superllama: %s\n", e.what());
-        return false;
-    }
-    return true;
+        return true;
+    });
 }
 
 // -------------------------------------------------------------------------------------- the way of a ubatch
 
+bool context_hooks::impl::say(const std::string & error) {
+    set_error(error);
+    LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+    return false;
+}
+
+bool context_hooks::impl::guarded(const std::function<bool()> & body) {
+    try {
+        return body();
+    } catch (const std::exception & e) {
+        return say(e.what());
+    }
+}
+
 bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
+    return pimpl->guarded([&] { return prepare(ubatch); });
+}
+
+bool context_hooks::prepare(const llama_ubatch & ubatch) {
     pimpl->rates.begin(ggml_time_us());
     if (pimpl->tier != nullptr) {
         std::string error;
         if (lost_device(&error)) {
-            set_error(error);
-            LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
-            return false;
+            return pimpl->say(error);
         }
         if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
@@ -217,71 +239,54 @@ bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
         try {
             pimpl->ctx.sched_reserve();
         } catch (const std::exception & e) {
-            set_error(e.what());
-            LLAMA_LOG_ERROR("superllama: %s\n", e.what());
             pimpl->placement = -1; // the next call tries again
-            return false;
+            return pimpl->say(e.what());
         }
     }
     if (pimpl->paging.pager != nullptr && !pimpl->devices.empty()) {
         ggml_backend_sched_synchronize(pimpl->ctx.get_sched()); // a device may still copy from KV pages
     }
     std::string error;
-    if (pimpl->recurrent && !pimpl->recurrent->before_ubatch(ubatch, &error)) {
-        set_error(error);
-        LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
-        return false;
-    }
-    return true;
+    return pimpl->recurrent == nullptr || pimpl->recurrent->before_ubatch(ubatch, &error) || pimpl->say(error);
 }
 
 void context_hooks::before_inputs(const ggml_cgraph * gf) {
     if (pimpl->compute.bytes_max > 0) {
-        pimpl->grant_compute(gf);
+        pimpl->has_buffers = pimpl->guarded([&] {
+            pimpl->grant_compute(gf);
+            return true;
+        });
     }
 }
 
 bool context_hooks::before_graph(ggml_cgraph * gf) {
     impl & self = *pimpl;
-    self.error.clear();
-    self.kv_cuts = self.paging.pager != nullptr && self.paging.pager->is_streaming();
-    if (self.kv_cuts) {
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
-        if (!self.paging.pager->plan(gf)) {
+    kv_pager * pager = self.paging.pager;
+    const bool kv_cuts = pager != nullptr && pager->is_streaming();
+    return self.has_buffers && self.guarded([&] {
+        if (self.weights != nullptr && pager != nullptr) { // pages that come in the middle of a graph have their memory
+            const int64_t resident = pager->get_pages()->count().resident_bytes;
+            self.grant(self.kv, kv_cuts ? self.kv.bytes_max : (uint64_t) resident);
+        }
+        std::string error;
+        if (self.weights != nullptr && (gf->uid == 0 || gf->uid != self.graph_seen)) {
+            if (!self.weights->serve(gf, &error)) {
+                return self.say(error);
+            }
+            self.graph_seen = gf->uid;
+        }
+        self.run = std::make_unique<graph_run>(self.ctx, self.weights != nullptr ? &self.weights->sched() : nullptr,
+                                               kv_cuts ? pager : nullptr);
+        if (!self.run->begin(gf)) {
             return false;
         }
-    }
-    if (self.weights != nullptr) {
-        if (self.paging.pager != nullptr) { // pages that come and go in the middle of a graph have their memory before
-            const int64_t resident = self.paging.pager->get_pages()->count().resident_bytes;
-            self.grant(self.kv, self.kv_cuts ? self.kv.bytes_max : (uint64_t) resident);
+        if (self.recurrent) {
+            // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would
+            // pay
+            self.recurrent->before_graph(kv_cuts);
         }
-        self.turn = true;
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
-        self.weights->sched().begin_graph(gf, gf->uid, &self.error);
-    }
-    if (self.recurrent && self.error.empty()) {
-        // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would pay
-        self.recurrent->before_graph(self.kv_cuts);
-    }
-    return self.error.empty();
-}
-
-bool context_hooks::impl::on_node(ggml_tensor * node, bool ask, void * data) {
-    impl & self = *(impl *) data;
-    const llama_cparams & cp = self.ctx.get_cparams();
-    if (ask) {
-        self.user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
-        const bool kv = self.kv_cuts && self.paging.pager->is_cut(node);
-        return kv || (self.turn && self.weights->sched().stops_after(node)) || self.user_asked;
-    }
-    if (self.user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
-        return false;
-    }
-    if (self.kv_cuts && self.paging.pager->is_cut(node) && !self.paging.pager->advance()) {
-        return false;
-    }
-    return self.error.empty() && (!self.turn || self.weights->sched().after_node(node, &self.error));
+        return true;
+    });
 }
 
 bool context_hooks::after_graph(bool computed) {
@@ -296,29 +301,19 @@ bool context_hooks::after_graph(bool computed) {
 
 bool context_hooks::end_graph() {
     impl & self = *pimpl;
-    const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
-    if (self.kv_cuts) { // other graphs, a context shift, run with the user's callback
-        const llama_cparams & cp = self.ctx.get_cparams();
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
-        self.kv_cuts = false;
+    if (self.run == nullptr) {
+        return false; // it did not begin, and before_graph() said why
     }
-    if (!self.turn) {
-        return kv_ok;
-    }
-    self.turn = false;
-    ggml_backend_sched_synchronize(self.ctx.get_sched());
-    self.weights->sched().end_graph();
-    if (!self.error.empty()) {
-        self.error = "the weights could not be read: " + self.error;
-    }
+    const bool ok = self.run->end();
+    std::string error = self.run->error();
+    self.run.reset();
     if (self.tier != nullptr) {
-        lost_device(&self.error);
+        lost_device(&error);
     }
-    if (!self.error.empty()) {
-        set_error(self.error);
-        LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
+    if (!error.empty()) {
+        self.say(error);
     }
-    return kv_ok && self.error.empty();
+    return ok && error.empty();
 }
 
 bool context_hooks::take_kv_failure() const {

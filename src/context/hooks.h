@@ -62,6 +62,8 @@ class context_hooks {
 
   private:
     bool take_kv_failure() const;
+    bool prepare(const llama_ubatch & ubatch);
+    void count(const llama_ubatch & ubatch);
     bool end_graph();
     std::vector<size_t> buffer_sizes() const;
     void count_compute_buffers();

@@ -4,6 +4,7 @@
 #include "context/hooks.h"
 
 #include "context/compute_buffers.h"
+#include "context/graph_run.h"
 #include "llama-context.h"
 #include "devices/layer_kv.h"
 #include "kv/pager.h"
@@ -13,6 +14,7 @@
 #include "kv/recurrent_guard.h"
 #include "model/dynamic_model.h"
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,12 +40,12 @@ struct context_hooks::impl {
     bool lost = false;                   // a device that it computed on is gone
     int64_t placement = -1;              // generation that the scheduler's buffers are reserved for
     int64_t n_device_moves[2] = {};      // loads, evictions: as of the last event line
-    bool turn = false;                   // this context's graph is the one that runs
-    std::string error;                   // of the graph that runs
-    bool user_asked = false;
+    uint64_t graph_seen = 0;             // what it reads of the weights is served
+    std::unique_ptr<graph_run> run;      // null: between two graphs
+    bool ready = false;                  // the context is complete
+    bool has_buffers = true;             // the weights made room for the compute buffers of the graph that comes
 
     kv_paging paging;
-    bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
     int64_t n_kv_evicted = 0; // as of the last event line
     int64_t n_kv_restored = 0;
 
@@ -65,6 +67,10 @@ struct context_hooks::impl {
     impl(llama_context & ctx, const superllama_context_params & params);
     ~impl();
 
+    // For what can fail while a ubatch runs. An exception may not pass upstream's C API: it becomes the decode's error.
+    bool say(const std::string & error); // false, so that it can be returned
+    bool guarded(const std::function<bool()> & body);
+
     void offer_paging();
     void offer_lending();
     void close_paging(); // the caches exist: who took the offer, and why not
@@ -74,9 +80,6 @@ struct context_hooks::impl {
     void grant(loan & l, uint64_t bytes);
     void grant_compute(const ggml_cgraph * gf);
     void add_to_weights(uint64_t new_output_bytes); // throws where there is no memory for it
-
-    // ggml asks before a node whether to stop after it, and calls again once it is computed
-    static bool on_node(ggml_tensor * node, bool ask, void * data);
 
     void collect(struct superllama_stats & s);
     void collect_weights(struct superllama_stats & s);

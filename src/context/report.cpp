@@ -165,6 +165,13 @@ static int64_t count_generated(const llama_ubatch & ubatch) {
 }
 
 void context_hooks::after_ubatch(const llama_ubatch & ubatch) {
+    pimpl->guarded([&] {
+        count(ubatch);
+        return true;
+    });
+}
+
+void context_hooks::count(const llama_ubatch & ubatch) {
     impl & self = *pimpl;
     if (self.ctx.get_cparams().warmup) {
         return;

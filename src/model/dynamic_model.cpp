@@ -11,13 +11,20 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <regex>
 #include <stdexcept>
+#include <system_error>
 
 namespace superllama {
 
 static const double MiB = 1024.0 * 1024.0;
+
+// The least that works is rounded up: what a message names has to work as typed.
+static double mib_up(uint64_t bytes) {
+    return std::ceil((double) bytes / MiB);
+}
 
 // two reads of 4 MiB at once fill the drive that was measured; more of them wait for a processor that computes
 static const int read_threads_default = 6;
@@ -166,8 +173,9 @@ bool dynamic_model::load() {
         throw std::runtime_error(format(
             "--mem-budget: %.0f MiB are too few for this model: %.0f MiB are always resident and %.0f MiB are "
             "needed for the blocks in use; the least that works is %.0f MiB plus the KV cache and compute buffers",
-            budget_now / MiB, taken_bytes() / MiB, least.min_bytes / MiB, least_bytes() / MiB));
+            budget_now / MiB, taken_bytes() / MiB, least.min_bytes / MiB, mib_up(least_bytes())));
     }
+    store.reserve_ring();
     if (!store.load_resident(&error)) {
         throw std::runtime_error(error);
     }
@@ -201,7 +209,11 @@ bool dynamic_model::load() {
     }
     loader = nullptr;
     apply();
-    watcher = std::thread([this] { watch(); });
+    try {
+        watcher = std::thread([this] { watch(); });
+    } catch (const std::system_error & e) {
+        LLAMA_LOG_WARN("%s: memory pressure is not watched: no thread (%s)\n", __func__, e.what());
+    }
     LLAMA_LOG_INFO(
         "%s: dynamic layers: budget %.0f MiB, %.0f MiB always resident, %.0f MiB in %zu blocks, %d readers\n", __func__,
         budget_now / MiB, taken_bytes() / MiB, (least.dense_bytes + least.expert_bytes) / MiB, store.blocks().size(),
@@ -274,7 +286,7 @@ void dynamic_model::create_tier() {
         if (!on_device && params.mem_budget_bytes > 0 && budget_now < least_bytes()) {
             *error = format("with it the host needs %.0f MiB at least, --mem-budget is %.0f MiB; raise it, or lower "
                             "--ctx-size or --ubatch-size",
-                            least_bytes() / MiB, budget_now / MiB);
+                            mib_up(least_bytes()), budget_now / MiB);
             if (!force) {
                 return false;
             }
@@ -354,7 +366,7 @@ void dynamic_model::add_context(const void * ctx, size_t bytes, size_t bytes_max
             "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
             "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
             budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() + lent_bytes() - fixed_bytes()) / MiB,
-            need / MiB);
+            mib_up(need));
         contexts = before;
         throw std::runtime_error(why);
     }
@@ -377,12 +389,37 @@ void dynamic_model::remove_context(const void * ctx) {
     }
 }
 
+bool dynamic_model::serve(ggml_cgraph * gf, std::string * error) {
+    const std::vector<const ggml_tensor *> whole = read_whole(store, gf);
+    if (whole.empty()) {
+        return true;
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (const ggml_tensor * t : whole) {
+        if (!store.is_by_row(t)) {
+            continue; // read twice by this graph, or by another one meanwhile
+        }
+        const uint64_t need = least_bytes() + ggml_nbytes(t);
+        if (budget_now < need && params.mem_budget_bytes > 0) {
+            *error =
+                format("--mem-budget: %.0f MiB are too few: the graph reads all of %s (%.0f MiB), not only rows of "
+                       "it; the least that works is %.0f MiB",
+                       budget_now / MiB, t->name, ggml_nbytes(t) / MiB, mib_up(need));
+            return false;
+        }
+        scheduler->between_graphs([&] { store.hold_whole(t); });
+        apply();
+    }
+    return store.load_resident(error);
+}
+
 bool dynamic_model::set_budget(uint64_t bytes, std::string * error) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto memory = telemetry.sample();
     const uint64_t need = least_bytes();
     if (bytes > 0 && bytes < need) {
-        *error = format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, need / MiB);
+        *error =
+            format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, mib_up(need));
         return false;
     }
     params.mem_budget_bytes = bytes;
@@ -397,7 +434,12 @@ void dynamic_model::watch() {
     std::unique_lock<std::mutex> lock(mutex);
     double wait_s = 0;
     while (!stopped.wait_for(lock, std::chrono::duration<double>(wait_s), [this] { return stopping; })) {
-        const double available = (double) follow_pressure();
+        double available = 0;
+        try {
+            available = (double) follow_pressure();
+        } catch (const std::exception & e) { // no memory to look; there may be some the next time
+            LLAMA_LOG_WARN("%s: %s\n", __func__, e.what());
+        }
         wait_s = std::min(std::max(sample_s_min, 0.5 * available / take_bytes_per_s), sample_s_max);
     }
 }

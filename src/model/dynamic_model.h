@@ -49,6 +49,9 @@ class dynamic_model {
     void context_uses(const void * ctx, size_t bytes);
     void remove_context(const void * ctx);
 
+    // Before a graph that was not seen yet: what it reads of the weights can be read so. False with an error text.
+    bool serve(ggml_cgraph * gf, std::string * error);
+
     // While running. 0 = automatic. False with an error text where it cannot work.
     bool set_budget(uint64_t bytes, std::string * error);
 

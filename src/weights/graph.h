@@ -35,4 +35,9 @@ struct layer_graph {
 
 layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id);
 
+// Tensors taken for ones that are looked up by rows which the graph reads as a whole: an embedding that is the output
+// matrix too, in this model or in a draft that borrows it. Throws where a tensor of experts is read by an operation
+// whose kernel does not ask where an expert is.
+std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgraph * gf);
+
 } // namespace superllama

@@ -24,16 +24,16 @@ static int32_t layer_of(const char * name) {
 
 static weight_role role_of(const ggml_tensor * t, bool by_row) {
     if (by_row) {
-        return LLAMA_WEIGHT_BY_ROW;
+        return weight_role::by_row;
     }
     if (layer_of(t->name) < 0 || ggml_n_dims(t) < 2 || ggml_nbytes(t) < matrix_bytes_min || t->view_src != nullptr) {
-        return LLAMA_WEIGHT_RESIDENT;
+        return weight_role::resident;
     }
     if (t->ne[2] > 1) {
-        return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? LLAMA_WEIGHT_EXPERTS
-                                                                           : LLAMA_WEIGHT_RESIDENT;
+        return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? weight_role::experts
+                                                                           : weight_role::resident;
     }
-    return LLAMA_WEIGHT_STREAM;
+    return weight_role::streamed;
 }
 
 // What a tensor that is always resident begins on.
@@ -65,13 +65,13 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
         const size_t in_page = h.converts ? 0 : h.source.offset % page;
         const size_t bytes = ggml_nbytes(h.tensor);
         switch (h.role) {
-            case LLAMA_WEIGHT_EXPERTS:
+            case weight_role::experts:
                 h.n_experts = (int32_t) h.tensor->ne[2];
                 h.addr_off = round_up(end, page); // of the table; the rest stays address space
                 end = h.addr_off + std::max(bytes, expert_table::bytes((size_t) h.n_experts));
                 add_experts(h);
                 break;
-            case LLAMA_WEIGHT_STREAM:
+            case weight_role::streamed:
                 if (joins_last_block(h, previous)) {
                     const size_t previous_end = previous->source.offset + ggml_nbytes(previous->tensor);
                     h.addr_off = previous->addr_off + ggml_nbytes(previous->tensor);
@@ -87,7 +87,7 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
                 end = h.addr_off + bytes;
                 break;
             default:
-                h.addr_off = round_up(end, h.role == LLAMA_WEIGHT_RESIDENT ? page_for(bytes) : page) + in_page;
+                h.addr_off = round_up(end, h.role == weight_role::resident ? page_for(bytes) : page) + in_page;
                 end = h.addr_off + bytes;
         }
         end = round_up(end, page);
@@ -97,7 +97,7 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
 }
 
 bool weight_store::joins_last_block(const weight_held & h, const weight_held * previous) const {
-    return previous != nullptr && previous->role == LLAMA_WEIGHT_STREAM && previous->layer == h.layer &&
+    return previous != nullptr && previous->role == weight_role::streamed && previous->layer == h.layer &&
            previous->source.file == h.source.file &&
            all_blocks.back().bytes + ggml_nbytes(h.tensor) <= block_bytes_wanted &&
            h.source.offset - (previous->source.offset + ggml_nbytes(previous->tensor)) <= block_gap_max;
@@ -176,16 +176,16 @@ void weight_store::take_over(const weight_held & h) {
     const size_t page = system_page();
     const size_t bytes = ggml_nbytes(h.tensor);
     const size_t pages = round_up(h.addr_off % page + bytes, page);
-    if (h.role == LLAMA_WEIGHT_RESIDENT) {
+    if (h.role == weight_role::resident) {
         n_resident += pages;
         address_huge_pages(h.addr, bytes);
-    } else if (h.role == LLAMA_WEIGHT_EXPERTS) {
+    } else if (h.role == weight_role::experts) {
         h.tensor->flags |= GGML_TENSOR_FLAG_TABLE;
         pimpl->tables[h.tensor] = expert_table::create(h.addr, (size_t) h.n_experts, pimpl->waiters);
         n_resident += round_up(expert_table::bytes((size_t) h.n_experts), page);
-    } else if (h.role == LLAMA_WEIGHT_BY_ROW) {
-        n_row_max += std::min(pages, 2 * weight_row_bytes_cap); // what stays, and what one ubatch adds
-        pimpl->row_pages[h.tensor].resize(pages / page);
+    } else if (h.role == weight_role::by_row) {
+        n_row_max += row_bytes(pages);
+        pimpl->rows[h.tensor].there.resize(pages / page);
     }
 }
 
@@ -253,11 +253,11 @@ int32_t weight_store::n_experts(const ggml_tensor * t) const {
 
 int32_t weight_store::block_of(const ggml_tensor * t, int32_t expert) const {
     const weight_held * h = pimpl->find(t);
-    if (h == nullptr || (h->role != LLAMA_WEIGHT_STREAM && h->role != LLAMA_WEIGHT_EXPERTS)) {
+    if (h == nullptr || (h->role != weight_role::streamed && h->role != weight_role::experts)) {
         return -1;
     }
-    return h->role == LLAMA_WEIGHT_STREAM ? (int32_t) h->block
-                                          : (int32_t) pimpl->expert_blocks.at({ h->layer, expert });
+    return h->role == weight_role::streamed ? (int32_t) h->block
+                                            : (int32_t) pimpl->expert_blocks.at({ h->layer, expert });
 }
 
 size_t weight_store::bytes_on_disk() const {
@@ -271,7 +271,7 @@ size_t weight_store::bytes_on_disk() const {
 std::vector<weight_tensor> weight_store::tensors() const {
     std::vector<weight_tensor> result;
     for (const weight_held & h : pimpl->held) {
-        if (h.role != LLAMA_WEIGHT_BY_ROW) {
+        if (h.role != weight_role::by_row) {
             result.push_back({ h.tensor, h.source, h.layer });
         }
     }
@@ -280,12 +280,12 @@ std::vector<weight_tensor> weight_store::tensors() const {
 
 bool weight_store::is_by_row(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
-    return h != nullptr && h->role == LLAMA_WEIGHT_BY_ROW;
+    return h != nullptr && h->role == weight_role::by_row;
 }
 
 bool weight_store::is_resident(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
-    return h != nullptr && h->role == LLAMA_WEIGHT_RESIDENT && h->there;
+    return h != nullptr && h->role == weight_role::resident && h->there;
 }
 
 bool weight_store::is_plain(const ggml_tensor * t) const {

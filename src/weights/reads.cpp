@@ -136,7 +136,7 @@ bool weight_store::load_resident(std::string * error) {
         }
     }
     for (weight_held & h : pimpl->held) {
-        if (h.role != LLAMA_WEIGHT_RESIDENT || !h.held || h.there) {
+        if (h.role != weight_role::resident || !h.held || h.there) {
             continue;
         }
         const weight_file & file = *pimpl->files[(size_t) h.source.file];
@@ -182,15 +182,16 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     const weight_held & h = *pimpl->find(t);
     const weight_file & file = *pimpl->files[(size_t) h.source.file];
     const size_t page = system_page();
-    std::vector<bool> & there = pimpl->row_pages.at(t);
+    row_pages & rows = pimpl->rows.at(t);
+    std::vector<bool> & there = rows.there;
     const size_t head = h.source.offset % page;
     uint8_t * base = (uint8_t *) t->data - head;
     const size_t row = ggml_row_size(t->type, t->ne[0]);
 
-    if (pimpl->n_row_pages * page > weight_row_bytes_cap) {
+    if (rows.n * page > weight_row_bytes_cap) {
         address_discard(base, there.size() * page);
         there.assign(there.size(), false);
-        pimpl->n_row_pages = 0;
+        rows.n = 0;
     }
     for (size_t i = 0; i < n; ++i) {
         if (ids[i] < 0 || ids[i] >= t->ne[1]) {
@@ -209,7 +210,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
         }
         pimpl->n_read += (last - first + 1) * page;
         for (size_t p = first; p <= last; ++p) {
-            pimpl->n_row_pages += there[p] ? 0 : 1;
+            rows.n += there[p] ? 0 : 1;
             there[p] = true;
         }
     }

@@ -1,6 +1,7 @@
 #include "weights/scheduler.h"
 
 #include "ggml.h"
+#include "llama-impl.h"
 
 #include <algorithm>
 #include <functional>
@@ -45,7 +46,11 @@ layer_sched::layer_sched(weight_store & store, const config & cfg) :
         pin_order.insert(pin_order.end(), order.begin(), order.end());
     }
     if (cfg.n_threads > 0) {
-        pool = std::make_unique<readers>(cfg.n_threads);
+        std::string why;
+        pool = readers::create(cfg.n_threads, &why);
+        if (pool == nullptr) {
+            LLAMA_LOG_WARN("superllama: weights are not read ahead: %s\n", why.c_str());
+        }
     }
 }
 
@@ -54,6 +59,13 @@ layer_sched::~layer_sched() {
 }
 
 // ------------------------------------------------------------------------------------------------- moving
+
+void layer_sched::between_graphs(const std::function<void()> & change) {
+    const std::lock_guard<std::mutex> no_graph(turn);
+    const std::lock_guard<std::mutex> lock(mutex);
+    current = layer_graph();
+    change();
+}
 
 void layer_sched::layer_moved(int32_t layer) {
     const std::lock_guard<std::mutex> no_graph(turn);
@@ -170,14 +182,31 @@ void layer_sched::submit(uint32_t id, int64_t priority) {
     if (pool == nullptr) {
         return;
     }
-    // small parts together: waking a thread for each would cost more than they gain by being read at once
+    size_t n_submitted = 0;
+    try {
+        submit_parts(id, parts, priority, &n_submitted);
+    } catch (const std::exception & e) { // no memory for the jobs: what has none counts as read, and failed
+        b.error = e.what();
+        b.n_parts -= (int32_t) (parts.size() - n_submitted);
+        if (b.n_parts == 0) {
+            evict(id);
+            changed.notify_all();
+        }
+    }
+}
+
+// Small parts together: waking a thread for each would cost more than they gain by being read at once.
+void layer_sched::submit_parts(uint32_t id, const std::vector<weight_part> & parts, int64_t priority, size_t * n) {
     std::vector<weight_part> group;
     size_t bytes = 0;
     for (size_t i = 0; i < parts.size(); ++i) {
         group.push_back(parts[i]);
         bytes += parts[i].bytes;
         if (i + 1 == parts.size() || bytes + parts[i + 1].bytes > cfg.part_bytes) {
-            b.jobs.push_back(pool->submit(priority, [this, id, group](bool run) { return read(id, group, run); }));
+            blocks[id].jobs.reserve(blocks[id].jobs.size() + 1);
+            blocks[id].jobs.push_back(
+                pool->submit(priority, [this, id, group](bool run) { return read(id, group, run); }));
+            *n = i + 1;
             group.clear();
             bytes = 0;
         }
@@ -189,7 +218,7 @@ bool layer_sched::read(uint32_t id, const std::vector<weight_part> & parts, bool
     bool all = true;
     for (const weight_part & part : parts) {
         std::string error = called_off;
-        const bool ok = run && store.read_part(part, &error);
+        const bool ok = run && read_part(part, &error);
         all = all && ok;
 
         std::unique_lock<std::mutex> lock(mutex);
@@ -207,6 +236,16 @@ bool layer_sched::read(uint32_t id, const std::vector<weight_part> & parts, bool
     return all;
 }
 
+// What is thrown, because there is no memory to read into, is an error of the read.
+bool layer_sched::read_part(const weight_part & part, std::string * error) {
+    try {
+        return store.read_part(part, error);
+    } catch (const std::exception & e) {
+        *error = e.what();
+        return false;
+    }
+}
+
 void layer_sched::read_here(uint32_t id, std::unique_lock<std::mutex> & lock) {
     blocks[id].error = read_all(id, lock);
     blocks[id].n_parts = 0;
@@ -218,7 +257,7 @@ std::string layer_sched::read_all(uint32_t id, std::unique_lock<std::mutex> & lo
     std::string error;
     lock.unlock();
     for (const weight_part & part : store.parts(id, cfg.part_bytes)) {
-        if (!store.read_part(part, &error)) {
+        if (!read_part(part, &error)) {
             break;
         }
     }
@@ -482,6 +521,7 @@ bool layer_sched::acquire(uint32_t id, std::unique_lock<std::mutex> & lock, std:
 
 void layer_sched::end_graph() {
     {
+        const std::lock_guard<std::mutex> ends(turn, std::adopt_lock); // whatever happens
         std::unique_lock<std::mutex> lock(mutex);
         // after an error, or past the last stop
         for (uint32_t id : current.order) {
@@ -495,7 +535,6 @@ void layer_sched::end_graph() {
         head = current.order.size() - 1; // the first block comes next
         pump();
     }
-    turn.unlock();
     apply_budget_if_idle();
 }
 

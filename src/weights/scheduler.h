@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <list>
 #include <mutex>
 #include <set>
@@ -53,6 +54,9 @@ class layer_sched {
     bool stops_after(const ggml_tensor * node); // asked for every node, in order, before it is computed
     bool after_node(const ggml_tensor * node, std::string * error);
     void end_graph();
+
+    // No graph runs meanwhile, and the next one is looked at anew.
+    void between_graphs(const std::function<void()> & change);
 
     // Tensors of a layer point to a device now, or no longer do: which blocks are needed in host memory. Not between
     // begin_graph() and end_graph().
@@ -118,6 +122,8 @@ class layer_sched {
     bool run_stop(const layer_stop & s, std::string * error);
     void pump();
     void submit(uint32_t id, int64_t priority);
+    void submit_parts(uint32_t id, const std::vector<weight_part> & parts, int64_t priority, size_t * n);
+    bool read_part(const weight_part & part, std::string * error);
     bool read(uint32_t id, const std::vector<weight_part> & parts, bool run);
     void read_here(uint32_t id, std::unique_lock<std::mutex> & lock);
     std::string read_all(uint32_t id, std::unique_lock<std::mutex> & lock);

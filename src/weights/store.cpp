@@ -80,7 +80,7 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
     }
     weight_held & h = pimpl->held[found->second];
     const size_t bytes = ggml_nbytes(t);
-    if (h.role != LLAMA_WEIGHT_RESIDENT || h.held == held) {
+    if (h.role != weight_role::resident || h.held == held) {
         return;
     }
     const size_t page = system_page();
@@ -98,14 +98,27 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
     }
 }
 
+void weight_store::hold_whole(const ggml_tensor * t) {
+    weight_held & h = pimpl->held[pimpl->index.at(t)];
+    const size_t page = system_page();
+    const size_t pages = round_up(h.addr_off % page + ggml_nbytes(t), page);
+    n_row_max -= row_bytes(pages);
+    n_resident += pages;
+    h.role = weight_role::resident;
+    pimpl->rows.erase(t); // those that were read are part of it now
+}
+
 size_t weight_store::ring_page() const {
     return n_dense < huge_ring_min ? system_page() : huge_page;
 }
 
-void weight_store::limit_ring(size_t bytes) {
-    if (pimpl->ring == nullptr && bytes > 0) {
-        pimpl->ring = std::make_unique<stream_ring>(n_dense + n_dense / 8, ring_page()); // with holes;
+void weight_store::reserve_ring() {
+    if (n_dense > 0) {
+        pimpl->ring = std::make_unique<stream_ring>(n_dense + n_dense / 8, ring_page()); // with holes
     }
+}
+
+void weight_store::limit_ring(size_t bytes) {
     if (pimpl->ring != nullptr) {
         pimpl->ring->limit(bytes);
     }

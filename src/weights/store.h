@@ -83,7 +83,8 @@ class weight_store {
     int add_file(int fd);
 
     // Takes over the tensors of ctx, if their buffer type is the CPU's plain or repacking one; else returns null.
-    // `source` finds a tensor's bytes, `by_row` says whether it is only ever read by rows.
+    // `source` finds a tensor's bytes, `by_row` says whether it is looked up by rows, as far as is known before a
+    // graph.
     ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
                                 const std::function<weight_source(const ggml_tensor *)> & source,
                                 const std::function<bool(const ggml_tensor *)> & by_row);
@@ -132,8 +133,13 @@ class weight_store {
     const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
     void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
 
+    // A tensor that was taken for one that is looked up by rows, and is read as a whole: from now on it is resident,
+    // for load_resident() to read. Between two graphs only.
+    void hold_whole(const ggml_tensor * t);
+
     // The ring of streamed blocks.
     size_t ring_page() const; // its size is a multiple of this
+    void reserve_ring();      // once all tensors are here, so that nothing has to be reserved while they stream. Throws
     void limit_ring(size_t bytes);
     bool has_ring_room(size_t bytes) const; // in one piece; for 0 bytes: whether nothing lies beyond the limit
     void compact_ring(const std::function<void(uint32_t)> & moved); // while nobody reads or writes in it

@@ -9,6 +9,7 @@
 #include "io/weight_file.h"
 #include "weights/store.h"
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -19,11 +20,17 @@ namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
 
-enum weight_role {
-    LLAMA_WEIGHT_RESIDENT,
-    LLAMA_WEIGHT_BY_ROW,
-    LLAMA_WEIGHT_STREAM,
-    LLAMA_WEIGHT_EXPERTS,
+// Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
+static inline size_t row_bytes(size_t tensor_bytes) {
+    return std::min(tensor_bytes, 2 * weight_row_bytes_cap);
+}
+
+// How the bytes of a tensor come to be in memory, after the operations that read it.
+enum class weight_role {
+    resident, // always there
+    by_row,   // looked up by rows: only those that a ubatch names are read
+    streamed, // with its block
+    experts,  // one matrix at a time, by way of a table
 };
 
 struct weight_held {
@@ -41,6 +48,12 @@ struct weight_held {
     bool there = false; // and it is
 };
 
+// Which pages of a tensor that is looked up by rows are in memory.
+struct row_pages {
+    std::vector<bool> there;
+    size_t n = 0;
+};
+
 struct weight_store::impl {
     explicit impl(int n_readers) : staging(n_readers) {}
 
@@ -49,10 +62,9 @@ struct weight_store::impl {
     std::unordered_set<const ggml_context *> contexts;
 
     std::vector<weight_held> held;
-    std::unordered_map<const ggml_tensor *, size_t> index;                // into held
-    std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks;        // (layer, expert)
-    std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
-    size_t n_row_pages = 0;
+    std::unordered_map<const ggml_tensor *, size_t> index;         // into held
+    std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks; // (layer, expert)
+    std::unordered_map<const ggml_tensor *, row_pages> rows;       // of tensors that are looked up by rows
     size_t n_huge_ranges = 0;
 
     std::unique_ptr<stream_ring> ring;                       // from the first budget on that streams
