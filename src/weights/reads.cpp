@@ -10,8 +10,6 @@
 
 namespace superllama {
 
-static const size_t convert_bytes = 1u << 20; // converted at a time: the staging memory of one reader
-
 // Whole groups of rows: they are interleaved in groups of up to 16.
 static size_t convert_step(const ggml_tensor * t) {
     const size_t group = ggml_row_size(t->type, t->ne[0]) * 16;
@@ -191,6 +189,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     if (rows.n * page > weight_row_bytes_cap) {
         address_discard(base, there.size() * page);
         there.assign(there.size(), false);
+        n_row_now -= rows.n * page;
         rows.n = 0;
     }
     for (size_t i = 0; i < n; ++i) {
@@ -210,6 +209,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
         }
         pimpl->n_read += (last - first + 1) * page;
         for (size_t p = first; p <= last; ++p) {
+            n_row_now += there[p] ? 0 : page;
             rows.n += there[p] ? 0 : 1;
             there[p] = true;
         }

@@ -102,6 +102,8 @@ class weight_store {
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
     size_t row_bytes_max() const { return n_row_max; }
+    size_t row_bytes_now() const { return n_row_now; }
+    size_t staging_bytes() const; // by way of which small pages are read, and blocks converted
     size_t bytes_on_disk() const; // of the model's tensors that we hold
 
     // All of these fail with a message and may be called again. read_part() may run in any thread.
@@ -181,6 +183,7 @@ class weight_store {
 
     std::atomic<size_t> n_resident{ 0 };
     size_t n_row_max = 0;
+    std::atomic<size_t> n_row_now{ 0 };
     size_t n_dense = 0; // bytes of blocks that are no experts
 };
 

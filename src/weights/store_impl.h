@@ -20,6 +20,8 @@ namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
 
+static const size_t convert_bytes = 1u << 20; // converted at a time: the memory of one reader
+
 // Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
 static inline size_t row_bytes(size_t tensor_bytes) {
     return std::min(tensor_bytes, 2 * weight_row_bytes_cap);
@@ -55,7 +57,9 @@ struct row_pages {
 };
 
 struct weight_store::impl {
-    explicit impl(int n_readers) : staging(n_readers) {}
+    explicit impl(int n_readers) : n_readers(n_readers), staging(n_readers) {}
+
+    int n_readers;
 
     std::vector<std::unique_ptr<weight_file>> files;
     std::vector<std::unique_ptr<address_range>> arenas; // homes
