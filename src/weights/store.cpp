@@ -86,7 +86,7 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
         return;
     }
     weight_held & h = pimpl->held[found->second];
-    const size_t bytes = ggml_nbytes(t);
+    const size_t bytes = h.bytes;
     if (h.role != weight_role::resident || h.held == held) {
         return;
     }
@@ -108,7 +108,7 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
 void weight_store::hold_whole(const ggml_tensor * t) {
     weight_held & h = pimpl->held[pimpl->index.at(t)];
     const size_t page = system_page();
-    const size_t pages = round_up(h.addr_off % page + ggml_nbytes(t), page);
+    const size_t pages = round_up(h.addr_off % page + h.bytes, page);
     n_row_max -= row_bytes(pages);
     n_resident += pages;
     h.role = weight_role::resident;
