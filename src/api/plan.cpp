@@ -1,6 +1,7 @@
 #include "api/plan.h"
 
 #include "llama-context.h"
+#include "context/hooks.h"
 #include "llama-cpp.h"
 #include "llama-model.h"
 #include "model/dynamic_model.h"
@@ -44,6 +45,7 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
                 common.compute_bytes += entry.second.compute;
             }
         }
+        common.compute_bytes += context_hooks::output_bytes(*ctx) + context_hooks::work_bytes(*ctx);
         common.n_ubatch = (int32_t) ctx->n_ubatch();
         common.n_layers = (int32_t) model->hparams.n_layer();
         common.n_experts = (int32_t) model->hparams.n_expert;

@@ -103,6 +103,7 @@ context_hooks::context_hooks(llama_context & ctx, const superllama_context_param
 context_hooks::~context_hooks() {
     const auto placement = hold();
     if (pimpl->weights != nullptr) {
+        pimpl->memory.reset();
         pimpl->weights->remove_context(pimpl.get());
     }
     if (!pimpl->sinks.empty() && pimpl->ready) { // what failed while it was made has no caches to tell of
@@ -130,75 +131,134 @@ void context_hooks::context_ready() {
     if (self.weights == nullptr) {
         return;
     }
-    page_table * pages = self.paging.pager != nullptr ? self.paging.pager->get_pages() : nullptr;
-    const bool lends_compute = self.devices.empty(); // with devices, copies of their tensors lie there too
-    size_t host_bytes = 0;
-    for (const auto & entry : self.ctx.memory_breakdown()) {
-        if (pages != nullptr && entry.first == self.paging.pager->buffer_type()) {
-            self.kv.bytes_max += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
-        } else if (ggml_backend_buft_is_host(entry.first)) {
-            host_bytes += entry.second.context;
-            (lends_compute ? self.compute.bytes_max : host_bytes) += entry.second.compute;
-        }
-    }
     std::string error;
     if (self.tier != nullptr && lost_device(&error)) {
         throw std::runtime_error(error);
     }
-    if (self.tier != nullptr) {
+    {
         const auto placement = hold();
-        for (int il = 0; il < self.tier->n_layers(); ++il) { // the tier says how much of its KV is on the host
-            host_bytes -= self.tier->device_of(il) == nullptr ? self.device_kv->bytes(il) : 0;
+        self.open_account();
+        if (self.tier != nullptr) {
+            self.device_kv->ready();
         }
-        self.device_kv->ready();
     }
-    self.other_bytes = host_bytes;
-    self.kv.granted = self.kv.bytes_max;
-    self.output_bytes_min = ggml_backend_buffer_get_size(self.ctx.buf_output.get());
-    self.add_to_weights(0);
-    if (pages != nullptr) {
-        self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
-        pages->before_growth(
-            [&self](uint64_t bytes) { self.grant(self.kv, std::max<uint64_t>(bytes, self.kv.granted)); });
+    if (self.paging.pager != nullptr) {
+        page_table & pages = *self.paging.pager->get_pages();
+        self.grant(self.memory->kv_pages, (uint64_t) pages.count().resident_bytes);
+        pages.before_growth([&self](uint64_t bytes) {
+            self.grant(self.memory->kv_pages, std::max<uint64_t>(bytes, self.memory->kv_pages.granted()));
+        });
     }
 }
 
-// -------------------------------------------------------------------------------------------------- loans
+// -------------------------------------------------------------------------------------------------- memory
 
-void context_hooks::impl::grant(loan & l, uint64_t bytes) {
-    const auto in_steps = [&l](uint64_t n) { return std::min(GGML_PAD(n, loan_step_bytes), l.bytes_max); };
+void context_hooks::impl::open_account() {
+    page_table * pages = paging.pager != nullptr ? paging.pager->get_pages() : nullptr;
+    uint64_t page_bytes = 0, kv_bytes = 0, compute_bytes = 0;
+    for (const auto & entry : ctx.memory_breakdown()) {
+        if (pages != nullptr && entry.first == paging.pager->buffer_type()) {
+            page_bytes += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
+        } else if (ggml_backend_buft_is_host(entry.first)) {
+            kv_bytes += entry.second.context;
+            compute_bytes += entry.second.compute;
+        }
+    }
+    for (int il = 0; tier != nullptr && il < tier->n_layers(); ++il) { // the tier charges those of its KV on the host
+        kv_bytes -= tier->device_of(il) == nullptr ? device_kv->bytes(il) : 0;
+    }
+    memory = std::make_unique<account>(weights->accounts());
+    weights->add_context(this, (int) ctx.n_ubatch());
+    const bool lends = devices.empty(); // with devices, copies of their tensors lie in the compute buffers too
+    weights->change_charges({
+        { &memory->kv_pages, page_bytes, page_bytes },
+        { &memory->kv, kv_bytes, kv_bytes },
+        { &memory->compute, lends ? 0 : compute_bytes, compute_bytes },
+        { &memory->cpu_work, work_bytes(ctx), work_bytes(ctx) },
+        { &memory->outputs, output_bytes(ctx), output_bytes(ctx) },
+    });
+}
+
+uint64_t context_hooks::output_bytes(const llama_context & ctx) {
+    return ctx.buf_output != nullptr ? ggml_backend_buffer_get_size(ctx.buf_output.get()) : 0;
+}
+
+// Of the graph that a new context is measured with, which is as large as they come.
+uint64_t context_hooks::work_bytes(llama_context & ctx) {
+    const llm_graph_result * largest = ctx.get_gf_res_reserve();
+    const ggml_cgraph * gf = largest != nullptr ? largest->get_gf() : nullptr;
+    const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
+    return gf != nullptr ? cpu_work_bytes(ctx.get_sched(), gf, n_threads) : 0;
+}
+
+void context_hooks::impl::grant(charge & of, uint64_t bytes) {
+    const auto in_steps = [&of](uint64_t n) { return std::min<uint64_t>(GGML_PAD(n, loan_step_bytes), of.promised()); };
     // not less before half a step more would fit: a page that comes and goes moves nothing
-    const uint64_t granted = std::min(std::max(l.granted, in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
-    if (granted != l.granted) {
-        l.granted = granted;
-        weights->context_uses(this, other_bytes + output_bytes + kv.granted + compute.granted);
+    const uint64_t granted = std::min(std::max(of.granted(), in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
+    if (granted != of.granted()) {
+        weights->grant(of, granted);
     }
-}
-
-void context_hooks::impl::add_to_weights(uint64_t new_output_bytes) { // throws where there is no memory for it
-    const uint64_t fixed = other_bytes + new_output_bytes;
-    weights->add_context(this, fixed + kv.granted + compute.granted, fixed + kv.bytes_max + compute.bytes_max,
-                         (int) ctx.n_ubatch());
-    output_bytes = new_output_bytes;
 }
 
 void context_hooks::impl::grant_compute(const ggml_cgraph * gf) {
-    grant(compute, std::max<uint64_t>(buffers.add(gf), compute.granted));
-    const bool small = buffers.bytes_of_graph() + loan_step_bytes < compute.granted;
+    charge & compute = memory->compute;
+    const uint64_t in_memory = buffers.add(gf);
+    grant(compute, std::max<uint64_t>(in_memory, compute.granted()));
+    compute.use(in_memory);
+    const bool small = buffers.bytes_of_graph() + loan_step_bytes < compute.granted();
     n_small_graphs = small ? n_small_graphs + 1 : 0;
     if (n_small_graphs >= n_small_graphs_min) {
         n_small_graphs = 0;
         buffers.give_back();
+        compute.use(buffers.bytes_of_graph());
         grant(compute, buffers.bytes_of_graph());
     }
 }
 
+// Upstream reserves anew when a context is used in another way, and a graph may ask for more then.
+void context_hooks::impl::charge_buffers(const ggml_cgraph * gf) {
+    uint64_t bytes = 0;
+    for (ggml_backend_t backend : ctx.backend_ptrs) {
+        if (ggml_backend_buft_is_host(ggml_backend_sched_get_buffer_type(ctx.get_sched(), backend))) {
+            bytes += ggml_backend_sched_get_buffer_size(ctx.get_sched(), backend);
+        }
+    }
+    charge & compute = memory->compute;
+    if (bytes > compute.promised()) {
+        weights->change_charges({ { &compute, devices.empty() ? compute.granted() : bytes, bytes } });
+    }
+    if (devices.empty()) {
+        grant_compute(gf);
+    }
+}
+
+void context_hooks::impl::charge_cpu_work(const ggml_cgraph * gf) {
+    const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
+    const uint64_t bytes = cpu_work_bytes(ctx.get_sched(), gf, n_threads);
+    if (bytes > memory->cpu_work.granted()) {
+        weights->change_charges({ { &memory->cpu_work, bytes, bytes } });
+    }
+}
+
+// They are made when they are first set, all layers' at once.
+void context_hooks::impl::charge_control_vectors() {
+    const llama_hparams & hparams = ctx.get_model().hparams;
+    bool any = false;
+    for (int il = 0; !any && ctx.cvec != nullptr && il < (int) hparams.n_layer(); ++il) {
+        any = ctx.cvec->tensor_for(il) != nullptr;
+    }
+    const uint64_t bytes = any ? (uint64_t) hparams.n_layer() * hparams.n_embd * sizeof(float) : 0;
+    if (bytes > memory->adapters.granted()) {
+        weights->change_charges({ { &memory->adapters, bytes, bytes } });
+    }
+}
+
 bool context_hooks::before_outputs(size_t bytes) {
-    if (pimpl->output_bytes_min == 0) {
-        return true; // nothing is dynamic, or the context is being made
+    if (pimpl->memory == nullptr) {
+        return true; // there is no budget, or the context is being made
     }
     return pimpl->guarded([&] {
-        pimpl->add_to_weights(bytes - std::min<uint64_t>(bytes, pimpl->output_bytes_min));
+        pimpl->weights->change_charges({ { &pimpl->memory->outputs, bytes, bytes } });
         return true;
     });
 }
@@ -251,9 +311,9 @@ bool context_hooks::prepare(const llama_ubatch & ubatch) {
 }
 
 void context_hooks::before_inputs(const ggml_cgraph * gf) {
-    if (pimpl->compute.bytes_max > 0) {
+    if (pimpl->memory != nullptr) {
         pimpl->has_buffers = pimpl->guarded([&] {
-            pimpl->grant_compute(gf);
+            pimpl->charge_buffers(gf);
             return true;
         });
     }
@@ -265,14 +325,18 @@ bool context_hooks::before_graph(ggml_cgraph * gf) {
     const bool kv_cuts = pager != nullptr && pager->is_streaming();
     return self.has_buffers && self.guarded([&] {
         if (self.weights != nullptr && pager != nullptr) { // pages that come in the middle of a graph have their memory
-            const int64_t resident = pager->get_pages()->count().resident_bytes;
-            self.grant(self.kv, kv_cuts ? self.kv.bytes_max : (uint64_t) resident);
+            charge & kv = self.memory->kv_pages;
+            const auto resident = (uint64_t) pager->get_pages()->count().resident_bytes;
+            self.grant(kv, kv_cuts ? kv.promised() : resident);
+            kv.use(resident);
         }
         std::string error;
         if (self.weights != nullptr && (gf->uid == 0 || gf->uid != self.graph_seen)) {
             if (!self.weights->serve(gf, &error)) {
                 return self.say(error);
             }
+            self.charge_cpu_work(gf);
+            self.charge_control_vectors();
             self.graph_seen = gf->uid;
         }
         self.run = std::make_unique<graph_run>(self.ctx, self.weights != nullptr ? &self.weights->sched() : nullptr,

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <regex>
 #include <stdexcept>
 #include <system_error>
@@ -165,6 +166,7 @@ bool dynamic_model::load() {
     // what is on devices needs no room on the host; can the rest work at all?
     std::string error;
     create_tier();
+    charge_weights();
     if (devices && !devices->place(&error)) {
         throw std::runtime_error(error);
     }
@@ -321,43 +323,58 @@ uint64_t dynamic_model::with_page_tables(uint64_t bytes) {
     return tables == 0 ? bytes : bytes + tables + tables / 256 + 64; // they have page tables themselves
 }
 
-size_t dynamic_model::taken_bytes() const {
-    size_t bytes = fixed_bytes() + (devices ? devices->kv_host_bytes() + device_upload_staging() : 0);
-    for (const auto & entry : contexts) {
-        bytes += entry.second.bytes;
-    }
-    return bytes;
+void dynamic_model::charge_weights() {
+    resident.set(store.resident_bytes());
+    rows.set(store.row_bytes_now(), store.row_bytes_max(), store.row_bytes_max());
+    staging.set(store.staging_bytes());
+    uploads.set(devices ? device_upload_staging() : 0);
+    kv_of_devices.set(devices ? devices->kv_host_bytes() : 0);
 }
 
-size_t dynamic_model::lent_bytes() const {
-    size_t bytes = 0;
-    for (const auto & entry : contexts) {
-        bytes += entry.second.bytes_max - entry.second.bytes;
-    }
-    return bytes;
+size_t dynamic_model::taken_bytes() const {
+    return memory.granted();
 }
 
 size_t dynamic_model::least_bytes() const {
-    return with_page_tables(taken_bytes() + lent_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes);
+    return with_page_tables(memory.granted() + memory.lent() + scheduler->plan(0, n_ubatch_max()).min_bytes);
+}
+
+std::array<uint64_t, n_memory_tags> dynamic_model::memory_by_tag() const {
+    std::array<uint64_t, n_memory_tags> bytes = {};
+    for (size_t i = 0; i < n_memory_tags; ++i) {
+        bytes[i] = memory.used((memory_tag) i);
+    }
+    const layer_sched::counters blocks = scheduler->count();
+    bytes[(size_t) memory_tag::rows] = store.row_bytes_now();
+    bytes[(size_t) memory_tag::pinned] = (uint64_t) blocks.bytes_pinned;
+    bytes[(size_t) memory_tag::ring] = (uint64_t) blocks.bytes_ring;
+    bytes[(size_t) memory_tag::experts] = (uint64_t) blocks.bytes_experts;
+    bytes[(size_t) memory_tag::page_tables] = page_tables(std::accumulate(bytes.begin(), bytes.end(), (uint64_t) 0));
+    return bytes;
 }
 
 int dynamic_model::n_ubatch_max() const {
     int n_ubatch = 1;
     for (const auto & entry : contexts) {
-        n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
+        n_ubatch = std::max(n_ubatch, entry.second);
     }
     return n_ubatch;
 }
 
 void dynamic_model::apply() {
+    charge_weights();
     const uint64_t bytes = std::max<uint64_t>(budget_now, least_bytes());
     scheduler->set_budget(without_page_tables(bytes) - taken_bytes(), n_ubatch_max());
 }
 
-void dynamic_model::add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch) {
+void dynamic_model::change_charges(const std::vector<change> & changes) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto before = contexts;
-    contexts[ctx] = { bytes_max, bytes, n_ubatch };
+    std::vector<change> before;
+    for (const change & c : changes) {
+        before.push_back({ c.of, c.of->granted(), c.of->promised() });
+        c.of->set(c.granted, c.granted, c.promised);
+    }
+    charge_weights();
     const size_t need = least_bytes();
     if (budget_now < need) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
@@ -365,28 +382,57 @@ void dynamic_model::add_context(const void * ctx, size_t bytes, size_t bytes_max
             "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
             "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
             "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
-            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() + lent_bytes() - fixed_bytes()) / MiB,
-            mib_up(need));
-        contexts = before;
+            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB,
+            (memory.granted() + memory.lent() - fixed_bytes()) / MiB, mib_up(need));
+        for (const change & c : before) {
+            c.of->set(c.granted, c.granted, c.promised);
+        }
         throw std::runtime_error(why);
     }
     apply();
 }
 
-void dynamic_model::context_uses(const void * ctx, size_t bytes) {
+void dynamic_model::grant(charge & of, uint64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = contexts.find(ctx);
-    if (found != contexts.end()) {
-        found->second.bytes = std::min(bytes, found->second.bytes_max);
-        apply();
+    of.set(of.used(), std::min(bytes, of.promised()), of.promised());
+    apply();
+}
+
+void dynamic_model::add_adapter(const void * adapter, const ggml_context * tensors, ggml_backend_buffer_type_t buft) {
+    if (!ggml_backend_buft_is_host(buft)) {
+        return;
     }
+    uint64_t bytes = 0;
+    for (ggml_tensor * t = ggml_get_first_tensor(tensors); t != nullptr; t = ggml_get_next_tensor(tensors, t)) {
+        bytes += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), ggml_backend_buft_get_alignment(buft));
+    }
+    charge * its = nullptr;
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        for (auto it = adapters.begin(); it != adapters.end();) { // one whose load failed was never registered
+            const bool gone = it->first != adapter && model.loras.count((llama_adapter_lora *) it->first) == 0;
+            it = gone ? adapters.erase(it) : std::next(it);
+        }
+        its = &adapters.try_emplace(adapter, memory, memory_tag::adapters).first->second;
+    }
+    change_charges({ { its, its->granted() + bytes, its->granted() + bytes } });
+}
+
+void dynamic_model::remove_adapter(const void * adapter) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    adapters.erase(adapter);
+    apply();
+}
+
+void dynamic_model::add_context(const void * ctx, int n_ubatch) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    contexts[ctx] = n_ubatch;
 }
 
 void dynamic_model::remove_context(const void * ctx) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (contexts.erase(ctx) > 0) {
-        apply();
-    }
+    contexts.erase(ctx);
+    apply();
 }
 
 bool dynamic_model::serve(ggml_cgraph * gf, std::string * error) {

@@ -10,11 +10,8 @@
 
 namespace superllama {
 
-static const size_t convert_bytes = 1u << 20; // converted at a time: the staging memory of one reader
-
-// Whole groups of rows: they are interleaved in groups of up to 16.
 static size_t convert_step(const ggml_tensor * t) {
-    const size_t group = ggml_row_size(t->type, t->ne[0]) * 16;
+    const size_t group = ggml_row_size(t->type, t->ne[0]) * (size_t) group_rows;
     return std::max(group, round_down(convert_bytes, group));
 }
 
@@ -34,7 +31,7 @@ uint64_t weight_store::checksum(uint32_t block) const {
     }
     uint64_t sum = 0;
     for (const weight_slice & s : b.slices) {
-        sum = superllama::checksum(b.addr + s.at, s.bytes, sum);
+        sum = superllama::checksum(b.addr + s.at, s.memory_bytes, sum);
     }
     return sum;
 }
@@ -84,11 +81,8 @@ static bool convert_rows(const weight_file & file, const weight_slice & slice, u
     if (!file.read_bytes(staging.data(), bytes, slice.source.offset + first, error)) {
         return false;
     }
-    ggml_tensor rows = *slice.tensor;
-    rows.data = to + first;
-    rows.ne[1] = (int64_t) (bytes / ggml_row_size(rows.type, rows.ne[0]));
-    rows.ne[2] = rows.ne[3] = 1;
-    rows.nb[2] = rows.nb[3] = rows.nb[1] * (size_t) rows.ne[1];
+    ggml_tensor rows = rows_of(slice.tensor, bytes);
+    rows.data = to + memory_of(slice.tensor, slice.tensor->buffer->buft, first);
     rows.buffer->iface.set_tensor(rows.buffer, &rows, staging.data(), 0, bytes);
     return true;
 }
@@ -145,8 +139,8 @@ bool weight_store::load_resident(std::string * error) {
         if (h.converts) {
             const size_t step = convert_step(h.tensor);
             for (size_t first = 0; ok && first < bytes; first += step) {
-                ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, h.addr, first, std::min(step, bytes - first),
-                                  error);
+                ok = convert_rows(file, { h.tensor, bytes, h.source, h.bytes }, h.addr, first,
+                                  std::min(step, bytes - first), error);
             }
         } else {
             const size_t head = h.source.offset % system_page();
@@ -191,6 +185,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     if (rows.n * page > weight_row_bytes_cap) {
         address_discard(base, there.size() * page);
         there.assign(there.size(), false);
+        n_row_now -= rows.n * page;
         rows.n = 0;
     }
     for (size_t i = 0; i < n; ++i) {
@@ -210,6 +205,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
         }
         pimpl->n_read += (last - first + 1) * page;
         for (size_t p = first; p <= last; ++p) {
+            n_row_now += there[p] ? 0 : page;
             rows.n += there[p] ? 0 : 1;
             there[p] = true;
         }

@@ -545,7 +545,10 @@ layer_sched::counters layer_sched::count() const {
     counters c = totals;
     c.stall_ms += (double) store.waited_us() / 1000.0;
     c.bytes_read = (int64_t) store.bytes_read();
-    c.bytes_resident = (int64_t) (pinned_used + store.ring_memory() + store.expert_memory() + store.resident_bytes());
+    c.bytes_pinned = (int64_t) pinned_used;
+    c.bytes_ring = (int64_t) store.ring_memory();
+    c.bytes_experts = (int64_t) store.expert_memory();
+    c.bytes_resident = c.bytes_pinned + c.bytes_ring + c.bytes_experts + (int64_t) store.resident_bytes();
     if (pool != nullptr) {
         c.prefetch = pool->count();
     }

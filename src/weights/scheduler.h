@@ -68,7 +68,10 @@ class layer_sched {
         int64_t blocks_loaded;
         int64_t blocks_evicted;
         int64_t bytes_read;
-        int64_t bytes_resident;
+        int64_t bytes_resident; // of all weights
+        int64_t bytes_pinned;   // of blocks
+        int64_t bytes_ring;
+        int64_t bytes_experts;
         int64_t expert_hits;
         int64_t expert_misses;
         int64_t expert_guesses;      // read before the router had chosen

@@ -28,10 +28,10 @@ struct weight_source {
 // Bytes of one tensor: all of it, or one expert's share.
 struct weight_slice {
     ggml_tensor * tensor;
-    size_t first;
-    size_t bytes;
+    size_t bytes; // in the file
     weight_source source;
-    size_t at = 0; // from the beginning of the block
+    size_t memory_bytes; // as kernels want it: not the same where the buffer type converts
+    size_t at = 0;       // from the beginning of the block
 };
 
 // Whole pages of a block and where their content lies.
@@ -82,7 +82,9 @@ class weight_store {
     // Opens the file behind fd once more, with O_DIRECT where the filesystem allows it. Throws.
     int add_file(int fd);
 
-    // Takes over the tensors of ctx, if their buffer type is the CPU's plain or repacking one; else returns null.
+    // Takes over the tensors of ctx, if their buffer type is one of the CPU's: the plain one, or one that converts what
+    // is set and does so in groups of rows, one after the other. Else returns null, and what is in host memory counts
+    // as resident.
     // `source` finds a tensor's bytes, `by_row` says whether it is looked up by rows, as far as is known before a
     // graph.
     ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
@@ -102,6 +104,8 @@ class weight_store {
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
     size_t row_bytes_max() const { return n_row_max; }
+    size_t row_bytes_now() const { return n_row_now; }
+    size_t staging_bytes() const; // by way of which small pages are read, and blocks converted
     size_t bytes_on_disk() const; // of the model's tensors that we hold
 
     // All of these fail with a message and may be called again. read_part() may run in any thread.
@@ -181,6 +185,7 @@ class weight_store {
 
     std::atomic<size_t> n_resident{ 0 };
     size_t n_row_max = 0;
+    std::atomic<size_t> n_row_now{ 0 };
     size_t n_dense = 0; // bytes of blocks that are no experts
 };
 

@@ -20,10 +20,26 @@ namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
 
+static const size_t convert_bytes = 1u << 20; // converted at a time: the memory of one reader
+
 // Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
 static inline size_t row_bytes(size_t tensor_bytes) {
     return std::min(tensor_bytes, 2 * weight_row_bytes_cap);
 }
+
+// So many bytes of the file as a tensor of its own, with the same columns.
+ggml_tensor rows_of(const ggml_tensor * t, size_t file_bytes);
+
+// Of the first rows of a tensor: so much memory do so many bytes of the file take. Buffer types that convert may take
+// more than there is in the file.
+size_t memory_of(const ggml_tensor * t, ggml_backend_buffer_type_t buft, size_t file_bytes);
+
+bool is_of_cpu(ggml_backend_buffer_type_t buft);
+size_t bytes_of(const ggml_context * ctx, ggml_backend_buffer_type_t buft); // of all its tensors
+bool converts_by_rows(const ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+// Rows are converted in groups of this many: kernels interleave 16 at most.
+static const int64_t group_rows = 32;
 
 // How the bytes of a tensor come to be in memory, after the operations that read it.
 enum class weight_role {
@@ -41,6 +57,7 @@ struct weight_held {
     int32_t layer;
     int32_t n_experts = 0;
     uint32_t block = 0;  // the first one
+    size_t bytes = 0;    // of memory
     size_t addr_off = 0; // in its arena
     uint8_t * addr = nullptr;
     ggml_backend_buffer_t buffer = nullptr;
@@ -55,7 +72,9 @@ struct row_pages {
 };
 
 struct weight_store::impl {
-    explicit impl(int n_readers) : staging(n_readers) {}
+    explicit impl(int n_readers) : n_readers(n_readers), staging(n_readers) {}
+
+    int n_readers;
 
     std::vector<std::unique_ptr<weight_file>> files;
     std::vector<std::unique_ptr<address_range>> arenas; // homes
