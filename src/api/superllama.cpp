@@ -169,7 +169,9 @@ int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t by
                 "the model was loaded without dynamic layers, or there is no device to move them to");
         }
         std::string error;
-        tier->ask(std::vector<uint64_t>(bytes, bytes + tier->n_devices()));
+        std::vector<uint64_t> asked(bytes, bytes + SUPERLLAMA_MAX_DEVICES);
+        asked.resize(tier->n_devices(), asked.back()); // the last holds for all that follow
+        tier->ask(asked);
         const auto placement = tier->hold();
         if (!tier->apply_asked(&error)) {
             throw std::runtime_error(error);

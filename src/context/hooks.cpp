@@ -167,6 +167,9 @@ void context_hooks::impl::open_account() {
     for (int il = 0; tier != nullptr && il < tier->n_layers(); ++il) { // the tier charges those of its KV on the host
         kv_bytes -= tier->device_of(il) == nullptr ? device_kv->bytes(il) : 0;
     }
+    if (ggml_cgraph * gf = largest_graph(ctx)) {
+        weights->expect(gf);
+    }
     memory = std::make_unique<account>(weights->accounts());
     weights->add_context(this, (int) ctx.n_ubatch());
     const bool lends = devices.empty(); // with devices, copies of their tensors lie in the compute buffers too
@@ -183,10 +186,13 @@ uint64_t context_hooks::output_bytes(const llama_context & ctx) {
     return ctx.buf_output != nullptr ? ggml_backend_buffer_get_size(ctx.buf_output.get()) : 0;
 }
 
-// Of the graph that a new context is measured with, which is as large as they come.
-uint64_t context_hooks::work_bytes(llama_context & ctx) {
+ggml_cgraph * context_hooks::largest_graph(llama_context & ctx) {
     const llm_graph_result * largest = ctx.get_gf_res_reserve();
-    const ggml_cgraph * gf = largest != nullptr ? largest->get_gf() : nullptr;
+    return largest != nullptr ? largest->get_gf() : nullptr;
+}
+
+uint64_t context_hooks::work_bytes(llama_context & ctx) {
+    const ggml_cgraph * gf = largest_graph(ctx);
     const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
     return gf != nullptr ? cpu_work_bytes(ctx.get_sched(), gf, n_threads) : 0;
 }

@@ -39,6 +39,7 @@ class context_hooks {
     // Of a context that is complete: the buffers of logits, and of the CPU's kernels. For a plan.
     static uint64_t output_bytes(const llama_context & ctx);
     static uint64_t work_bytes(llama_context & ctx);
+    static ggml_cgraph * largest_graph(llama_context & ctx); // that it was measured with; null: none
 
     bool before_outputs(size_t bytes); // of the buffer of logits and embeddings; false: there is no memory for it
 

@@ -139,7 +139,7 @@ ggml_backend_buffer_t dynamic_model::alloc(ggml_context * ctx, ggml_backend_buff
 }
 
 size_t dynamic_model::fixed_bytes() const {
-    return store.resident_bytes() + store.row_bytes_max();
+    return store.resident_bytes() + store.row_bytes_max() + store.staging_bytes();
 }
 
 size_t dynamic_model::converted_bytes() const {
@@ -269,7 +269,8 @@ void dynamic_model::create_tier() {
     cfg.n_layers = split_layers(model, n_max);
     for (size_t d = 0; d < model.devices.size(); ++d) {
         cfg.devices.push_back(model.devices[d].dev);
-        cfg.budgets.push_back(params.vram_budget_bytes[d]);
+        const size_t last = SUPERLLAMA_MAX_DEVICES - 1; // holds for all that follow
+        cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
     }
     cfg.n_layers_all = n_all;
     cfg.pinned = [this](const ggml_tensor * t) {

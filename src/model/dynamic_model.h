@@ -63,6 +63,9 @@ class dynamic_model {
 
     std::array<uint64_t, n_memory_tags> memory_by_tag() const; // what is in memory now
 
+    // A graph that will run, or one of the same file: how many blocks it uses at once.
+    void expect(ggml_cgraph * gf) { scheduler->expect(uses_of(store, gf)); }
+
     // Before a graph that was not seen yet: what it reads of the weights can be read so. False with an error text.
     bool serve(ggml_cgraph * gf, std::string * error);
 

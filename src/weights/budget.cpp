@@ -51,7 +51,8 @@ weights_budget layer_sched::plan(size_t bytes, int n_ubatch) const {
         if (!pins && rest < b.dense_bytes) {
             continue; // this policy pins nothing
         }
-        const size_t ring = round_up(std::min(rest, 2 * largest), store.ring_page());
+        const size_t at_once = std::max(2 * largest, in_use_max.empty() ? 0 : in_use_max[k]);
+        const size_t ring = round_up(std::min(rest, at_once), store.ring_page());
         const size_t need = b.dense_bytes - rest + ring;
         least = std::min(least, need + std::min(queue_bytes, need / 15 + 1)); // where `queue` fits besides
         if (!fits && need + queue <= left) {
@@ -67,6 +68,36 @@ weights_budget layer_sched::plan(size_t bytes, int n_ubatch) const {
     }
     b.pool_bytes = std::min(b.expert_bytes, bytes - b.pinned_bytes - b.ring_bytes);
     return b;
+}
+
+// The most that is in use at any node, of these blocks alone. Events in order: a block that ends at a node is in use
+// while one begins there.
+static size_t most_at_once(const std::vector<block_use> & uses, const std::vector<bool> & streamed,
+                           const std::vector<weight_block> & blocks) {
+    std::map<int, std::pair<size_t, size_t>> events; // bytes that begin and that end
+    for (const block_use & u : uses) {
+        if (streamed[u.block]) {
+            events[u.first].first += blocks[u.block].bytes;
+            events[u.last].second += blocks[u.block].bytes;
+        }
+    }
+    size_t now = 0, most = 0;
+    for (const auto & e : events) {
+        now += e.second.first;
+        most = std::max(most, now);
+        now -= e.second.second;
+    }
+    return most;
+}
+
+void layer_sched::expect(const std::vector<block_use> & uses) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    in_use_max.resize(pin_order.size());
+    std::vector<bool> streamed(blocks.size());
+    for (size_t k = pin_order.size(); k-- > 0;) {
+        streamed[pin_order[k]] = true;
+        in_use_max[k] = std::max(in_use_max[k], most_at_once(uses, streamed, store.blocks()));
+    }
 }
 
 void layer_sched::set_budget(size_t bytes, int n_ubatch_new) {

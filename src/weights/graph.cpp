@@ -4,6 +4,7 @@
 #include "ggml.h"
 
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -28,6 +29,30 @@ static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) 
     }
     const ggml_tensor * original = ggml_graph_get_tensor(gf, std::string(first + 1, last).c_str());
     return original != nullptr ? original : t;
+}
+
+std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf) {
+    std::map<std::string, int32_t> blocks;
+    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
+        for (const weight_slice & s : store.blocks()[id].slices) {
+            blocks[s.tensor->name] = store.blocks()[id].expert < 0 ? (int32_t) id : -1;
+        }
+    }
+    std::map<uint32_t, block_use> uses;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            const auto found = src != nullptr ? blocks.find(weights_of(src)->name) : blocks.end();
+            if (found != blocks.end() && found->second >= 0) {
+                const auto id = (uint32_t) found->second;
+                uses.insert({ id, { id, i, i } }).first->second.last = i;
+            }
+        }
+    }
+    std::vector<block_use> result;
+    for (const auto & entry : uses) {
+        result.push_back(entry.second);
+    }
+    return result;
 }
 
 std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgraph * gf) {

@@ -49,6 +49,9 @@ class layer_sched {
     void set_budget(size_t bytes, int n_ubatch);
     size_t block_bytes() const { return n_block_bytes; } // of all blocks
 
+    // How blocks are used by a graph that will run, before the first one runs: several at once need room in the ring.
+    void expect(const std::vector<block_use> & uses);
+
     // The way of a ubatch. False means that a block could not be read; `error` says why.
     bool begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error);
     bool stops_after(const ggml_tensor * node); // asked for every node, in order, before it is computed
@@ -162,6 +165,7 @@ class layer_sched {
     std::vector<uint32_t> pin_order; // dense blocks, the largest first, those of a size spread evenly over the layers
     std::list<uint32_t> lru;         // experts, and dense blocks under the lru policy; oldest first
 
+    std::vector<size_t> in_use_max; // bytes in use at once where pin_order is streamed from here on; as far as is known
     weights_budget budget = {};
     size_t bytes_max = 0; // as set
     int n_ubatch = 512;

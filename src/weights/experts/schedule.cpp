@@ -167,11 +167,13 @@ bool layer_sched::release_experts(std::string * error) {
 }
 
 // Frees a frame for an expert, at the cost of others that no node uses now. False: all are in use, or on their way.
+// Memory is what counts: frames of another size go back to the system from their end, which one that is being read
+// holds up.
 bool layer_sched::make_expert_room(uint32_t id) {
     while (!store.has_frame(id, budget.pool_bytes)) {
-        if (fits(bytes_of(id), true)) { // in frames of another size, the last of which may be in use until later
-            trim_experts(budget.pool_bytes - bytes_of(id));
-            return true;
+        trim_experts(budget.pool_bytes - std::min(budget.pool_bytes, bytes_of(id)));
+        if (store.has_frame(id, budget.pool_bytes)) {
+            break;
         }
         const int64_t victim = find_victim_for(id);
         if (victim < 0) {
