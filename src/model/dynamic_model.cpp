@@ -5,6 +5,7 @@
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
+#include "telemetry/pressure.h"
 #include "io/weight_file.h"
 #include "weights/sidecar.h"
 #include "base/error.h"
@@ -508,13 +509,8 @@ size_t dynamic_model::follow_pressure() {
     const size_t filled = (size_t) counters.bytes_resident + taken_bytes() - fixed_bytes();
     const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
     const double wanted = std::min(unfilled, (double) scheduler->block_bytes());
-    const double pressure = 1.0 - (available - wanted) / total;
-    double change = 0;
-    if (pressure > params.mem_pressure) {
-        change = -(pressure - params.mem_pressure) * total;
-    } else if (pressure < params.mem_pressure_low && budget < budget_max) {
-        change = (params.mem_pressure - grow_margin - pressure) * total;
-    }
+    const pressure_marks marks = { params.mem_pressure, params.mem_pressure_low, grow_margin };
+    const double change = marks.change(total, available - wanted);
     const uint64_t target = (uint64_t) std::min(std::max(0.0, (double) budget + change), (double) budget_max);
     const uint64_t differ = target > budget ? target - budget : budget - target;
     if (differ >= (8u << 20)) {
