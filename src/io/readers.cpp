@@ -71,8 +71,13 @@ readers::job_id readers::submit(int64_t priority, job work) {
     {
         const std::lock_guard<std::mutex> lock(mutex);
         id = ++last_id;
-        priorities[id] = priority;
-        waiting.emplace(key(priority, id), std::move(work));
+        const auto added = waiting.emplace(key(priority, id), std::move(work)).first;
+        try {
+            priorities[id] = priority;
+        } catch (...) { // no memory: the job is not there
+            waiting.erase(added);
+            throw;
+        }
     }
     changed.notify_one();
     return id;
