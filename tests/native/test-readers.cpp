@@ -121,7 +121,7 @@ static void test_fewer_threads() {
         const auto pool = readers::create(1000, &why);
         CHECK(setrlimit(RLIMIT_AS, &before) == 0);
         CHECK(why.find("ulimit -u") != std::string::npos);
-        CHECK((pool != nullptr) == (room > 100 << 20));
+        CHECK(pool != nullptr || room < 100 << 20); // stacks of threads that ended may be used again
         if (pool != nullptr) {
             CHECK(pool->n_threads() > 0 && pool->n_threads() < 1000);
             std::promise<void> done;
