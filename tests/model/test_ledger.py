@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_model as tiny
 from bench import make_model
 from dynamic import MIB
 from running import Runner
@@ -84,10 +85,10 @@ SCENARIOS = ["plain", "no_flash_attention", "paged_kv", "long_prompt", "two_cont
 
 
 @pytest.fixture(scope="module")
-def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Experts of 0.4 MB, 100 MB in all."""
+def moe(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("moe") / "moe.gguf"
-    make_model.main([str(path), "--kind", "moe", "--size", "100MB"])
+    spec = make_model.Spec(kind="moe", n_layer=8, n_embd=1024, n_expert=16, n_expert_used=4, n_ff=512)
+    make_model.make_model(path, demo_model, spec)
     return path
 
 
@@ -106,14 +107,11 @@ def test_the_ledger_is_the_memory_of_a_dense_model(
     run_python: Runner, demo_model: Path, scenario: str, tmp_path: Path, tiny_lora: Path
 ) -> None:
     if scenario == "lora":
-        pytest.importorskip("tiny_model")
-        import tiny_model as tiny
-
-        lora = tiny.write_lora(tmp_path / "lora.gguf")
         model = tiny.write_llama(tmp_path / "tiny.gguf")
+        lora = tiny.write_lora(tmp_path / "lora.gguf", rank=tiny.N_EMBD)
         check(run_python, model, scenario, 96 * MIB, lora, tmp_path / "state")
-        return
-    check(run_python, demo_model, scenario, 230 * MIB, tiny_lora, tmp_path / "state")
+    else:
+        check(run_python, demo_model, scenario, 230 * MIB, tiny_lora, tmp_path / "state")
 
 
 @pytest.mark.parametrize("scenario", ["plain", "two_contexts"])
