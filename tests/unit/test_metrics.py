@@ -66,8 +66,16 @@ def test_schema_and_model_agree(name: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"token": -1}, {"token": 1.5}, {"gpu_memory_pressure": 1.1}, {"event": "lunch"}, {"token": "1"}, {"extra": 1}]
-    + [{"memory_by_tag": {"kv": -1}}, {"memory_by_tag": 1}],
+    [
+        {"token": -1},
+        {"token": 1.5},
+        {"token": "1"},
+        {"gpu_memory_pressure": 1.1},
+        {"event": "lunch"},
+        {"memory_by_tag": {"kv": -1}},
+        {"memory_by_tag": 1},
+        {"extra": 1},
+    ],
 )
 def test_schema_refuses(wrong: dict[str, object]) -> None:
     assert VALIDATOR.is_valid(line())
