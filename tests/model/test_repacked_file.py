@@ -215,6 +215,19 @@ def test_a_copy_of_the_model_uses_its_file(loads: Loads, q4_0: Path, tmp_path: P
         assert origins(loads.file()) == 2  # all blocks were compared: the next time there is nothing to prove
 
 
+def test_the_layout_of_this_processor(loads: Loads, q4_0: Path, tmp_path: Path) -> None:
+    """Whatever it is, tiles too: a block that is converted twice is the same twice."""
+    loads.variables = {"FAULT_NO": ""}
+    first, _ = loads(stock=True)
+    assert first[0] == first[1]
+    copy = Path(shutil.copyfile(q4_0, tmp_path / "copy.gguf"))
+    for _ in range(2):
+        results, said = loads(copy)
+        assert results == first[:1]
+        assert "taken from" in said[-1]
+        assert origins(loads.file()) == 2
+
+
 # ---------------------------------------------------------------- whole
 
 
