@@ -92,6 +92,7 @@ dynamic_model::dynamic_model(llama_model & model, const llama_model_params & par
     progress(params.progress_callback),
     progress_data(params.progress_callback_user_data),
     store(n_readers_of(params.superllama)) {
+    store.check_tensors(params.check_tensors);
     for (const auto & file : ml.files) {
         store.add_file(file->file_id());
     }
@@ -185,21 +186,13 @@ bool dynamic_model::load() {
 
     if (converted_bytes() > 0) {
         const bool streams = budget_now < with_page_tables(fixed_bytes() + least.dense_bytes + least.expert_bytes);
-        std::string key = model.arch_name();
-        for (const auto & file : loader->files) {
-            key += "/" + std::to_string(file->size());
-        }
-        for (const auto & entry : loader->weights_map) {
-            key += "/" + entry.first + ":" + std::to_string(entry.second.offs);
-        }
-        key += "/" + store.content_key();
         weight_sidecar_info info;
         bool cancelled = false;
         const auto report = [&](float done) {
             cancelled = progress != nullptr && !progress(done * 0.99f, progress_data);
             return !cancelled;
         };
-        if (weight_sidecar_attach(store, key, streams, report, &info, &error)) {
+        if (weight_sidecar_attach(store, streams, report, &info, &error)) {
             LLAMA_LOG_INFO("%s: repacked weights %s %s (%.0f MiB; `superllama cache prune` removes it)\n", __func__,
                            info.written ? "written to" : "taken from", info.path.c_str(), info.bytes / MiB);
         } else if (cancelled) {

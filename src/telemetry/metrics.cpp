@@ -1,6 +1,7 @@
 #include "telemetry/metrics.h"
 
 #include "base/ledger.h"
+#include "base/stream.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -178,7 +179,7 @@ std::shared_ptr<metrics_sink> metrics_sink::open(const std::string & path) {
     if (path.empty()) {
         sink = std::make_shared<metrics_sink>(stderr, false, "[METRICS] ");
     } else {
-        FILE * file = fopen(path.c_str(), seen[path] ? "a" : "w");
+        FILE * file = open_stream(path, seen[path] ? 'a' : 'w');
         if (file == nullptr) {
             throw std::runtime_error("--metrics-file " + path + ": cannot write: " + strerror(errno) +
                                      "; name a file in a folder that exists and is writable");

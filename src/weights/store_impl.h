@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <unordered_set>
 #include <vector>
 
@@ -95,10 +97,24 @@ struct weight_store::impl {
 
     mutable std::atomic<uint64_t> n_read{ 0 };
 
+    // what is known about the files' content: source.cpp
+    bool sampled = false;
+    bool checks_tensors = false;
+    mutable std::mutex checked_mutex;
+    std::unordered_set<const ggml_tensor *> checked;
+    int copy_file = -1;                              // the sidecar
+    mutable std::atomic<bool> copy_failed{ false };  // it cannot be read any more
+    mutable std::atomic<bool> copy_differs{ false }; // a block of it is not what it should be
+    std::atomic<size_t> n_unproven{ 0 };
+    std::function<void()> all_proven;
+
     const weight_held * find(const ggml_tensor * t) const {
         const auto it = index.find(t);
         return it == index.end() ? nullptr : &held[it->second];
     }
 };
+
+// Whether so many bytes of a tensor, as they are in the file, are numbers. Else the error names it.
+bool weight_is_valid(const ggml_tensor * t, const void * data, size_t bytes, std::string * error);
 
 } // namespace superllama

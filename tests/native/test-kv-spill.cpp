@@ -28,7 +28,7 @@ struct buffer {
     ~buffer() { free(data); }
 };
 
-struct faulty : kv_spill::system {
+struct faulty : file_calls {
     int fail_errno = 0;       // of the next call
     int64_t most = INT64_MAX; // bytes that one call owns to
     int interrupts = 0;
@@ -46,10 +46,10 @@ struct faulty : kv_spill::system {
         return 0;
     }
     int64_t read(int fd, void * data, size_t size, int64_t offset) override {
-        return fault() < 0 ? -1 : std::min(most, system::read(fd, data, size, offset));
+        return fault() < 0 ? -1 : std::min(most, file_calls::read(fd, data, size, offset));
     }
     int64_t write(int fd, const void * data, size_t size, int64_t offset) override {
-        return fault() < 0 ? -1 : std::min(most, system::write(fd, data, size, offset));
+        return fault() < 0 ? -1 : std::min(most, file_calls::write(fd, data, size, offset));
     }
 };
 
