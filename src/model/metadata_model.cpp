@@ -7,6 +7,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <string>
 
 namespace superllama {
 
@@ -80,9 +81,10 @@ void check_heads(const llama_model & model) {
                        std::to_string(std::max(n_head, n_head_kv)) + in_layer(il),
                    "up to 2^26 together are allowed");
         }
-        if (rotates && (rot > k || rot % 2 != 0)) {
+        const bool may_be_none = model.arch == LLM_ARCH_GLM5_NEXT || !h.has_rope(il);
+        if (rotates && (rot > k || rot % 2 != 0 || (rot == 0 && !may_be_none))) {
             refuse(arch + "rope.dimension_count is " + std::to_string(rot) + in_layer(il),
-                   "an even number up to the size of a key, " + std::to_string(k) + ", is expected");
+                   "an even number from 2 to the size of a key, " + std::to_string(k) + ", is expected");
         }
         any_rotated |= rotates && rot > 0;
     }

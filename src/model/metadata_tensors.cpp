@@ -4,12 +4,16 @@
 
 #include "model/metadata_view.h"
 
-#include <cstring>
+#include <set>
+#include <stdexcept>
+#include <string>
 
 namespace superllama {
 
+namespace {
+
 // Types that hold intermediate results or whole numbers: no kernel multiplies a matrix of them.
-static bool is_weight_type(ggml_type type) {
+bool is_weight_type(ggml_type type) {
     switch (type) {
         case GGML_TYPE_Q8_1:
         case GGML_TYPE_Q8_K:
@@ -24,26 +28,69 @@ static bool is_weight_type(ggml_type type) {
     }
 }
 
-static bool ends_with(const std::string & text, const char * end) {
-    const size_t n = strlen(end);
-    return text.size() >= n && text.compare(text.size() - n, n, end) == 0;
+bool is_matrix_op(ggml_op op) {
+    switch (op) {
+        case GGML_OP_NONE:
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_IM2COL:
+            return true;
+        default:
+            return false;
+    }
 }
 
+// Names, of layer 0 and without suffix, of tensors that are used element by element: norms, factors, states. The
+// kernels for that compute in f32 alone.
+std::set<std::string> elementwise_names(llm_arch arch) {
+    std::set<std::string> names, matrices;
+    for (int i = 0;; ++i) {
+        const llm_tensor_info * info = nullptr;
+        try {
+            info = &llm_tensor_info_for((llm_tensor) i);
+        } catch (const std::out_of_range &) {
+            break; // past the last one
+        }
+        const std::string name = LLM_TN_IMPL(arch, (llm_tensor) i, nullptr, 0, 0).str();
+        (is_matrix_op(info->op) ? matrices : names).insert(name);
+    }
+    for (const std::string & name : matrices) {
+        names.erase(name); // a name that architectures use for different things
+    }
+    return names;
+}
+
+// "blk.17.attn_norm.weight" as "blk.0.attn_norm" and "weight".
+std::pair<std::string, std::string> general_name(const std::string & name) {
+    const size_t dot = name.rfind('.');
+    std::string base = name.substr(0, dot);
+    const std::string suffix = dot == std::string::npos ? "" : name.substr(dot + 1);
+    if (base.rfind("blk.", 0) == 0) {
+        const size_t end = base.find('.', 4);
+        base = end == std::string::npos ? base : "blk.0" + base.substr(end);
+    }
+    return { base, suffix };
+}
+
+} // namespace
+
 void check_tensors(const metadata_view & view) {
+    const std::set<std::string> elementwise = elementwise_names(view.ml.get_arch());
     for (const auto & entry : view.ml.weights_map) {
         const std::string & name = entry.first;
-        const ggml_tensor * t = entry.second.tensor;
-        const bool table_of_ids = name == "d2t" || name.find("tid2eid") != std::string::npos; // whole numbers
-        if (table_of_ids) {
-            continue;
+        const ggml_type type = entry.second.tensor->type;
+        if (type == GGML_TYPE_F32 || name == "d2t" || name.find("tid2eid") != std::string::npos) {
+            continue; // the latter are tables of token ids and experts, whole numbers
         }
-        if (!is_weight_type(t->type)) {
-            refuse("tensor " + name + " has the type " + ggml_type_name(t->type), "there are no weights of this type");
+        if (!is_weight_type(type)) {
+            refuse("tensor " + name + " has the type " + ggml_type_name(type), "there are no weights of this type");
         }
-        // norms and biases are added and multiplied element by element
-        const bool row = t->ne[1] == 1 && t->ne[2] == 1 && t->ne[3] == 1;
-        if (row && ggml_is_quantized(t->type) && (ends_with(name, "norm.weight") || ends_with(name, ".bias"))) {
-            refuse("tensor " + name + " has the type " + ggml_type_name(t->type), "f32 is expected of a norm or bias");
+        const auto [base, suffix] = general_name(name);
+        if (elementwise.count(base) > 0 || elementwise.count(name) > 0 || suffix == "bias" || suffix == "scale" ||
+            suffix == "input_scale") {
+            refuse("tensor " + name + " has the type " + ggml_type_name(type),
+                   "f32 is expected of norms, biases and other factors");
         }
     }
 }

@@ -5,10 +5,12 @@
 
 #include "gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string_view>
 #include <unordered_map>
+#include <vector>
 
 namespace superllama {
 

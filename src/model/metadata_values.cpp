@@ -6,7 +6,9 @@
 #include "llama-hparams.h"
 
 #include <cmath>
+#include <locale>
 #include <sstream>
+#include <vector>
 
 namespace superllama {
 

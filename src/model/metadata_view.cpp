@@ -3,6 +3,7 @@
 
 #include "gguf.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace superllama {

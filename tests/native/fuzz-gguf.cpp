@@ -8,13 +8,16 @@
 #include "llama.h"
 #include "superllama.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include <execinfo.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -47,10 +50,12 @@ static void use_vocab(const llama_vocab * vocab) {
     for (const bool special : { false, true }) {
         const int n =
             llama_tokenize(vocab, text.c_str(), (int) text.size(), tokens.data(), (int) tokens.size(), special, special);
-        std::vector<char> back(1024);
-        if (n > 0) {
-            llama_detokenize(vocab, tokens.data(), n, back.data(), (int) back.size(), !special, special);
-        }
+        std::vector<char> back(4096);
+        const auto end = std::remove_if(tokens.begin(), tokens.begin() + std::max(0, n), [&](llama_token id) {
+            return id < 0 || id >= llama_vocab_n_tokens(vocab); // a vocabulary without a token for what is unknown
+        });
+        llama_detokenize(vocab, tokens.data(), (int) (end - tokens.begin()), back.data(), (int) back.size(), !special,
+                         special);
     }
     char piece[256];
     for (int id = 0; id < llama_vocab_n_tokens(vocab); id += 1 + llama_vocab_n_tokens(vocab) / 64) {
@@ -138,12 +143,24 @@ static double now_ms() {
     return 1e3 * (double) t.tv_sec + 1e-6 * (double) t.tv_nsec;
 }
 
+// Where it happened, for the reason; then the signal as it came.
+static void on_signal(int number) {
+    void * frames[32];
+    const int n = backtrace(frames, 32);
+    backtrace_symbols_fd(frames, n, 2);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
 static void in_child(const std::string & mode, const char * path, int out) {
     const rlimit cpu = { cpu_seconds, cpu_seconds + 1 }, space = { address_space, address_space }, core = { 0, 0 };
     setrlimit(RLIMIT_CPU, &cpu);
     setrlimit(RLIMIT_AS, &space);
     setrlimit(RLIMIT_CORE, &core);
     alarm(wall_seconds);
+    for (const int number : { SIGSEGV, SIGFPE, SIGBUS, SIGILL, SIGABRT, SIGXCPU }) {
+        signal(number, on_signal);
+    }
     dup2(out, 1);
     dup2(out, 2);
     const ending end = run(mode, path);
@@ -169,7 +186,7 @@ static void answer(const std::string & mode, const char * path, int out) {
     if (WIFSIGNALED(status)) {
         const int number = WTERMSIG(status);
         verdict = number == SIGALRM || number == SIGXCPU ? "hang" : "signal";
-        std::vector<char> text(2000);
+        std::vector<char> text(6000);
         const ssize_t n = pread(out, text.data(), text.size(), 0);
         reason = std::to_string(number) + " " + std::string(text.data(), (size_t) (n > 0 ? n : 0)) + " | " + reason;
     } else if (WEXITSTATUS(status) == ended_ok || WEXITSTATUS(status) == ended_refused) {
@@ -183,6 +200,9 @@ static void answer(const std::string & mode, const char * path, int out) {
 }
 
 int main() {
+    setenv("GGML_NO_BACKTRACE", "1", 1); // it would start a debugger for each
+    void * frames[1];
+    backtrace(frames, 1); // loads what it needs, which no signal handler may
     last_error = (char *) mmap(nullptr, last_error_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     const int out = memfd_create("fuzz-gguf", MFD_CLOEXEC);
     if (last_error == MAP_FAILED || out < 0) {
