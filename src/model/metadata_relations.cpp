@@ -35,7 +35,8 @@ const least_rule least_rules[] = {
       { "wkv.head_size", "token_shift_count" },
       1 },
     { { LLM_ARCH_LFM2, LLM_ARCH_LFM2MOE }, { "shortconv.l_cache" }, 2 },
-    { { LLM_ARCH_MINIMAX_01, LLM_ARCH_QWEN3NEXT, LLM_ARCH_QWEN35, LLM_ARCH_QWEN35MOE, LLM_ARCH_QWEN4EXP, LLM_ARCH_CLEF },
+    { { LLM_ARCH_MINIMAX_01, LLM_ARCH_QWEN3NEXT, LLM_ARCH_QWEN35, LLM_ARCH_QWEN35MOE, LLM_ARCH_QWEN4EXP,
+        LLM_ARCH_CLEF },
       { "full_attention_interval" },
       1 },
     { { LLM_ARCH_T5, LLM_ARCH_T5ENCODER }, { "attention.relative_buckets_count" }, 4 }, // halved twice, and divided by
@@ -108,8 +109,8 @@ class relations {
             refuse(said("nextn_predict_layers", n_nextn),
                    "at most " + said("block_count", n_layer) + " of them are possible");
         }
-        for (const char * suffix : { "posnet.block_count", "convnext.block_count", "hash_layer_count",
-                                     "attention.shared_kv_layers" }) {
+        for (const char * suffix :
+             { "posnet.block_count", "convnext.block_count", "hash_layer_count", "attention.shared_kv_layers" }) {
             if (get(suffix) > n_layer) {
                 refuse(said(suffix, get(suffix)), "at most " + said("block_count", n_layer) + " of them are possible");
             }
@@ -130,8 +131,8 @@ class relations {
     void heads() const {
         const std::string key = view.of_arch("attention.head_count"), key_kv = view.of_arch("attention.head_count_kv");
         // layers without attention have no heads; where a state takes its place, so may the whole model
-        const bool first_may_be_none = llm_arch_is_recurrent(kind) || llm_arch_is_hybrid(kind) ||
-                                       is({ LLM_ARCH_DECI, LLM_ARCH_WAVTOKENIZER_DEC });
+        const bool first_may_be_none =
+            llm_arch_is_recurrent(kind) || llm_arch_is_hybrid(kind) || is({ LLM_ARCH_DECI, LLM_ARCH_WAVTOKENIZER_DEC });
         if (!first_may_be_none && view.layer_integer(key, 0, 0) < 1) {
             refuse(view.has(key) ? said("attention.head_count", 0, 0) : key + " is missing",
                    "at least 1 is needed, the size of a head comes from it");
@@ -150,8 +151,8 @@ class relations {
         const int64_t n_head = view.layer_integer(key, 0, 0), n_embd = get("embedding_length");
         const bool sized = view.has(view.of_arch("attention.key_length"));
         if (!sized && n_head > n_embd) {
-            refuse(said("attention.head_count", 0, n_head), "at most " + said("embedding_length", n_embd) +
-                                                                " is possible: no number would be left for a head");
+            refuse(said("attention.head_count", 0, n_head),
+                   "at most " + said("embedding_length", n_embd) + " is possible: no number would be left for a head");
         }
     }
 
@@ -178,14 +179,14 @@ class relations {
             divides("expert_count", "expert_group_count");
             if (groups_used < 1 || groups_used >= groups) {
                 refuse(said("expert_group_used_count", groups_used),
-                       "1 to " + std::to_string(groups - 1) + " are allowed, as " +
-                           said("expert_group_count", groups));
+                       "1 to " + std::to_string(groups - 1) + " are allowed, as " + said("expert_group_count", groups));
             }
         }
         if (is({ LLM_ARCH_GROVEMOE })) {
             divides("expert_count", "experts_per_group");
         }
-        const int64_t values = get("attention.value_expert_count"), values_used = get("attention.value_expert_used_count");
+        const int64_t values = get("attention.value_expert_count"),
+                      values_used = get("attention.value_expert_used_count");
         if (values_used > values || (values > 0 && values_used == 0)) {
             refuse(said("attention.value_expert_used_count", values_used),
                    "1 to " + said("attention.value_expert_count", values) + " are allowed");
@@ -195,8 +196,8 @@ class relations {
     // of recurrent layers
     void states() const {
         if (is({ LLM_ARCH_MAMBA2, LLM_ARCH_FALCON_H1, LLM_ARCH_GRANITE_HYBRID, LLM_ARCH_NEMOTRON_H,
-                 LLM_ARCH_NEMOTRON_H_MOE, LLM_ARCH_QWEN3NEXT, LLM_ARCH_QWEN35, LLM_ARCH_QWEN35MOE,
-                 LLM_ARCH_QWEN4EXP, LLM_ARCH_CLEF })) {
+                 LLM_ARCH_NEMOTRON_H_MOE, LLM_ARCH_QWEN3NEXT, LLM_ARCH_QWEN35, LLM_ARCH_QWEN35MOE, LLM_ARCH_QWEN4EXP,
+                 LLM_ARCH_CLEF })) {
             divides("ssm.inner_size", "ssm.time_step_rank");
             divides("ssm.time_step_rank", "ssm.group_count");
         }

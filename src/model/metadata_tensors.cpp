@@ -12,6 +12,8 @@ namespace superllama {
 
 namespace {
 
+const int n_tensor_kinds = 1024; // more than there are
+
 // Types that hold intermediate results or whole numbers: no kernel multiplies a matrix of them.
 bool is_weight_type(ggml_type type) {
     switch (type) {
@@ -45,15 +47,14 @@ bool is_matrix_op(ggml_op op) {
 // kernels for that compute in f32 alone.
 std::set<std::string> elementwise_names(llm_arch arch) {
     std::set<std::string> names, matrices;
-    for (int i = 0;; ++i) {
-        const llm_tensor_info * info = nullptr;
+    for (int i = 0; i < n_tensor_kinds; ++i) {
         try {
-            info = &llm_tensor_info_for((llm_tensor) i);
+            const llm_tensor_info & info = llm_tensor_info_for((llm_tensor) i);
+            const std::string name = LLM_TN_IMPL(arch, (llm_tensor) i, nullptr, 0, 0).str();
+            (is_matrix_op(info.op) ? matrices : names).insert(name);
         } catch (const std::out_of_range &) {
-            break; // past the last one
+            // a gap, or past the last one
         }
-        const std::string name = LLM_TN_IMPL(arch, (llm_tensor) i, nullptr, 0, 0).str();
-        (is_matrix_op(info->op) ? matrices : names).insert(name);
     }
     for (const std::string & name : matrices) {
         names.erase(name); // a name that architectures use for different things

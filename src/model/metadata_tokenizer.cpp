@@ -16,6 +16,8 @@ namespace superllama {
 
 namespace {
 
+const size_t token_bytes_max = 1 << 14; // tokenizers make tables of all parts of a token
+
 const char * const key_tokens = "tokenizer.ggml.tokens";
 const char * const key_types = "tokenizer.ggml.token_type";
 const char * const key_scores = "tokenizer.ggml.scores";
@@ -55,11 +57,56 @@ void check_tokens(const metadata_view & view) {
         if (token.empty()) {
             continue;
         }
+        if (token.size() > token_bytes_max) {
+            refuse(std::string(key_tokens) + "[" + std::to_string(i) + "] has " + std::to_string(token.size()) +
+                       " bytes",
+                   "up to " + std::to_string(token_bytes_max) + " are allowed");
+        }
         const auto [first, is_new] = seen.emplace(token, i);
         if (!is_new) {
             refuse(std::string(key_tokens) + "[" + std::to_string(i) + "] is \"" + std::string(token.substr(0, 40)) +
                        "\"",
                    "token " + std::to_string(first->second) + " is the same; every token has a text of its own");
+        }
+    }
+}
+
+// The bytes of a token of RWKV, which are written with escapes: of "\\x0a" one, 10.
+std::string rwkv_bytes(std::string_view escaped) {
+    std::string bytes;
+    for (size_t i = 0; i < escaped.size(); ++i) {
+        if (escaped[i] != '\\' || i + 1 == escaped.size()) {
+            bytes += escaped[i];
+            continue;
+        }
+        const char c = escaped[++i];
+        if (c == 'x' && i + 2 < escaped.size()) {
+            bytes += (char) strtol(std::string(escaped.substr(i + 1, 2)).c_str(), nullptr, 16);
+            i += 2;
+        } else {
+            bytes += c == 't' ? '\t' : c == 'n' ? '\n' : c == 'r' ? '\r' : c;
+        }
+    }
+    return bytes;
+}
+
+// This tokenizer takes the longest token that fits. Where a token begins but none ends, it would stay there for ever:
+// what a token begins with is a token itself.
+void check_rwkv(const metadata_view & view) {
+    const int64_t id = find(view, key_tokens);
+    const size_t n = view.count(key_tokens);
+    bool begins[256] = {}, alone[256] = {};
+    for (size_t i = 0; i < n; ++i) {
+        const std::string bytes = rwkv_bytes(gguf_get_arr_str(view.ml.metadata, id, i));
+        if (!bytes.empty()) {
+            begins[(unsigned char) bytes[0]] = true;
+            alone[(unsigned char) bytes[0]] |= bytes.size() == 1;
+        }
+    }
+    for (int c = 0; c < 256; ++c) {
+        if (begins[c] && !alone[c]) {
+            refuse(std::string(key_tokens) + " have no token for the byte " + std::to_string(c),
+                   "every byte that a token begins with has a token of its own");
         }
     }
 }
@@ -192,6 +239,9 @@ void check_tokenizer(const metadata_view & view) {
     }
     if (find(view, key_merges) >= 0) {
         check_merges(view);
+    }
+    if (model == "rwkv") {
+        check_rwkv(view);
     }
     if (find(view, key_charsmap) >= 0 && model == "t5") {
         check_charsmap(view);

@@ -9,9 +9,9 @@
 namespace superllama {
 
 void refuse(const std::string & what, const std::string & allowed, const std::string & try_this) {
-    std::string text = what + ": " + allowed + "; " +
-                       (try_this.empty() ? "the file is damaged or was written wrong: fetch or convert it again"
-                                         : try_this);
+    std::string text =
+        what + ": " + allowed + "; " +
+        (try_this.empty() ? "the file is damaged or was written wrong: fetch or convert it again" : try_this);
     for (char & c : text) {
         c = (unsigned char) c < 0x20 ? ' ' : c; // keys and texts are those of the file
     }

@@ -1,9 +1,9 @@
 // Loads model files that may be malformed, each in a process of its own, and says how that ended.
 //
-// Reads lines "MODE PATH" and answers each with one line: a verdict, the most memory in MiB, milliseconds, and a reason.
-// Verdicts: ok (loaded, decoded four tokens), refused (an error of the load, the context, or a decode call), and what
-// must not be: signal, hang, exit. Modes: plain, dynamic (layers), plan (the arithmetic before a load), vocab (only).
-// A child is forked for every file from a parent that has loaded the backends and started no thread.
+// Reads lines "MODE PATH" and answers each with one line: a verdict, the most memory in MiB, milliseconds, and a
+// reason. Verdicts: ok (loaded, decoded four tokens), refused (an error of the load, the context, or a decode call),
+// and what must not be: signal, hang, exit. Modes: plain, dynamic (layers), plan (the arithmetic before a load), vocab
+// (only). A child is forked for every file from a parent that has loaded the backends and started no thread.
 
 #include "llama.h"
 #include "superllama.h"
@@ -25,8 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static const rlim_t cpu_seconds = 10;                 // more is a hang
-static const unsigned wall_seconds = 120;             // where it waits and computes nothing; machines are shared
+static const rlim_t cpu_seconds = 10;                  // more is a hang
+static const unsigned wall_seconds = 120;              // where it waits and computes nothing; machines are shared
 static const rlim_t address_space = (rlim_t) 64 << 30; // an allocation of more fails, as it would on most machines
 
 enum ending { ended_ok = 0, ended_refused = 10 };
@@ -48,8 +48,8 @@ static void use_vocab(const llama_vocab * vocab) {
     const std::string text = "Hello world, 12 <s> \n\t \xC3\xA9\xE6\xBC\xA2";
     std::vector<llama_token> tokens(text.size() + 16);
     for (const bool special : { false, true }) {
-        const int n =
-            llama_tokenize(vocab, text.c_str(), (int) text.size(), tokens.data(), (int) tokens.size(), special, special);
+        const int n = llama_tokenize(vocab, text.c_str(), (int) text.size(), tokens.data(), (int) tokens.size(),
+                                     special, special);
         std::vector<char> back(4096);
         const auto end = std::remove_if(tokens.begin(), tokens.begin() + std::max(0, n), [&](llama_token id) {
             return id < 0 || id >= llama_vocab_n_tokens(vocab); // a vocabulary without a token for what is unknown
