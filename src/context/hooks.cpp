@@ -4,6 +4,7 @@
 #include "llama-impl.h"
 #include "io/readers.h"
 #include "base/error.h"
+#include "model/position_table.h"
 
 #include "ggml-impl.h"
 
@@ -286,7 +287,8 @@ bool context_hooks::impl::guarded(const std::function<bool()> & body) {
 }
 
 bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
-    return pimpl->guarded([&] { return prepare(ubatch); });
+    const std::string missing = behind_position_table(pimpl->ctx.get_model(), ubatch);
+    return missing.empty() ? pimpl->guarded([&] { return prepare(ubatch); }) : pimpl->say(missing);
 }
 
 bool context_hooks::prepare(const llama_ubatch & ubatch) {
