@@ -387,6 +387,14 @@ void dynamic_model::change_charges(const std::vector<change> & changes) {
     apply();
 }
 
+uint64_t dynamic_model::prompt_cache_max(uint64_t now) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const weights_budget blocks = scheduler->plan(0, n_ubatch_max());
+    const uint64_t rest = memory.granted() + memory.lent() - now + blocks.dense_bytes + blocks.expert_bytes;
+    const uint64_t taken = with_page_tables(rest);
+    return std::max(budget_now - std::min<uint64_t>(budget_now, taken), budget_now / 8);
+}
+
 void dynamic_model::grant(charge & of, uint64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
     of.set(of.used(), std::min(bytes, of.promised()), of.promised());
