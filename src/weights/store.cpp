@@ -22,7 +22,7 @@ size_t weight_store::staging_bytes() const {
     size_t bytes = staging_buffer::bytes();
     // whatever copies there are: a block is converted where its copy turns out to be bad
     if (std::any_of(pimpl->held.begin(), pimpl->held.end(), [](const weight_held & h) { return h.converts; })) {
-        bytes += (size_t) std::max(1, pimpl->n_readers) * page_buffer::memory_bytes(convert_bytes);
+        bytes += (size_t) std::max(n_converting, pimpl->n_readers) * page_buffer::memory_bytes(convert_bytes);
     }
     return bytes;
 }

@@ -22,7 +22,8 @@ namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
 
-static const size_t convert_bytes = 1u << 20; // converted at a time: the memory of one reader
+static const size_t convert_bytes = 256u << 10; // converted at a time: the memory of one reader
+static const int n_converting = 6;              // readers that are counted, so that a plan knows no threads
 
 // Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
 static inline size_t row_bytes(size_t tensor_bytes) {

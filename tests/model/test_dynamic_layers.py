@@ -243,7 +243,7 @@ def test_budgets_change_during_generation(demo_model: Path, async_prefetch: bool
             done.set()
             thread.join()
         assert same(result, reference)
-        assert n_changes > 10
+        assert n_changes > 2
         assert ctx.metrics().layers_evicted > 10
 
         # down and up, seen in what is resident
