@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -28,9 +29,14 @@ def native_programs() -> Path:
         cmake, ninja = shutil.which("cmake") or "", shutil.which("ninja") or ""
         if not (cmake and ninja):
             raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
-    # once more, without the binding, which can be built under pip only
-    run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
-    run(cmake, "--build", str(BUILD), "--target", "superllama-tests", "superllama-bench")
+    with (BUILD / ".tests.lock").open("w") as lock:  # workers of one test run share the folder
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # once more, without the binding, which can be built under pip only
+        run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
+        run(cmake, "--build", str(BUILD), "--target", "superllama-tests", "superllama-bench")
     return BUILD / "tests" / "native"
 
 

@@ -2,6 +2,7 @@
 
 #include "src/llama-ext.h" // staging API: how many devices a model has
 #include "superllama.h"
+#include "log.h"
 
 #include <atomic>
 #include <cstdio>
@@ -25,6 +26,44 @@ bool adapters_match(const std::string & have, const std::string & want) {
     const bool all_invoked = want.find('l') == std::string::npos;
     return have == want || (have.empty() && all_invoked);
 }
+
+// ------------------------------------------------------------------------------------------ kept prompts
+
+static thread_local struct {
+    llama_context * ctx = nullptr;
+    uint64_t prompts = 0;
+    uint64_t checkpoints = 0;
+} kept;
+
+static bool charge_kept(uint64_t prompts, uint64_t checkpoints) {
+    if (kept.ctx != nullptr && superllama_charge_prompt_cache(kept.ctx, prompts + checkpoints) < 0) {
+        return false;
+    }
+    kept.prompts = prompts;
+    kept.checkpoints = checkpoints;
+    return true;
+}
+
+void serve_with(llama_context * ctx) {
+    if (ctx != kept.ctx) { // also after the server slept, and made a new one
+        kept.ctx = ctx;
+        charge_kept(kept.prompts, kept.checkpoints);
+    }
+}
+
+bool charge_prompts(uint64_t bytes) {
+    return charge_kept(bytes, kept.checkpoints);
+}
+
+bool charge_checkpoints(uint64_t bytes) {
+    return bytes == kept.checkpoints || charge_kept(kept.prompts, bytes);
+}
+
+void log_dropped(const char * what, uint64_t bytes) {
+    LOG_INF("superllama: %s of %.1f MiB makes room: %s\n", what, (double) bytes / (1 << 20), superllama_last_error());
+}
+
+// ---------------------------------------------------------------------------------------------------------
 
 void switch_off(common_params & params) {
     if (params.lora_init_without_apply) {

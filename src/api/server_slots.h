@@ -24,6 +24,60 @@ bool adapters_match(const std::string & have, const std::string & want);
 // --lora-init-without-apply, which upstream's server reads and forgets: its adapters wait until they are asked for.
 void switch_off(common_params & params);
 
+// ------------------------------------------------------------------------------------------ kept prompts
+// What the server keeps beside its slots, prompts that others may go on with and checkpoints, lies in the model's
+// budget. For the thread that runs the slots; without a budget there is room for everything.
+
+bool charge_prompts(uint64_t bytes);     // of prompts; false: the weights cannot make so much room
+bool charge_checkpoints(uint64_t bytes); // of prompts in slots
+void log_dropped(const char * what, uint64_t bytes);
+
+template <class States>
+uint64_t bytes_of(const States & states) {
+    uint64_t bytes = 0;
+    for (const auto & state : states) {
+        bytes += state.size();
+    }
+    return bytes;
+}
+
+// Before a prompt of so many bytes is kept: the oldest ones go for it. False: there is no room for it alone.
+template <class States>
+bool room_for_prompt(States & states, uint64_t bytes) {
+    while (!charge_prompts(bytes_of(states) + bytes)) {
+        if (states.empty()) {
+            return false;
+        }
+        log_dropped("a kept prompt", states.front().size());
+        states.pop_front();
+    }
+    return true;
+}
+
+inline void count_prompts(uint64_t bytes) {
+    charge_prompts(bytes);
+}
+
+// Between two batches: the oldest checkpoints of slots go where there is no room for all of them.
+template <class Slots>
+void count_checkpoints(Slots & slots) {
+    for (;;) {
+        uint64_t bytes = 0;
+        typename Slots::value_type * largest = nullptr;
+        for (auto & slot : slots) {
+            bytes += bytes_of(slot.prompt.checkpoints);
+            const bool more =
+                largest == nullptr || bytes_of(slot.prompt.checkpoints) > bytes_of(largest->prompt.checkpoints);
+            largest = !slot.prompt.checkpoints.empty() && more ? &slot : largest;
+        }
+        if (charge_checkpoints(bytes) || largest == nullptr) {
+            return;
+        }
+        log_dropped("a checkpoint", largest->prompt.checkpoints.front().size());
+        largest->prompt.checkpoints.pop_front();
+    }
+}
+
 // ---------------------------------------------------------------------------------------- end of the server
 
 // From now on whoever waits for a result gets an error: a client that stays connected would hold up the exit.
@@ -36,9 +90,12 @@ server_task_result_ptr or_stopped(server_task_result_ptr result);
 // the `n_taken` tokens of other requests would leave little of it; all of a batch where ubatches overlap on several
 // devices, or have to be in one.
 int32_t batch_tokens(llama_context * ctx, int32_t n_taken, bool whole);
+void serve_with(llama_context * ctx); // the context whose model's budget what is kept lies in
 
 template <class Slots>
-int32_t prompt_batch(llama_context * ctx, const Slots & slots, int32_t n_taken) {
+int32_t prompt_batch(llama_context * ctx, Slots & slots, int32_t n_taken) {
+    serve_with(ctx);
+    count_checkpoints(slots);
     bool whole = false;
     for (const auto & slot : slots) {
         whole = whole || (slot.task && slot.task->type == SERVER_TASK_TYPE_DECISION);

@@ -324,7 +324,9 @@ def add_tensor(rng: random.Random, parts: Parts, corpus: Corpus) -> str:
 
 def numbers_that_are_none(rng: random.Random, parts: Parts, corpus: Corpus) -> str:
     t = _tensor(rng, parts)
-    bits = rng.choice((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\0\0\0\0", b"\xff" * 4))
+    bits = rng.choice(
+        (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\0\0\0\0", b"\xff" * 4)
+    )
     t.data = (bits * (len(t.data) // 4 + 1))[: len(t.data)]
     return f"{t.name!r} is full of {bits.hex()}"
 

@@ -24,7 +24,8 @@ static void refused(const char * text) {
     CHECK(error.find(text) != std::string::npos && error.find("GiB") != std::string::npos);
 }
 
-// A host program's locale may have a decimal comma; sizes have a point. Installed locales differ: the comma is made here.
+// A host program's locale may have a decimal comma; sizes have a point. Installed locales differ: the comma is made
+// here.
 class comma : public std::numpunct<char> {
     char do_decimal_point() const override { return ','; }
 };
@@ -61,7 +62,8 @@ int main() {
     CHECK(parsed("2GB") == 2000000000);
     CHECK(parsed("60%") == 600);
     CHECK(parsed("100%") == 1000);
-    for (const char * text : { "", "GiB", "-1", "8gib", "8 Gi", "101%", "1e30", "nan", "inf", "0x10", "1,5GiB", "1.GiB", ".GiB", "+1", "1e", " 1", "8GiBx", "%" }) {
+    for (const char * text : { "", "GiB", "-1", "8gib", "8 Gi", "101%", "1e30", "nan", "inf", "0x10", "1,5GiB", "1.GiB",
+                               ".GiB", "+1", "1e", " 1", "8GiBx", "%" }) {
         refused(text);
     }
     CHECK(parsed("1e3") == 1000);
