@@ -1,5 +1,7 @@
 #include "base/deep_stack.h"
 
+#include "base/error.h"
+
 #include <algorithm>
 #include <exception>
 #include <stdexcept>
@@ -63,8 +65,8 @@ void run_on_stack(size_t, const std::function<void()> & work) {
 
 size_t regex_stack_bytes(const std::string & text) {
     // a match runs over letters, or over white space, or from one into the other once: never longer than two runs
-    const size_t frame_bytes = 1536; // measured with libstdc++: up to 1.2 KiB for each character
-    const size_t most_bytes = (size_t) 1 << 30;
+    const size_t frame_bytes = 1024; // measured with libstdc++: 300 bytes a character; what is not used is not there
+    const size_t most_bytes = (size_t) 1 << 31;
 
     size_t longest = 0;
     size_t run = 0;
@@ -82,6 +84,16 @@ size_t regex_stack_bytes(const std::string & text) {
                                     std::to_string(most_bytes / frame_bytes / 2 - 64) + ": put in line breaks");
     }
     return bytes;
+}
+
+bool tried(const std::function<void()> & work) {
+    try {
+        work();
+        return true;
+    } catch (const std::exception & e) {
+        set_error(e.what());
+        return false;
+    }
 }
 
 } // namespace superllama

@@ -11,7 +11,7 @@ namespace superllama {
 void run_on_stack(size_t bytes, const std::function<void()> & work);
 
 // The stack that std::regex needs to cut `text` into words. It recurses with every character of a match, so one word
-// of 30,000 letters ended the process. Throws std::invalid_argument where not even a stack of a gigabyte would do.
+// of 30,000 letters ended the process. Throws std::invalid_argument where not even a stack of two gigabytes would do.
 size_t regex_stack_bytes(const std::string & text);
 
 // What `work` returns for a text, on a stack that is long enough.
@@ -21,5 +21,8 @@ auto on_regex_stack(const std::string & text, Work work) {
     run_on_stack(regex_stack_bytes(text), [&] { result = work(); });
     return result;
 }
+
+// Whether `work` ran without an exception; the text of one becomes the last error. For the C API, which none may leave.
+bool tried(const std::function<void()> & work);
 
 } // namespace superllama
