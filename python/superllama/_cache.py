@@ -155,34 +155,39 @@ def _locks_are_shared(folder: Path) -> bool:
     return not kind.startswith(("nfs", "cifs", "smb", "9p", "fuse", "virtiofs", "ceph", "lustre", "gpfs"))
 
 
-def prune(
+def chosen(
     names: Sequence[str] = (), *, older_than_days: float | None = None, max_bytes: int | None = None
 ) -> list[Entry]:
-    """Remove the entries of these names ("models/x.gguf", "models"), or all; return what was removed.
+    """The entries of these names ("models/x.gguf", "models"), or all.
 
     Of them, `older_than_days` spares what was used since, and `max_bytes` the last used that fit into so much.
 
-    Raises: KeyError for a name that is not there (nothing is removed then), OSError if one cannot be removed.
+    Raises: KeyError for a name that is not there.
     """
     all_entries = entries()
     unknown = [name for name in names if name not in KINDS and not any(name == e.name for e in all_entries)]
     if unknown:
         raise KeyError(unknown[0])
-    chosen = [e for e in all_entries if not names or e.name in names or e.kind in names]
+    found = [e for e in all_entries if not names or e.name in names or e.kind in names]
     if older_than_days is not None:
-        chosen = [e for e in chosen if e.used < time.time() - older_than_days * 86400]
+        found = [e for e in found if e.used < time.time() - older_than_days * 86400]
     if max_bytes is not None:
         kept = 0
-        for entry in sorted(chosen, key=lambda e: e.used, reverse=True):
+        for entry in sorted(found, key=lambda e: e.used, reverse=True):
             if kept + entry.size_bytes <= max_bytes:
                 kept += entry.size_bytes
-                chosen.remove(entry)
-    for entry in chosen:
-        if entry.path.is_dir() and not entry.path.is_symlink():
-            shutil.rmtree(entry.path)
-        else:
-            entry.path.unlink()
-    return chosen
+                found.remove(entry)
+    return found
+
+
+def remove(found: Sequence[Entry]) -> None:
+    """Remove entries. Raises: OSError if one cannot be removed; one that is gone already is fine."""
+    for entry in found:
+        with contextlib.suppress(FileNotFoundError):
+            if entry.path.is_dir() and not entry.path.is_symlink():
+                shutil.rmtree(entry.path)
+            else:
+                entry.path.unlink()
 
 
 def size_of(path: Path) -> int:
