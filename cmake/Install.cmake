@@ -42,6 +42,10 @@ foreach(backend ${backends})
     endif()
 endforeach()
 
+superllama_exports(ggml ggml-base ggml ${backends})
+superllama_exports(llama llama)
+superllama_exports(common llama-common mtmd ${impl_libs})
+
 if (APPLE)
     set(origin @loader_path)
 else()
@@ -79,5 +83,6 @@ add_custom_command(
 python_add_library(_ffi MODULE USE_SABI 3.10 WITH_SOABI ${CMAKE_BINARY_DIR}/_ffi.c)
 target_link_libraries(_ffi PRIVATE llama)
 target_compile_options(_ffi PRIVATE $<$<C_COMPILER_ID:GNU,Clang,AppleClang>:-Wno-deprecated-declarations>)
-set_target_properties(_ffi PROPERTIES INSTALL_RPATH ${origin}/lib LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+set_target_properties(_ffi PROPERTIES
+    INSTALL_RPATH ${origin}/lib LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} C_VISIBILITY_PRESET hidden)
 install(TARGETS _ffi LIBRARY DESTINATION superllama COMPONENT superllama)

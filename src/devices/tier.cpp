@@ -6,7 +6,7 @@
 #include "telemetry/memory.h"
 
 #include "ggml-alloc.h"
-#include "ggml-cpu.h"
+#include "ggml-backend.h"
 
 #include <algorithm>
 #include <chrono>
