@@ -42,9 +42,14 @@ foreach(backend ${backends})
     endif()
 endforeach()
 
-superllama_exports(ggml ggml-base ggml ${backends})
-superllama_exports(llama llama)
-superllama_exports(common llama-common mtmd ${impl_libs})
+superllama_exports(ggml TARGETS ggml-base ggml ${backends} PREFIXES ggml_ gguf_ quantize_ dequantize_ iq2xs_ iq3xs_)
+superllama_exports(llama TARGETS llama PREFIXES llama_ llm_ LLM_ superllama_ NAMESPACES superllama)
+superllama_exports(mtmd TARGETS mtmd PREFIXES mtmd_ clip_)
+superllama_exports(programs TARGETS ${impl_libs} PREFIXES llama_)
+superllama_exports(common TARGETS llama-common
+    PREFIXES   common_ fs_ glob_match json_schema_to_grammar llama_ parse_cpu_ postprocess_cpu_ set_process_priority string_
+    NAMESPACES console hf_cache jinja superllama
+    SYMBOLS    _ZNK11common_json3getI* _ZN5jinja16global_from_jsonI*) # begin with the type that they return
 
 if (APPLE)
     set(origin @loader_path)
