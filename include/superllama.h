@@ -31,6 +31,18 @@ struct superllama_memory {
     uint64_t faults_major;
 };
 
+#define SUPERLLAMA_N_MEMORY_TAGS 14
+
+// What bytes of the budget are for: "resident", "rows", "pinned", "ring", ...; NULL for an i that no tag has.
+LLAMA_API const char * superllama_memory_tag(int32_t i);
+
+// Bytes in memory now, by tag, of a model with dynamic layers and its contexts; all 0 for others.
+LLAMA_API int32_t superllama_memory_by_tag(const struct llama_model * model, int64_t out[SUPERLLAMA_N_MEMORY_TAGS]);
+
+// States that a program keeps beside a context, as a server's prompt cache, count towards the budget of its model with
+// this. Fails where weights cannot make so much room, and then changes nothing.
+LLAMA_API int32_t superllama_charge_prompt_cache(struct llama_context * ctx, uint64_t bytes);
+
 // What one context has done. Counters only grow; a field of a feature that is off is 0.
 struct superllama_stats {
     int64_t timestamp_ms; // Unix time
@@ -83,6 +95,8 @@ struct superllama_stats {
 
     int64_t expert_guesses;      // experts read before the router had chosen them
     int64_t expert_guesses_used; // those of them that it chose
+
+    int64_t memory_by_tag[SUPERLLAMA_N_MEMORY_TAGS]; // in memory now, of what lies in the budget
 };
 
 // The paged KV cache of a context. Counters only grow.
@@ -118,7 +132,7 @@ struct superllama_kv_seq_pages {
     int64_t pages_disk;
 };
 
-LLAMA_API const char * superllama_version(void);         // "0.1.0"
+LLAMA_API const char * superllama_version(void);        // "0.1.0"
 LLAMA_API const char * superllama_upstream_build(void); // the pin of llama.cpp, such as b11549
 
 // The reason of the last failure in this thread, "" if there was none.
@@ -149,7 +163,7 @@ struct superllama_plan {
     uint64_t mem_full_bytes;  // the smallest budget that holds everything
 
     uint64_t kv_bytes;
-    uint64_t compute_bytes;
+    uint64_t compute_bytes;     // buffers of graphs, of kernels, of logits
     uint64_t fixed_bytes;       // weights that are always resident
     uint64_t dense_bytes;       // weights in blocks that every token needs
     uint64_t expert_bytes;      // weights of experts

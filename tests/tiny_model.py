@@ -25,10 +25,10 @@ def byte_vocabulary() -> tuple[list[str], list[float], list[int]]:
     return tokens, [-float(i) for i in range(len(tokens))], [int(t) for t in types]
 
 
-def llama_writer(path: Path, n_embd: int, n_layer: int, n_ff: int) -> gguf.GGUFWriter:
-    """With all metadata of a llama and no tensor yet."""
+def llama_writer(path: Path, n_embd: int, n_layer: int, n_ff: int, arch: str = "llama") -> gguf.GGUFWriter:
+    """With all metadata of a llama, or of one of its relatives, and no tensor yet."""
     tokens, scores, types = byte_vocabulary()
-    w = gguf.GGUFWriter(path, "llama")
+    w = gguf.GGUFWriter(path, arch)
     w.add_context_length(N_CTX)
     w.add_embedding_length(n_embd)
     w.add_block_count(n_layer)
@@ -95,6 +95,19 @@ def write_zeros(path: Path, n_embd: int, n_layer: int, n_ff: int) -> Path:
     header = gguf.GGUFWriter.ggml_pad(path.stat().st_size, w.data_alignment)
     os.truncate(path, header + size)
     return path
+
+
+def write_bitnet(path: Path, n_embd: int = 256, n_ff: int = 512, seed: int = 4) -> Path:
+    """A model whose token embedding is its output matrix too, without saying so: its graph multiplies with it."""
+    rng = np.random.default_rng(seed)
+    w = llama_writer(path, n_embd, N_LAYER, n_ff, "bitnet")
+    shapes = [s for s in llama_tensors(n_embd, N_LAYER, n_ff) if s[0] != "output.weight"]
+    for i in range(N_LAYER):
+        shapes += [(f"blk.{i}.attn_sub_norm.weight", (n_embd,)), (f"blk.{i}.ffn_sub_norm.weight", (n_ff,))]
+    for name, shape in shapes:
+        data = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) * 0.1
+        w.add_tensor(name, data.astype(np.float32))
+    return finish(w, path)
 
 
 def write_lora(path: Path, rank: int = 4, seed: int = 2) -> Path:

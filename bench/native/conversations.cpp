@@ -23,8 +23,6 @@
 #    include "superllama.h"
 #endif
 
-using namespace superllama;
-
 struct options {
     std::string model;
     int n = 16;
@@ -140,8 +138,8 @@ static void print_list(const char * name, const std::vector<conversation> & list
 
 int main(int argc, char ** argv) {
 #ifdef SUPERLLAMA
-    flags args;
-    argc = take_flags(argc, argv, args);
+    superllama::flags args;
+    argc = superllama::take_flags(argc, argv, args);
 #endif
     const options o = parse(argc, argv);
     log_from(GGML_LOG_LEVEL_WARN);

@@ -1,4 +1,4 @@
-"""Where the layers of a model with dynamic layers are."""
+"""Where the layers of a model with dynamic layers are, and what its memory is for."""
 
 from __future__ import annotations
 
@@ -56,3 +56,12 @@ def layers_of(model: Any) -> list[Layer]:
         )
         for e in entries
     ]
+
+
+def memory_by_tag(model: Any) -> dict[str, int]:
+    """Bytes in memory now of a native model and its contexts, by what they are for. Raises: ModelError."""
+    n = ffi.typeof("struct superllama_stats").fields[-1][1].type.length
+    found = ffi.new("int64_t[]", n)
+    if lib.superllama_memory_by_tag(model, found) < 0:
+        raise ModelError(f"the library cannot tell what its memory is for: {last_error()}")
+    return {text(lib.superllama_memory_tag(i)): found[i] for i in range(n)}

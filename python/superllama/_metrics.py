@@ -67,6 +67,7 @@ class Metrics(BaseModel):
     move_ms: Rate = Field(description="spent moving layers to and from devices")
     expert_guesses: Count = Field(description="experts read before the router had chosen them")
     expert_guesses_used: Count = Field(description="those of them that it chose")
+    memory_by_tag: dict[str, Count] = Field(description="bytes in memory now, of what lies in the budget")
 
 
 def schema() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import CancelledError, ModelError
 from ._gguf import check_gguf
-from ._layers import Layer, layers_of
+from ._layers import Layer, layers_of, memory_by_tag
 from ._native import collected_errors, ffi, last_error, lib, reason, text
 from ._params import ModelParams, merged
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
@@ -186,6 +186,14 @@ class Model:
         """Where each layer is now; empty for a model that was loaded without dynamic_layers."""
         with self._use() as c:
             return layers_of(c)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of host memory in use now, by what they are for: weights ("resident", "rows", "pinned", "ring",
+        "experts"), "staging", "kv", "compute", "cpu_work", "outputs", "adapters", "uploads", "prompt_cache" and
+        "page_tables". Their sum is what the budget holds. All 0 for a model that was loaded without dynamic_layers.
+        """
+        with self._use() as c:
+            return memory_by_tag(c)
 
     def set_budget(
         self, mem_budget: int | str | None = None, *, vram: int | str | Sequence[int | str] | None = None

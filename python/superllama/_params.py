@@ -245,6 +245,10 @@ class ContextParams(_Params):
     no_perf: bool = _default(_CONTEXT, "no_perf")
     op_offload: bool = _default(_CONTEXT, "op_offload")
     swa_full: bool = _default(_CONTEXT, "swa_full")
+    moe_cache_size: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        _default(_CONTEXT, "moe_cache_size"),
+        description="bytes on devices for copies of experts that lie in host memory; not with dynamic layers",
+    )
     kv_unified: bool = Field(_default(_CONTEXT, "kv_unified"), description="sequences share the n_ctx cells")
 
     metrics: bool = Field(_default(_CONTEXT.superllama, "metrics"), description="JSON lines to stderr")

@@ -1,6 +1,7 @@
 #include "api/plan.h"
 
 #include "llama-context.h"
+#include "context/hooks.h"
 #include "llama-cpp.h"
 #include "llama-model.h"
 #include "model/dynamic_model.h"
@@ -32,23 +33,22 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
     mparams.no_alloc = true;
     mparams.load_mode = LLAMA_LOAD_MODE_NONE; // a dry run must not map the file
     mparams.superllama.dynamic_layers = false;
-    {
-        const llama_model_ptr model = load(path, mparams);
-        const llama_context_ptr ctx(llama_init_from_model(model.get(), cparams));
-        if (ctx == nullptr) {
-            throw std::runtime_error("no context of this size can be made; the log says why");
-        }
-        for (const auto & entry : ctx->memory_breakdown()) {
-            if (ggml_backend_buft_is_host(entry.first)) {
-                common.kv_bytes += entry.second.context;
-                common.compute_bytes += entry.second.compute;
-            }
-        }
-        common.n_ubatch = (int32_t) ctx->n_ubatch();
-        common.n_layers = (int32_t) model->hparams.n_layer();
-        common.n_experts = (int32_t) model->hparams.n_expert;
-        common.n_experts_used = (int32_t) model->hparams.n_expert_used_max();
+    const llama_model_ptr dry = load(path, mparams);
+    const llama_context_ptr ctx(llama_init_from_model(dry.get(), cparams));
+    if (ctx == nullptr) {
+        throw std::runtime_error("no context of this size can be made; the log says why");
     }
+    for (const auto & entry : ctx->memory_breakdown()) {
+        if (ggml_backend_buft_is_host(entry.first)) {
+            common.kv_bytes += entry.second.context;
+            common.compute_bytes += entry.second.compute;
+        }
+    }
+    common.compute_bytes += context_hooks::output_bytes(*ctx) + context_hooks::work_bytes(*ctx);
+    common.n_ubatch = (int32_t) ctx->n_ubatch();
+    common.n_layers = (int32_t) dry->hparams.n_layer();
+    common.n_experts = (int32_t) dry->hparams.n_expert;
+    common.n_experts_used = (int32_t) dry->hparams.n_expert_used_max();
 
     // the layout of the weights: as in a load that stops before it reads
     mparams.no_alloc = false;
@@ -56,7 +56,10 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
     mparams.superllama.async_prefetch = false;
     mparams.superllama.plan_only = true;
     const llama_model_ptr model = load(path, mparams);
-    const dynamic_model & weights = *model->superllama;
+    dynamic_model & weights = *model->superllama;
+    if (ggml_cgraph * gf = context_hooks::largest_graph(*ctx)) {
+        weights.expect(gf);
+    }
 
     common.fixed_bytes = weights.fixed_bytes();
     common.repacked_bytes = weights.converted_bytes();

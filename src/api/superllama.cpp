@@ -56,6 +56,29 @@ int32_t superllama_memory(struct superllama_memory * out) {
     });
 }
 
+const char * superllama_memory_tag(int32_t i) {
+    static_assert(SUPERLLAMA_N_MEMORY_TAGS == n_memory_tags, "the header names all tags");
+    return i >= 0 && i < SUPERLLAMA_N_MEMORY_TAGS ? name_of((memory_tag) i) : nullptr;
+}
+
+int32_t superllama_memory_by_tag(const struct llama_model * model, int64_t out[SUPERLLAMA_N_MEMORY_TAGS]) {
+    return guarded([&] {
+        std::fill_n(out, SUPERLLAMA_N_MEMORY_TAGS, 0);
+        if (model->superllama) {
+            const auto bytes = model->superllama->memory_by_tag();
+            std::copy(bytes.begin(), bytes.end(), out);
+        }
+        return 0;
+    });
+}
+
+int32_t superllama_charge_prompt_cache(struct llama_context * ctx, uint64_t bytes) {
+    return guarded([&] {
+        ctx->superllama->charge_prompt_cache(bytes);
+        return 0;
+    });
+}
+
 int32_t superllama_stats(const struct llama_context * ctx, struct superllama_stats * out) {
     return guarded([&] {
         ctx->superllama->stats(*out);
@@ -146,7 +169,9 @@ int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t by
                 "the model was loaded without dynamic layers, or there is no device to move them to");
         }
         std::string error;
-        tier->ask(std::vector<uint64_t>(bytes, bytes + tier->n_devices()));
+        std::vector<uint64_t> asked(bytes, bytes + SUPERLLAMA_MAX_DEVICES);
+        asked.resize(tier->n_devices(), asked.back()); // the last holds for all that follow
+        tier->ask(asked);
         const auto placement = tier->hold();
         if (!tier->apply_asked(&error)) {
             throw std::runtime_error(error);

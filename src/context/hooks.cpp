@@ -57,7 +57,11 @@ void context_hooks::impl::offer_paging() {
     paging.params = params;
     paging.host_only = devices.empty();
     if (params.async_prefetch) {
-        paging.pool = std::make_shared<readers>(params.prefetch_threads > 0 ? params.prefetch_threads : 4);
+        std::string why;
+        paging.pool = readers::create(params.prefetch_threads > 0 ? params.prefetch_threads : 4, &why);
+        if (paging.pool == nullptr) {
+            LLAMA_LOG_WARN("superllama: KV pages are not read ahead: %s\n", why.c_str());
+        }
     }
     kv_paging::current() = &paging;
 }
@@ -86,6 +90,11 @@ void context_hooks::impl::close_paging() {
 
 context_hooks::context_hooks(llama_context & ctx, const superllama_context_params & params) :
     pimpl(std::make_unique<impl>(ctx, params)) {
+    if (pimpl->weights != nullptr && ctx.cparams.moe_cache_size > 0) {
+        throw std::runtime_error(
+            "--moe-cache-mib: not with dynamic layers: its experts are copied from host memory, where "
+            "not all of them are");
+    }
     if (pimpl->weights != nullptr && !pimpl->devices.empty()) {
         ctx.cparams.op_offload = false; // the scheduler would copy weights that may not be there
     }
@@ -94,9 +103,10 @@ context_hooks::context_hooks(llama_context & ctx, const superllama_context_param
 context_hooks::~context_hooks() {
     const auto placement = hold();
     if (pimpl->weights != nullptr) {
+        pimpl->memory.reset();
         pimpl->weights->remove_context(pimpl.get());
     }
-    if (!pimpl->sinks.empty()) {
+    if (!pimpl->sinks.empty() && pimpl->ready) { // what failed while it was made has no caches to tell of
         pimpl->write_line(METRICS_FINAL);
         for (const auto & sink : pimpl->sinks) {
             sink->flush();
@@ -114,99 +124,177 @@ superllama_context_params context_hooks::default_context_params() {
 void context_hooks::context_ready() {
     impl & self = *pimpl;
     self.close_paging();
+    self.ready = true;
     if (self.weights != nullptr || self.paging.pager != nullptr) {
         self.recurrent = recurrent_guard::create(self.ctx.get_memory());
     }
     if (self.weights == nullptr) {
         return;
     }
-    page_table * pages = self.paging.pager != nullptr ? self.paging.pager->get_pages() : nullptr;
-    const bool lends_compute = self.devices.empty(); // with devices, copies of their tensors lie there too
-    size_t host_bytes = 0;
-    for (const auto & entry : self.ctx.memory_breakdown()) {
-        if (pages != nullptr && entry.first == self.paging.pager->buffer_type()) {
-            self.kv.bytes_max += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
-        } else if (ggml_backend_buft_is_host(entry.first)) {
-            host_bytes += entry.second.context;
-            (lends_compute ? self.compute.bytes_max : host_bytes) += entry.second.compute;
-        }
-    }
     std::string error;
     if (self.tier != nullptr && lost_device(&error)) {
         throw std::runtime_error(error);
     }
-    if (self.tier != nullptr) {
+    {
         const auto placement = hold();
-        for (int il = 0; il < self.tier->n_layers(); ++il) { // the tier says how much of its KV is on the host
-            host_bytes -= self.tier->device_of(il) == nullptr ? self.device_kv->bytes(il) : 0;
+        self.open_account();
+        if (self.tier != nullptr) {
+            self.device_kv->ready();
         }
-        self.device_kv->ready();
     }
-    self.other_bytes = host_bytes;
-    self.kv.granted = self.kv.bytes_max;
-    self.output_bytes_min = ggml_backend_buffer_get_size(self.ctx.buf_output.get());
-    self.add_to_weights(0);
-    if (pages != nullptr) {
-        self.grant(self.kv, (uint64_t) pages->count().resident_bytes);
-        pages->before_growth(
-            [&self](uint64_t bytes) { self.grant(self.kv, std::max<uint64_t>(bytes, self.kv.granted)); });
+    if (self.paging.pager != nullptr) {
+        page_table & pages = *self.paging.pager->get_pages();
+        self.grant(self.memory->kv_pages, (uint64_t) pages.count().resident_bytes);
+        pages.before_growth([&self](uint64_t bytes) {
+            self.grant(self.memory->kv_pages, std::max<uint64_t>(bytes, self.memory->kv_pages.granted()));
+        });
     }
 }
 
-// -------------------------------------------------------------------------------------------------- loans
+// -------------------------------------------------------------------------------------------------- memory
 
-void context_hooks::impl::grant(loan & l, uint64_t bytes) {
-    const auto in_steps = [&l](uint64_t n) { return std::min(GGML_PAD(n, loan_step_bytes), l.bytes_max); };
+void context_hooks::impl::open_account() {
+    page_table * pages = paging.pager != nullptr ? paging.pager->get_pages() : nullptr;
+    uint64_t page_bytes = 0, kv_bytes = 0, compute_bytes = 0;
+    for (const auto & entry : ctx.memory_breakdown()) {
+        if (pages != nullptr && entry.first == paging.pager->buffer_type()) {
+            page_bytes += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
+        } else if (ggml_backend_buft_is_host(entry.first)) {
+            kv_bytes += entry.second.context;
+            compute_bytes += entry.second.compute;
+        }
+    }
+    for (int il = 0; tier != nullptr && il < tier->n_layers(); ++il) { // the tier charges those of its KV on the host
+        kv_bytes -= tier->device_of(il) == nullptr ? device_kv->bytes(il) : 0;
+    }
+    if (ggml_cgraph * gf = largest_graph(ctx)) {
+        weights->expect(gf);
+    }
+    memory = std::make_unique<account>(weights->accounts());
+    weights->add_context(this, (int) ctx.n_ubatch());
+    const bool lends = devices.empty(); // with devices, copies of their tensors lie in the compute buffers too
+    weights->change_charges({
+        { &memory->kv_pages, page_bytes, page_bytes },
+        { &memory->kv, kv_bytes, kv_bytes },
+        { &memory->compute, lends ? 0 : compute_bytes, compute_bytes },
+        { &memory->cpu_work, work_bytes(ctx), work_bytes(ctx) },
+        { &memory->outputs, output_bytes(ctx), output_bytes(ctx) },
+    });
+}
+
+uint64_t context_hooks::output_bytes(const llama_context & ctx) {
+    return ctx.buf_output != nullptr ? ggml_backend_buffer_get_size(ctx.buf_output.get()) : 0;
+}
+
+ggml_cgraph * context_hooks::largest_graph(llama_context & ctx) {
+    const llm_graph_result * largest = ctx.get_gf_res_reserve();
+    return largest != nullptr ? largest->get_gf() : nullptr;
+}
+
+uint64_t context_hooks::work_bytes(llama_context & ctx) {
+    const ggml_cgraph * gf = largest_graph(ctx);
+    const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
+    return gf != nullptr ? cpu_work_bytes(ctx.get_sched(), gf, n_threads) : 0;
+}
+
+void context_hooks::impl::grant(charge & of, uint64_t bytes) {
+    const auto in_steps = [&of](uint64_t n) { return std::min<uint64_t>(GGML_PAD(n, loan_step_bytes), of.promised()); };
     // not less before half a step more would fit: a page that comes and goes moves nothing
-    const uint64_t granted = std::min(std::max(l.granted, in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
-    if (granted != l.granted) {
-        l.granted = granted;
-        weights->context_uses(this, other_bytes + output_bytes + kv.granted + compute.granted);
+    const uint64_t granted = std::min(std::max(of.granted(), in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
+    if (granted != of.granted()) {
+        weights->grant(of, granted);
     }
-}
-
-void context_hooks::impl::add_to_weights(uint64_t new_output_bytes) { // throws where there is no memory for it
-    const uint64_t fixed = other_bytes + new_output_bytes;
-    weights->add_context(this, fixed + kv.granted + compute.granted, fixed + kv.bytes_max + compute.bytes_max,
-                         (int) ctx.n_ubatch());
-    output_bytes = new_output_bytes;
 }
 
 void context_hooks::impl::grant_compute(const ggml_cgraph * gf) {
-    grant(compute, std::max<uint64_t>(buffers.add(gf), compute.granted));
-    const bool small = buffers.bytes_of_graph() + loan_step_bytes < compute.granted;
+    charge & compute = memory->compute;
+    const uint64_t in_memory = buffers.add(gf);
+    grant(compute, std::max<uint64_t>(in_memory, compute.granted()));
+    compute.use(in_memory);
+    const bool small = buffers.bytes_of_graph() + loan_step_bytes < compute.granted();
     n_small_graphs = small ? n_small_graphs + 1 : 0;
     if (n_small_graphs >= n_small_graphs_min) {
         n_small_graphs = 0;
         buffers.give_back();
+        compute.use(buffers.bytes_of_graph());
         grant(compute, buffers.bytes_of_graph());
     }
 }
 
+// Upstream reserves anew when a context is used in another way, and a graph may ask for more then.
+void context_hooks::impl::charge_buffers(const ggml_cgraph * gf) {
+    uint64_t bytes = 0;
+    for (ggml_backend_t backend : ctx.backend_ptrs) {
+        if (ggml_backend_buft_is_host(ggml_backend_sched_get_buffer_type(ctx.get_sched(), backend))) {
+            bytes += ggml_backend_sched_get_buffer_size(ctx.get_sched(), backend);
+        }
+    }
+    charge & compute = memory->compute;
+    if (bytes > compute.promised()) {
+        weights->change_charges({ { &compute, devices.empty() ? compute.granted() : bytes, bytes } });
+    }
+    if (devices.empty()) {
+        grant_compute(gf);
+    }
+}
+
+void context_hooks::impl::charge_cpu_work(const ggml_cgraph * gf) {
+    const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
+    const uint64_t bytes = cpu_work_bytes(ctx.get_sched(), gf, n_threads);
+    if (bytes > memory->cpu_work.granted()) {
+        weights->change_charges({ { &memory->cpu_work, bytes, bytes } });
+    }
+}
+
+// They are made when they are first set, all layers' at once.
+void context_hooks::impl::charge_control_vectors() {
+    const llama_hparams & hparams = ctx.get_model().hparams;
+    bool any = false;
+    for (int il = 0; !any && ctx.cvec != nullptr && il < (int) hparams.n_layer(); ++il) {
+        any = ctx.cvec->tensor_for(il) != nullptr;
+    }
+    const uint64_t bytes = any ? (uint64_t) hparams.n_layer() * hparams.n_embd * sizeof(float) : 0;
+    if (bytes > memory->adapters.granted()) {
+        weights->change_charges({ { &memory->adapters, bytes, bytes } });
+    }
+}
+
 bool context_hooks::before_outputs(size_t bytes) {
-    if (pimpl->output_bytes_min == 0) {
-        return true; // nothing is dynamic, or the context is being made
+    if (pimpl->memory == nullptr) {
+        return true; // there is no budget, or the context is being made
     }
-    try {
-        pimpl->add_to_weights(bytes - std::min<uint64_t>(bytes, pimpl->output_bytes_min));
-    } catch (const std::exception & e) {
-        set_error(e.what());
-        LLAMA_LOG_ERROR("superllama: %s\n", e.what());
-        return false;
-    }
-    return true;
+    return pimpl->guarded([&] {
+        pimpl->weights->change_charges({ { &pimpl->memory->outputs, bytes, bytes } });
+        return true;
+    });
 }
 
 // -------------------------------------------------------------------------------------- the way of a ubatch
 
+bool context_hooks::impl::say(const std::string & error) {
+    set_error(error);
+    LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
+    return false;
+}
+
+bool context_hooks::impl::guarded(const std::function<bool()> & body) {
+    try {
+        return body();
+    } catch (const std::exception & e) {
+        return say(e.what());
+    }
+}
+
 bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
+    return pimpl->guarded([&] { return prepare(ubatch); });
+}
+
+bool context_hooks::prepare(const llama_ubatch & ubatch) {
     pimpl->rates.begin(ggml_time_us());
     if (pimpl->tier != nullptr) {
         std::string error;
         if (lost_device(&error)) {
-            set_error(error);
-            LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
-            return false;
+            return pimpl->say(error);
         }
         if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
@@ -217,71 +305,58 @@ bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
         try {
             pimpl->ctx.sched_reserve();
         } catch (const std::exception & e) {
-            set_error(e.what());
-            LLAMA_LOG_ERROR("superllama: %s\n", e.what());
             pimpl->placement = -1; // the next call tries again
-            return false;
+            return pimpl->say(e.what());
         }
     }
     if (pimpl->paging.pager != nullptr && !pimpl->devices.empty()) {
         ggml_backend_sched_synchronize(pimpl->ctx.get_sched()); // a device may still copy from KV pages
     }
     std::string error;
-    if (pimpl->recurrent && !pimpl->recurrent->before_ubatch(ubatch, &error)) {
-        set_error(error);
-        LLAMA_LOG_ERROR("superllama: %s\n", error.c_str());
-        return false;
-    }
-    return true;
+    return pimpl->recurrent == nullptr || pimpl->recurrent->before_ubatch(ubatch, &error) || pimpl->say(error);
 }
 
 void context_hooks::before_inputs(const ggml_cgraph * gf) {
-    if (pimpl->compute.bytes_max > 0) {
-        pimpl->grant_compute(gf);
+    if (pimpl->memory != nullptr) {
+        pimpl->has_buffers = pimpl->guarded([&] {
+            pimpl->charge_buffers(gf);
+            return true;
+        });
     }
 }
 
 bool context_hooks::before_graph(ggml_cgraph * gf) {
     impl & self = *pimpl;
-    self.error.clear();
-    self.kv_cuts = self.paging.pager != nullptr && self.paging.pager->is_streaming();
-    if (self.kv_cuts) {
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
-        if (!self.paging.pager->plan(gf)) {
+    kv_pager * pager = self.paging.pager;
+    const bool kv_cuts = pager != nullptr && pager->is_streaming();
+    return self.has_buffers && self.guarded([&] {
+        if (self.weights != nullptr && pager != nullptr) { // pages that come in the middle of a graph have their memory
+            charge & kv = self.memory->kv_pages;
+            const auto resident = (uint64_t) pager->get_pages()->count().resident_bytes;
+            self.grant(kv, kv_cuts ? kv.promised() : resident);
+            kv.use(resident);
+        }
+        std::string error;
+        if (self.weights != nullptr && (gf->uid == 0 || gf->uid != self.graph_seen)) {
+            if (!self.weights->serve(gf, &error)) {
+                return self.say(error);
+            }
+            self.charge_cpu_work(gf);
+            self.charge_control_vectors();
+            self.graph_seen = gf->uid;
+        }
+        self.run = std::make_unique<graph_run>(self.ctx, self.weights != nullptr ? &self.weights->sched() : nullptr,
+                                               kv_cuts ? pager : nullptr);
+        if (!self.run->begin(gf)) {
             return false;
         }
-    }
-    if (self.weights != nullptr) {
-        if (self.paging.pager != nullptr) { // pages that come and go in the middle of a graph have their memory before
-            const int64_t resident = self.paging.pager->get_pages()->count().resident_bytes;
-            self.grant(self.kv, self.kv_cuts ? self.kv.bytes_max : (uint64_t) resident);
+        if (self.recurrent) {
+            // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would
+            // pay
+            self.recurrent->before_graph(kv_cuts);
         }
-        self.turn = true;
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), impl::on_node, &self);
-        self.weights->sched().begin_graph(gf, gf->uid, &self.error);
-    }
-    if (self.recurrent && self.error.empty()) {
-        // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would pay
-        self.recurrent->before_graph(self.kv_cuts);
-    }
-    return self.error.empty();
-}
-
-bool context_hooks::impl::on_node(ggml_tensor * node, bool ask, void * data) {
-    impl & self = *(impl *) data;
-    const llama_cparams & cp = self.ctx.get_cparams();
-    if (ask) {
-        self.user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
-        const bool kv = self.kv_cuts && self.paging.pager->is_cut(node);
-        return kv || (self.turn && self.weights->sched().stops_after(node)) || self.user_asked;
-    }
-    if (self.user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
-        return false;
-    }
-    if (self.kv_cuts && self.paging.pager->is_cut(node) && !self.paging.pager->advance()) {
-        return false;
-    }
-    return self.error.empty() && (!self.turn || self.weights->sched().after_node(node, &self.error));
+        return true;
+    });
 }
 
 bool context_hooks::after_graph(bool computed) {
@@ -296,29 +371,19 @@ bool context_hooks::after_graph(bool computed) {
 
 bool context_hooks::end_graph() {
     impl & self = *pimpl;
-    const bool kv_ok = !self.kv_cuts || self.paging.pager->finish();
-    if (self.kv_cuts) { // other graphs, a context shift, run with the user's callback
-        const llama_cparams & cp = self.ctx.get_cparams();
-        ggml_backend_sched_set_eval_callback(self.ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
-        self.kv_cuts = false;
+    if (self.run == nullptr) {
+        return false; // it did not begin, and before_graph() said why
     }
-    if (!self.turn) {
-        return kv_ok;
-    }
-    self.turn = false;
-    ggml_backend_sched_synchronize(self.ctx.get_sched());
-    self.weights->sched().end_graph();
-    if (!self.error.empty()) {
-        self.error = "the weights could not be read: " + self.error;
-    }
+    const bool ok = self.run->end();
+    std::string error = self.run->error();
+    self.run.reset();
     if (self.tier != nullptr) {
-        lost_device(&self.error);
+        lost_device(&error);
     }
-    if (!self.error.empty()) {
-        set_error(self.error);
-        LLAMA_LOG_ERROR("superllama: %s\n", self.error.c_str());
+    if (!error.empty()) {
+        self.say(error);
     }
-    return kv_ok && self.error.empty();
+    return ok && error.empty();
 }
 
 bool context_hooks::take_kv_failure() const {

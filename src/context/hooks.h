@@ -36,6 +36,11 @@ class context_hooks {
     std::unique_lock<std::recursive_mutex> begin_reserve();
     void before_reserve(const llama_memory_context_i * mctx);
 
+    // Of a context that is complete: the buffers of logits, and of the CPU's kernels. For a plan.
+    static uint64_t output_bytes(const llama_context & ctx);
+    static uint64_t work_bytes(llama_context & ctx);
+    static ggml_cgraph * largest_graph(llama_context & ctx); // that it was measured with; null: none
+
     bool before_outputs(size_t bytes); // of the buffer of logits and embeddings; false: there is no memory for it
 
     bool before_ubatch(const llama_ubatch & ubatch); // false: superllama_last_error() says why
@@ -57,11 +62,16 @@ class context_hooks {
     void kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_pages & out) const;
     int kv_prefetch(llama_seq_id seq);
 
+    // What a server keeps beside this context counts; throws where there is no memory for it.
+    void charge_prompt_cache(uint64_t bytes);
+
     void stats(struct superllama_stats & out) const;
     std::string metrics_json() const;
 
   private:
     bool take_kv_failure() const;
+    bool prepare(const llama_ubatch & ubatch);
+    void count(const llama_ubatch & ubatch);
     bool end_graph();
     std::vector<size_t> buffer_sizes() const;
     void count_compute_buffers();

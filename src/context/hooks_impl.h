@@ -3,7 +3,10 @@
 
 #include "context/hooks.h"
 
+#include "base/ledger.h"
 #include "context/compute_buffers.h"
+#include "context/cpu_work.h"
+#include "context/graph_run.h"
 #include "llama-context.h"
 #include "devices/layer_kv.h"
 #include "kv/pager.h"
@@ -13,6 +16,7 @@
 #include "kv/recurrent_guard.h"
 #include "model/dynamic_model.h"
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,25 +42,35 @@ struct context_hooks::impl {
     bool lost = false;                   // a device that it computed on is gone
     int64_t placement = -1;              // generation that the scheduler's buffers are reserved for
     int64_t n_device_moves[2] = {};      // loads, evictions: as of the last event line
-    bool turn = false;                   // this context's graph is the one that runs
-    std::string error;                   // of the graph that runs
-    bool user_asked = false;
+    uint64_t graph_seen = 0;             // what it reads of the weights is served
+    std::unique_ptr<graph_run> run;      // null: between two graphs
+    bool ready = false;                  // the context is complete
+    bool has_buffers = true;             // the weights made room for the compute buffers of the graph that comes
 
     kv_paging paging;
-    bool kv_cuts = false;     // KV pages come and go layer by layer in the graph that runs
     int64_t n_kv_evicted = 0; // as of the last event line
     int64_t n_kv_restored = 0;
 
-    // Host memory that this context may take; what it does not use is lent to weights.
-    struct loan {
-        uint64_t bytes_max = 0;
-        uint64_t granted = 0; // to this context: what the weights know of
+    // What this context has of the model's budget. What KV pages and compute buffers do not use is lent to weights.
+    struct account {
+        explicit account(ledger & of) :
+            kv_pages(of, memory_tag::kv),
+            kv(of, memory_tag::kv),
+            compute(of, memory_tag::compute),
+            cpu_work(of, memory_tag::cpu_work),
+            outputs(of, memory_tag::outputs),
+            adapters(of, memory_tag::adapters),
+            prompt_cache(of, memory_tag::prompt_cache) {}
+
+        charge kv_pages;
+        charge kv; // that is in no pages, recurrent states
+        charge compute;
+        charge cpu_work;
+        charge outputs;
+        charge adapters; // control vectors; a LoRA belongs to the model
+        charge prompt_cache;
     };
-    uint64_t other_bytes = 0;      // used at any time
-    uint64_t output_bytes_min = 0; // of the buffer of logits as it is made, a row for each sequence: not counted
-    uint64_t output_bytes = 0;     // what it has grown by
-    loan kv;                       // pages
-    loan compute;                  // buffers
+    std::unique_ptr<account> memory; // null: the model has no budget
     compute_buffers buffers;
     int n_small_graphs = 0;
 
@@ -65,18 +79,22 @@ struct context_hooks::impl {
     impl(llama_context & ctx, const superllama_context_params & params);
     ~impl();
 
+    // For what can fail while a ubatch runs. An exception may not pass upstream's C API: it becomes the decode's error.
+    bool say(const std::string & error); // false, so that it can be returned
+    bool guarded(const std::function<bool()> & body);
+
     void offer_paging();
     void offer_lending();
     void close_paging(); // the caches exist: who took the offer, and why not
     kv_pager * asked_pager() const { return params.paged_kv ? paging.pager : nullptr; } // by the user
 
-    // before memory is taken, and after it was given back: the weights have the rest
-    void grant(loan & l, uint64_t bytes);
+    // Before memory is taken, and after it was given back: the weights have the rest. They throw where there is none.
+    void open_account();
+    void grant(charge & of, uint64_t bytes);
     void grant_compute(const ggml_cgraph * gf);
-    void add_to_weights(uint64_t new_output_bytes); // throws where there is no memory for it
-
-    // ggml asks before a node whether to stop after it, and calls again once it is computed
-    static bool on_node(ggml_tensor * node, bool ask, void * data);
+    void charge_buffers(const ggml_cgraph * gf); // which may have grown since
+    void charge_cpu_work(const ggml_cgraph * gf);
+    void charge_control_vectors();
 
     void collect(struct superllama_stats & s);
     void collect_weights(struct superllama_stats & s);

@@ -79,6 +79,8 @@ void context_hooks::impl::collect_weights(struct superllama_stats & s) {
     s.prefetch_completed = c.prefetch.completed;
     s.prefetch_failed = c.prefetch.failed;
     s.mem_budget_bytes = (int64_t) weights->budget_bytes();
+    const auto by_tag = weights->memory_by_tag();
+    std::copy(by_tag.begin(), by_tag.end(), s.memory_by_tag);
     for (const layer_sched::layer & l : weights->sched().layers()) {
         s.disk_layers_active += l.bytes_resident < l.bytes && weights->device_of(l.index) == nullptr ? 1 : 0;
     }
@@ -165,6 +167,13 @@ static int64_t count_generated(const llama_ubatch & ubatch) {
 }
 
 void context_hooks::after_ubatch(const llama_ubatch & ubatch) {
+    pimpl->guarded([&] {
+        count(ubatch);
+        return true;
+    });
+}
+
+void context_hooks::count(const llama_ubatch & ubatch) {
     impl & self = *pimpl;
     if (self.ctx.get_cparams().warmup) {
         return;
@@ -212,6 +221,12 @@ int context_hooks::kv_prefetch(llama_seq_id seq) {
     struct superllama_kv_seq_pages checked;
     kv_seq_pages(seq, checked);
     return pimpl->asked_pager() != nullptr ? pimpl->asked_pager()->prefetch(seq) : 0;
+}
+
+void context_hooks::charge_prompt_cache(uint64_t bytes) {
+    if (pimpl->memory != nullptr) {
+        pimpl->weights->change_charges({ { &pimpl->memory->prompt_cache, bytes, bytes } });
+    }
 }
 
 void context_hooks::stats(struct superllama_stats & out) const {

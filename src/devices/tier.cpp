@@ -4,6 +4,7 @@
 #include "devices/upload.h"
 #include "llama-impl.h"
 #include "telemetry/memory.h"
+#include "telemetry/pressure.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -179,6 +180,7 @@ bool device_tier::sample(std::string * error) {
     }
     t_sample_us = now;
     const auto memory = device_memory_sample(cfg.devices);
+    const pressure_marks marks = { cfg.mem_pressure, cfg.mem_pressure_low, device_grow_margin };
     double highest = 0;
     bool changed = false;
     for (size_t d = 0; d < n_devices(); ++d) {
@@ -188,13 +190,15 @@ bool device_tier::sample(std::string * error) {
         place_state & p = places[d];
         const double total = (double) memory[d].total;
         const double used = (double) used_bytes(d);
-        const double pressure = 1.0 - (double) memory[d].free / total;
+        const auto available = (double) memory[d].free;
+        const double pressure = pressure_marks::of(total, available);
         highest = std::max({ highest, pressure, used / (double) std::max<uint64_t>(1, p.budget_now) });
         double budget = (double) p.budget_now;
-        if (pressure > cfg.mem_pressure && now >= p.t_shrink_us) {
-            budget = std::max(0.0, used - (pressure - cfg.mem_pressure) * total);
-        } else if (pressure < cfg.mem_pressure_low && now >= p.t_grow_us) {
-            budget = std::max(budget, used + (cfg.mem_pressure - device_grow_margin - pressure) * total);
+        const double change = marks.change(total, available);
+        if (change < 0 && now >= p.t_shrink_us) {
+            budget = std::max(0.0, used + change);
+        } else if (change > 0 && now >= p.t_grow_us) {
+            budget = std::max(budget, used + change);
         }
         const uint64_t next = (uint64_t) std::min(budget, (double) p.budget_max);
         changed = changed || next != p.budget_now;

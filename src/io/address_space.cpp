@@ -4,9 +4,6 @@
 #include <string>
 
 #ifndef _WIN32
-#endif
-
-#ifndef _WIN32
 #    include <sys/mman.h>
 #    include <unistd.h>
 
@@ -31,7 +28,13 @@ size_t system_page() {
 
 uint8_t * address_reserve(size_t size) {
     void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
-    return base == MAP_FAILED ? nullptr : (uint8_t *) base;
+    if (base == MAP_FAILED) {
+        return nullptr;
+    }
+#    ifdef MADV_DONTFORK
+    madvise(base, size, MADV_DONTFORK); // a child would copy every page that is written here, past any budget
+#    endif
+    return (uint8_t *) base;
 }
 
 void address_release(uint8_t * base, size_t size) {

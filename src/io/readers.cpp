@@ -1,5 +1,7 @@
 #include "io/readers.h"
 
+#include <system_error>
+
 #ifdef __linux__
 #    include <sched.h>
 #    include <sys/syscall.h>
@@ -26,9 +28,24 @@ static void ask_for_short_slice() {
 #endif
 }
 
-readers::readers(int n_threads) {
-    for (int i = 0; i < n_threads; ++i) {
-        threads.emplace_back([this] { run(); });
+std::unique_ptr<readers> readers::create(int n_threads, std::string * why) {
+    std::unique_ptr<readers> pool(new readers);
+    pool->threads.reserve((size_t) n_threads);
+    try {
+        for (int i = 0; i < n_threads; ++i) {
+            pool->threads.emplace_back([self = pool.get()] { self->run(); });
+        }
+    } catch (const std::system_error & e) { // a limit of threads: go on with those that there are
+        *why = std::string(e.what()) + "; is the number of threads limited (ulimit -u, the cgroup's pids.max)?";
+    }
+    return pool->threads.empty() ? nullptr : std::move(pool);
+}
+
+static bool succeeds(const readers::job & work, bool run) {
+    try {
+        return work(run);
+    } catch (...) {
+        return false;
     }
 }
 
@@ -42,7 +59,7 @@ readers::~readers() {
     }
     changed.notify_all();
     for (auto & entry : cancelled) {
-        entry.second(false);
+        succeeds(entry.second, false);
     }
     for (std::thread & thread : threads) {
         thread.join();
@@ -54,8 +71,13 @@ readers::job_id readers::submit(int64_t priority, job work) {
     {
         const std::lock_guard<std::mutex> lock(mutex);
         id = ++last_id;
-        priorities[id] = priority;
-        waiting.emplace(key(priority, id), std::move(work));
+        const auto added = waiting.emplace(key(priority, id), std::move(work)).first;
+        try {
+            priorities[id] = priority;
+        } catch (...) { // no memory: the job is not there
+            waiting.erase(added);
+            throw;
+        }
     }
     changed.notify_one();
     return id;
@@ -86,7 +108,7 @@ bool readers::cancel(job_id id) {
         work = std::move(node.mapped());
         priorities.erase(found);
     }
-    work(false);
+    succeeds(work, false);
     return true;
 }
 
@@ -108,7 +130,7 @@ void readers::run() {
         n_running++;
         lock.unlock();
 
-        const bool ok = node.mapped()(true);
+        const bool ok = succeeds(node.mapped(), true);
         node.mapped() = nullptr; // what the job holds is freed outside the lock
 
         lock.lock();

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -15,11 +17,12 @@ namespace superllama {
 class readers {
   public:
     // A job is called exactly once: run = true by a worker, or run = false when it was cancelled
-    // (by cancel() or the destructor, in their thread). It returns whether it succeeded.
+    // (by cancel() or the destructor, in their thread). It returns whether it succeeded; one that throws has failed.
     using job = std::function<bool(bool run)>;
     using job_id = uint64_t; // 0 is no job
 
-    explicit readers(int n_threads);
+    // With as many threads as the system gives, up to n_threads. Null where it gives none, `why` says why.
+    static std::unique_ptr<readers> create(int n_threads, std::string * why);
     ~readers(); // cancels what waits, lets what runs finish, joins
 
     // Jobs with a smaller priority run first, equal ones in the order of submission.
@@ -41,6 +44,7 @@ class readers {
   private:
     using key = std::pair<int64_t, job_id>; // priority, then order
 
+    readers() = default;
     void run();
 
     mutable std::mutex mutex;

@@ -8,9 +8,6 @@
 #include <stdexcept>
 
 #ifdef __linux__
-#endif
-
-#ifdef __linux__
 #    include <fcntl.h>
 #    include <sys/stat.h>
 #    include <unistd.h>

@@ -85,6 +85,7 @@ std::shared_ptr<kv_pager> kv_pager::create(llama_kv_cache & kv, bool offload,
 }
 
 kv_pager::kv_pager(llama_kv_cache & kv, kv_paging & offer) :
+    offer(&offer),
     kv(kv),
     params(offer.params),
     host_only(offer.host_only),
@@ -98,7 +99,17 @@ kv_pager::kv_pager(llama_kv_cache & kv, kv_paging & offer) :
     buft->context = this;
 }
 
-kv_pager::~kv_pager() = default;
+kv_pager::~kv_pager() {
+    if (offer != nullptr && offer->pager == this) {
+        offer->pager = nullptr;
+    }
+}
+
+kv_paging::~kv_paging() {
+    if (pager != nullptr) {
+        pager->offer = nullptr;
+    }
+}
 
 void kv_pager::attach() {
     kv_geometry g;

@@ -23,8 +23,11 @@ struct kv_paging {
     bool host_only = true;            // no device computes: graphs may be cut between layers
     std::shared_ptr<readers> pool;
 
-    kv_pager * pager = nullptr; // of the cache that took the offer
-    std::string reason;         // why a cache, or a part of it, did not
+    // Of the cache that took the offer. Each of the two may go first: a context that cannot be made loses its cache
+    // before this, one that is freed keeps it longer.
+    kv_pager * pager = nullptr;
+    ~kv_paging();
+    std::string reason; // why a cache, or a part of it, did not
 
     // The offer that caches created in this thread see; null = none.
     static kv_paging *& current();
@@ -74,6 +77,9 @@ class kv_pager {
     void sweep(uint32_t stream);
     void end_streaming() { streaming.reset(); }
     bool fail(const std::string & text);
+
+    friend struct kv_paging;
+    kv_paging * offer; // null: it is gone
 
     llama_kv_cache & kv;
     superllama_context_params params;

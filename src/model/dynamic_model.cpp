@@ -5,19 +5,28 @@
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
+#include "telemetry/pressure.h"
 #include "io/weight_file.h"
 #include "weights/sidecar.h"
 #include "base/error.h"
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <regex>
 #include <stdexcept>
+#include <system_error>
 
 namespace superllama {
 
 static const double MiB = 1024.0 * 1024.0;
+
+// The least that works is rounded up: what a message names has to work as typed.
+static double mib_up(uint64_t bytes) {
+    return std::ceil((double) bytes / MiB);
+}
 
 // two reads of 4 MiB at once fill the drive that was measured; more of them wait for a processor that computes
 static const int read_threads_default = 6;
@@ -131,7 +140,7 @@ ggml_backend_buffer_t dynamic_model::alloc(ggml_context * ctx, ggml_backend_buff
 }
 
 size_t dynamic_model::fixed_bytes() const {
-    return store.resident_bytes() + store.row_bytes_max();
+    return store.resident_bytes() + store.row_bytes_max() + store.staging_bytes();
 }
 
 size_t dynamic_model::converted_bytes() const {
@@ -158,6 +167,7 @@ bool dynamic_model::load() {
     // what is on devices needs no room on the host; can the rest work at all?
     std::string error;
     create_tier();
+    charge_weights();
     if (devices && !devices->place(&error)) {
         throw std::runtime_error(error);
     }
@@ -166,8 +176,9 @@ bool dynamic_model::load() {
         throw std::runtime_error(format(
             "--mem-budget: %.0f MiB are too few for this model: %.0f MiB are always resident and %.0f MiB are "
             "needed for the blocks in use; the least that works is %.0f MiB plus the KV cache and compute buffers",
-            budget_now / MiB, taken_bytes() / MiB, least.min_bytes / MiB, least_bytes() / MiB));
+            budget_now / MiB, taken_bytes() / MiB, least.min_bytes / MiB, mib_up(least_bytes())));
     }
+    store.reserve_ring();
     if (!store.load_resident(&error)) {
         throw std::runtime_error(error);
     }
@@ -201,7 +212,11 @@ bool dynamic_model::load() {
     }
     loader = nullptr;
     apply();
-    watcher = std::thread([this] { watch(); });
+    try {
+        watcher = std::thread([this] { watch(); });
+    } catch (const std::system_error & e) {
+        LLAMA_LOG_WARN("%s: memory pressure is not watched: no thread (%s)\n", __func__, e.what());
+    }
     LLAMA_LOG_INFO(
         "%s: dynamic layers: budget %.0f MiB, %.0f MiB always resident, %.0f MiB in %zu blocks, %d readers\n", __func__,
         budget_now / MiB, taken_bytes() / MiB, (least.dense_bytes + least.expert_bytes) / MiB, store.blocks().size(),
@@ -255,7 +270,8 @@ void dynamic_model::create_tier() {
     cfg.n_layers = split_layers(model, n_max);
     for (size_t d = 0; d < model.devices.size(); ++d) {
         cfg.devices.push_back(model.devices[d].dev);
-        cfg.budgets.push_back(params.vram_budget_bytes[d]);
+        const size_t last = SUPERLLAMA_MAX_DEVICES - 1; // holds for all that follow
+        cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
     }
     cfg.n_layers_all = n_all;
     cfg.pinned = [this](const ggml_tensor * t) {
@@ -274,7 +290,7 @@ void dynamic_model::create_tier() {
         if (!on_device && params.mem_budget_bytes > 0 && budget_now < least_bytes()) {
             *error = format("with it the host needs %.0f MiB at least, --mem-budget is %.0f MiB; raise it, or lower "
                             "--ctx-size or --ubatch-size",
-                            least_bytes() / MiB, budget_now / MiB);
+                            mib_up(least_bytes()), budget_now / MiB);
             if (!force) {
                 return false;
             }
@@ -309,43 +325,58 @@ uint64_t dynamic_model::with_page_tables(uint64_t bytes) {
     return tables == 0 ? bytes : bytes + tables + tables / 256 + 64; // they have page tables themselves
 }
 
-size_t dynamic_model::taken_bytes() const {
-    size_t bytes = fixed_bytes() + (devices ? devices->kv_host_bytes() + device_upload_staging() : 0);
-    for (const auto & entry : contexts) {
-        bytes += entry.second.bytes;
-    }
-    return bytes;
+void dynamic_model::charge_weights() {
+    resident.set(store.resident_bytes());
+    rows.set(store.row_bytes_now(), store.row_bytes_max(), store.row_bytes_max());
+    staging.set(store.staging_bytes());
+    uploads.set(devices ? device_upload_staging() : 0);
+    kv_of_devices.set(devices ? devices->kv_host_bytes() : 0);
 }
 
-size_t dynamic_model::lent_bytes() const {
-    size_t bytes = 0;
-    for (const auto & entry : contexts) {
-        bytes += entry.second.bytes_max - entry.second.bytes;
-    }
-    return bytes;
+size_t dynamic_model::taken_bytes() const {
+    return memory.granted();
 }
 
 size_t dynamic_model::least_bytes() const {
-    return with_page_tables(taken_bytes() + lent_bytes() + scheduler->plan(0, n_ubatch_max()).min_bytes);
+    return with_page_tables(memory.granted() + memory.lent() + scheduler->plan(0, n_ubatch_max()).min_bytes);
+}
+
+std::array<uint64_t, n_memory_tags> dynamic_model::memory_by_tag() const {
+    std::array<uint64_t, n_memory_tags> bytes = {};
+    for (size_t i = 0; i < n_memory_tags; ++i) {
+        bytes[i] = memory.used((memory_tag) i);
+    }
+    const layer_sched::counters blocks = scheduler->count();
+    bytes[(size_t) memory_tag::rows] = store.row_bytes_now();
+    bytes[(size_t) memory_tag::pinned] = (uint64_t) blocks.bytes_pinned;
+    bytes[(size_t) memory_tag::ring] = (uint64_t) blocks.bytes_ring;
+    bytes[(size_t) memory_tag::experts] = (uint64_t) blocks.bytes_experts;
+    bytes[(size_t) memory_tag::page_tables] = page_tables(std::accumulate(bytes.begin(), bytes.end(), (uint64_t) 0));
+    return bytes;
 }
 
 int dynamic_model::n_ubatch_max() const {
     int n_ubatch = 1;
     for (const auto & entry : contexts) {
-        n_ubatch = std::max(n_ubatch, entry.second.n_ubatch);
+        n_ubatch = std::max(n_ubatch, entry.second);
     }
     return n_ubatch;
 }
 
 void dynamic_model::apply() {
+    charge_weights();
     const uint64_t bytes = std::max<uint64_t>(budget_now, least_bytes());
     scheduler->set_budget(without_page_tables(bytes) - taken_bytes(), n_ubatch_max());
 }
 
-void dynamic_model::add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch) {
+void dynamic_model::change_charges(const std::vector<change> & changes) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto before = contexts;
-    contexts[ctx] = { bytes_max, bytes, n_ubatch };
+    std::vector<change> before;
+    for (const change & c : changes) {
+        before.push_back({ c.of, c.of->granted(), c.of->promised() });
+        c.of->set(c.granted, c.granted, c.promised);
+    }
+    charge_weights();
     const size_t need = least_bytes();
     if (budget_now < need) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
@@ -353,28 +384,81 @@ void dynamic_model::add_context(const void * ctx, size_t bytes, size_t bytes_max
             "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
             "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
             "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
-            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB, (taken_bytes() + lent_bytes() - fixed_bytes()) / MiB,
-            need / MiB);
-        contexts = before;
+            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB,
+            (memory.granted() + memory.lent() - fixed_bytes()) / MiB, mib_up(need));
+        for (const change & c : before) {
+            c.of->set(c.granted, c.granted, c.promised);
+        }
         throw std::runtime_error(why);
     }
     apply();
 }
 
-void dynamic_model::context_uses(const void * ctx, size_t bytes) {
+void dynamic_model::grant(charge & of, uint64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = contexts.find(ctx);
-    if (found != contexts.end()) {
-        found->second.bytes = std::min(bytes, found->second.bytes_max);
-        apply();
+    of.set(of.used(), std::min(bytes, of.promised()), of.promised());
+    apply();
+}
+
+void dynamic_model::add_adapter(const void * adapter, const ggml_context * tensors, ggml_backend_buffer_type_t buft) {
+    if (!ggml_backend_buft_is_host(buft)) {
+        return;
     }
+    uint64_t bytes = 0;
+    for (ggml_tensor * t = ggml_get_first_tensor(tensors); t != nullptr; t = ggml_get_next_tensor(tensors, t)) {
+        bytes += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), ggml_backend_buft_get_alignment(buft));
+    }
+    charge * its = nullptr;
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        for (auto it = adapters.begin(); it != adapters.end();) { // one whose load failed was never registered
+            const bool gone = it->first != adapter && model.loras.count((llama_adapter_lora *) it->first) == 0;
+            it = gone ? adapters.erase(it) : std::next(it);
+        }
+        its = &adapters.try_emplace(adapter, memory, memory_tag::adapters).first->second;
+    }
+    change_charges({ { its, its->granted() + bytes, its->granted() + bytes } });
+}
+
+void dynamic_model::remove_adapter(const void * adapter) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    adapters.erase(adapter);
+    apply();
+}
+
+void dynamic_model::add_context(const void * ctx, int n_ubatch) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    contexts[ctx] = n_ubatch;
 }
 
 void dynamic_model::remove_context(const void * ctx) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (contexts.erase(ctx) > 0) {
+    contexts.erase(ctx);
+    apply();
+}
+
+bool dynamic_model::serve(ggml_cgraph * gf, std::string * error) {
+    const std::vector<const ggml_tensor *> whole = read_whole(store, gf);
+    if (whole.empty()) {
+        return true;
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (const ggml_tensor * t : whole) {
+        if (!store.is_by_row(t)) {
+            continue; // read twice by this graph, or by another one meanwhile
+        }
+        const uint64_t need = least_bytes() + ggml_nbytes(t);
+        if (budget_now < need && params.mem_budget_bytes > 0) {
+            *error =
+                format("--mem-budget: %.0f MiB are too few: the graph reads all of %s (%.0f MiB), not only rows of "
+                       "it; the least that works is %.0f MiB",
+                       budget_now / MiB, t->name, ggml_nbytes(t) / MiB, mib_up(need));
+            return false;
+        }
+        scheduler->between_graphs([&] { store.hold_whole(t); });
         apply();
     }
+    return store.load_resident(error);
 }
 
 bool dynamic_model::set_budget(uint64_t bytes, std::string * error) {
@@ -382,7 +466,8 @@ bool dynamic_model::set_budget(uint64_t bytes, std::string * error) {
     const auto memory = telemetry.sample();
     const uint64_t need = least_bytes();
     if (bytes > 0 && bytes < need) {
-        *error = format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, need / MiB);
+        *error =
+            format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, mib_up(need));
         return false;
     }
     params.mem_budget_bytes = bytes;
@@ -397,7 +482,12 @@ void dynamic_model::watch() {
     std::unique_lock<std::mutex> lock(mutex);
     double wait_s = 0;
     while (!stopped.wait_for(lock, std::chrono::duration<double>(wait_s), [this] { return stopping; })) {
-        const double available = (double) follow_pressure();
+        double available = 0;
+        try {
+            available = (double) follow_pressure();
+        } catch (const std::exception & e) { // no memory to look; there may be some the next time
+            LLAMA_LOG_WARN("%s: %s\n", __func__, e.what());
+        }
         wait_s = std::min(std::max(sample_s_min, 0.5 * available / take_bytes_per_s), sample_s_max);
     }
 }
@@ -419,13 +509,8 @@ size_t dynamic_model::follow_pressure() {
     const size_t filled = (size_t) counters.bytes_resident + taken_bytes() - fixed_bytes();
     const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
     const double wanted = std::min(unfilled, (double) scheduler->block_bytes());
-    const double pressure = 1.0 - (available - wanted) / total;
-    double change = 0;
-    if (pressure > params.mem_pressure) {
-        change = -(pressure - params.mem_pressure) * total;
-    } else if (pressure < params.mem_pressure_low && budget < budget_max) {
-        change = (params.mem_pressure - grow_margin - pressure) * total;
-    }
+    const pressure_marks marks = { params.mem_pressure, params.mem_pressure_low, grow_margin };
+    const double change = marks.change(total, available - wanted);
     const uint64_t target = (uint64_t) std::min(std::max(0.0, (double) budget + change), (double) budget_max);
     const uint64_t differ = target > budget ? target - budget : budget - target;
     if (differ >= (8u << 20)) {

@@ -1,12 +1,14 @@
 // One object per llama_model with --dynamic-layers: the memory of its weights, shared by its contexts.
 #pragma once
 
+#include "base/ledger.h"
 #include "devices/tier.h"
 #include "weights/scheduler.h"
 #include "telemetry/memory.h"
 #include "weights/store.h"
 #include "llama.h"
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <map>
@@ -42,12 +44,30 @@ class dynamic_model {
     // logged and with superllama_last_error().
     static bool refuses(const llama_model & model, const char * call);
 
-    // A context's own host memory (KV, compute and output buffers) counts towards the budget. Throws where no
-    // budget is left for weights; it then counts as before, or not at all. What it does not use yet is lent to weights;
-    // told before it takes more.
-    void add_context(const void * ctx, size_t bytes, size_t bytes_max, int n_ubatch);
-    void context_uses(const void * ctx, size_t bytes);
-    void remove_context(const void * ctx);
+    // What contexts have of the budget: KV, buffers, adapters. All changes of one call are made, or none: throws
+    // std::runtime_error where what they leave is less than the weights need.
+    struct change {
+        charge * of;
+        uint64_t granted;  // may be used at once
+        uint64_t promised; // may be asked for; until then it is lent to weights
+    };
+    void change_charges(const std::vector<change> & changes);
+    void grant(charge & of, uint64_t bytes); // within what it was promised: weights make room, or get it back
+    void add_context(const void * ctx, int n_ubatch);
+    void remove_context(const void * ctx); // its charges are gone
+    ledger & accounts() { return memory; }
+
+    // A LoRA's buffers, before they are allocated; throws where there is no memory for them.
+    void add_adapter(const void * adapter, const ggml_context * tensors, ggml_backend_buffer_type_t buft);
+    void remove_adapter(const void * adapter);
+
+    std::array<uint64_t, n_memory_tags> memory_by_tag() const; // what is in memory now
+
+    // A graph that will run, or one of the same file: how many blocks it uses at once.
+    void expect(ggml_cgraph * gf) { scheduler->expect(uses_of(store, gf)); }
+
+    // Before a graph that was not seen yet: what it reads of the weights can be read so. False with an error text.
+    bool serve(ggml_cgraph * gf, std::string * error);
 
     // While running. 0 = automatic. False with an error text where it cannot work.
     bool set_budget(uint64_t bytes, std::string * error);
@@ -73,8 +93,8 @@ class dynamic_model {
 
     void create_tier();
 
-    size_t taken_bytes() const; // of the budget, at the present placement: all but blocks
-    size_t lent_bytes() const;  // to blocks, of what contexts may use
+    void charge_weights();      // those that are no blocks, at the present placement
+    size_t taken_bytes() const; // of the budget: all but blocks
     size_t least_bytes() const; // that works at the present placement
     int n_ubatch_max() const;   // of all contexts
     void apply();               // hands what is left to the scheduler
@@ -94,14 +114,15 @@ class dynamic_model {
     std::unique_ptr<device_tier> devices;
     memory_telemetry telemetry;
 
-    struct context_use {
-        size_t bytes_max;
-        size_t bytes; // now
-        int n_ubatch;
-    };
-
-    std::mutex mutex;
-    std::map<const void *, context_use> contexts;
+    mutable std::mutex mutex;
+    ledger memory;
+    charge resident{ memory, memory_tag::resident };
+    charge rows{ memory, memory_tag::rows };
+    charge staging{ memory, memory_tag::staging };
+    charge uploads{ memory, memory_tag::uploads };
+    charge kv_of_devices{ memory, memory_tag::kv }; // of layers that could be on a device, and are on the host
+    std::map<const void *, int> contexts;           // and their n_ubatch
+    std::map<const void *, charge> adapters;
     uint64_t budget_max = 0; // as asked for; automatic: all there is
     std::atomic<uint64_t> budget_now{ 0 };
 

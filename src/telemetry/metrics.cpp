@@ -1,5 +1,7 @@
 #include "telemetry/metrics.h"
 
+#include "base/ledger.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -69,6 +71,15 @@ static const field fields_after_event[] = {
     FIELD(expert_guesses, FIELD_COUNT),
     FIELD(expert_guesses_used, FIELD_COUNT),
 };
+
+static std::string memory_by_tag(const struct superllama_stats & stats) {
+    std::string json = "{";
+    for (size_t i = 0; i < n_memory_tags; ++i) {
+        json += std::string(i > 0 ? "," : "") + "\"" + name_of((memory_tag) i) +
+                "\":" + std::to_string(stats.memory_by_tag[i]);
+    }
+    return json + "}";
+}
 
 static const char * event_name(metrics_event event) {
     switch (event) {
@@ -148,6 +159,7 @@ std::string metrics_json(const struct superllama_stats & stats, metrics_event ev
     for (const field & f : fields_after_event) {
         put(f.name, field_text(stats, f));
     }
+    put("memory_by_tag", memory_by_tag(stats));
     return json + (pretty ? "\n}" : "}");
 }
 

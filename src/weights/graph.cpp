@@ -4,6 +4,8 @@
 #include "ggml.h"
 
 #include <cstring>
+#include <map>
+#include <stdexcept>
 #include <string>
 
 namespace superllama {
@@ -27,6 +29,53 @@ static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) 
     }
     const ggml_tensor * original = ggml_graph_get_tensor(gf, std::string(first + 1, last).c_str());
     return original != nullptr ? original : t;
+}
+
+std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf) {
+    std::map<std::string, int32_t> blocks;
+    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
+        for (const weight_slice & s : store.blocks()[id].slices) {
+            blocks[s.tensor->name] = store.blocks()[id].expert < 0 ? (int32_t) id : -1;
+        }
+    }
+    std::map<uint32_t, block_use> uses;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            const auto found = src != nullptr ? blocks.find(weights_of(src)->name) : blocks.end();
+            if (found != blocks.end() && found->second >= 0) {
+                const auto id = (uint32_t) found->second;
+                uses.insert({ id, { id, i, i } }).first->second.last = i;
+            }
+        }
+    }
+    std::vector<block_use> result;
+    for (const auto & entry : uses) {
+        result.push_back(entry.second);
+    }
+    return result;
+}
+
+std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgraph * gf) {
+    std::vector<const ggml_tensor *> whole;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        for (int s = 0; s < GGML_MAX_SRC && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0; ++s) {
+            const ggml_tensor * src = weights_of(node->src[s]);
+            if (src == nullptr || !store.is_here(src)) {
+                continue;
+            }
+            const bool as_it_is = s == 0 && src == node->src[s];
+            if (store.is_by_row(src) && !(node->op == GGML_OP_GET_ROWS && as_it_is) && node->op != GGML_OP_VIEW) {
+                whole.push_back(src);
+            }
+            if (store.n_experts(src) > 0 && !(node->op == GGML_OP_MUL_MAT_ID && as_it_is)) {
+                throw std::runtime_error(std::string("the model's graph reads ") + src->name + " by " +
+                                         ggml_op_name(node->op) +
+                                         ", which cannot be streamed; load the model without dynamic layers");
+            }
+        }
+    }
+    return whole;
 }
 
 layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id) {

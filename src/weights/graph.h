@@ -35,4 +35,19 @@ struct layer_graph {
 
 layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id);
 
+// From the first node that reads a block to the last one: so long it is in use.
+struct block_use {
+    uint32_t block;
+    int first;
+    int last;
+};
+
+// Of blocks that are no experts. The graph may be another model's, of the same file: tensors are known by name.
+std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf);
+
+// Tensors taken for ones that are looked up by rows which the graph reads as a whole: an embedding that is the output
+// matrix too, in this model or in a draft that borrows it. Throws where a tensor of experts is read by an operation
+// whose kernel does not ask where an expert is.
+std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgraph * gf);
+
 } // namespace superllama

@@ -24,16 +24,16 @@ static int32_t layer_of(const char * name) {
 
 static weight_role role_of(const ggml_tensor * t, bool by_row) {
     if (by_row) {
-        return LLAMA_WEIGHT_BY_ROW;
+        return weight_role::by_row;
     }
     if (layer_of(t->name) < 0 || ggml_n_dims(t) < 2 || ggml_nbytes(t) < matrix_bytes_min || t->view_src != nullptr) {
-        return LLAMA_WEIGHT_RESIDENT;
+        return weight_role::resident;
     }
     if (t->ne[2] > 1) {
-        return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? LLAMA_WEIGHT_EXPERTS
-                                                                           : LLAMA_WEIGHT_RESIDENT;
+        return strstr(t->name, "_exps.weight") != nullptr && t->ne[3] == 1 ? weight_role::experts
+                                                                           : weight_role::resident;
     }
-    return LLAMA_WEIGHT_STREAM;
+    return weight_role::streamed;
 }
 
 // What a tensor that is always resident begins on.
@@ -63,18 +63,18 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
     const weight_held * previous = nullptr;
     for (weight_held & h : mine) {
         const size_t in_page = h.converts ? 0 : h.source.offset % page;
-        const size_t bytes = ggml_nbytes(h.tensor);
+        const size_t bytes = h.bytes;
         switch (h.role) {
-            case LLAMA_WEIGHT_EXPERTS:
+            case weight_role::experts:
                 h.n_experts = (int32_t) h.tensor->ne[2];
                 h.addr_off = round_up(end, page); // of the table; the rest stays address space
                 end = h.addr_off + std::max(bytes, expert_table::bytes((size_t) h.n_experts));
                 add_experts(h);
                 break;
-            case LLAMA_WEIGHT_STREAM:
+            case weight_role::streamed:
                 if (joins_last_block(h, previous)) {
                     const size_t previous_end = previous->source.offset + ggml_nbytes(previous->tensor);
-                    h.addr_off = previous->addr_off + ggml_nbytes(previous->tensor);
+                    h.addr_off = previous->addr_off + previous->bytes;
                     h.addr_off = h.converts ? round_up(h.addr_off, 64) : h.addr_off + h.source.offset - previous_end;
                 } else {
                     all_blocks.emplace_back();
@@ -82,12 +82,12 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
                     h.addr_off = round_up(end, huge_page) + in_page;
                 }
                 h.block = (uint32_t) (all_blocks.size() - 1);
-                all_blocks.back().slices.push_back({ h.tensor, 0, bytes, h.source });
+                all_blocks.back().slices.push_back({ h.tensor, ggml_nbytes(h.tensor), h.source, bytes });
                 all_blocks.back().bytes += bytes;
                 end = h.addr_off + bytes;
                 break;
             default:
-                h.addr_off = round_up(end, h.role == LLAMA_WEIGHT_RESIDENT ? page_for(bytes) : page) + in_page;
+                h.addr_off = round_up(end, h.role == weight_role::resident ? page_for(bytes) : page) + in_page;
                 end = h.addr_off + bytes;
         }
         end = round_up(end, page);
@@ -97,15 +97,15 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
 }
 
 bool weight_store::joins_last_block(const weight_held & h, const weight_held * previous) const {
-    return previous != nullptr && previous->role == LLAMA_WEIGHT_STREAM && previous->layer == h.layer &&
-           previous->source.file == h.source.file &&
-           all_blocks.back().bytes + ggml_nbytes(h.tensor) <= block_bytes_wanted &&
+    return previous != nullptr && previous->role == weight_role::streamed && previous->layer == h.layer &&
+           previous->source.file == h.source.file && all_blocks.back().bytes + h.bytes <= block_bytes_wanted &&
            h.source.offset - (previous->source.offset + ggml_nbytes(previous->tensor)) <= block_gap_max;
 }
 
 // A share of the tensor to the block of each expert of its layer.
 void weight_store::add_experts(weight_held & h) {
     const size_t share = ggml_nbytes(h.tensor) / (size_t) h.n_experts;
+    const size_t memory_share = h.bytes / (size_t) h.n_experts;
     for (int32_t e = 0; e < h.n_experts; ++e) {
         const auto added = pimpl->expert_blocks.insert({ { h.layer, e }, (uint32_t) all_blocks.size() });
         if (added.second) {
@@ -115,7 +115,7 @@ void weight_store::add_experts(weight_held & h) {
         }
         const size_t first = share * (size_t) e;
         all_blocks[added.first->second].slices.push_back(
-            { h.tensor, first, share, { h.source.file, h.source.offset + first } });
+            { h.tensor, share, { h.source.file, h.source.offset + first }, memory_share });
     }
     h.block = pimpl->expert_blocks[{ h.layer, 0 }];
 }
@@ -124,7 +124,8 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
                                           const std::function<weight_source(const ggml_tensor *)> & source,
                                           const std::function<bool(const ggml_tensor *)> & by_row) {
     const bool plain = buft == ggml_backend_cpu_buffer_type();
-    if (!plain && strcmp(ggml_backend_buft_name(buft), "CPU_REPACK") != 0) {
+    if (!plain && !converts_by_rows(ctx, buft)) {
+        n_resident += ggml_backend_buft_is_host(buft) || is_of_cpu(buft) ? bytes_of(ctx, buft) : 0;
         return nullptr;
     }
 
@@ -134,6 +135,7 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
         h.tensor = t;
         h.role = role_of(t, plain && by_row(t));
         h.converts = !plain;
+        h.bytes = plain ? ggml_nbytes(t) : ggml_backend_buft_get_alloc_size(buft, t);
         h.source = source(t);
         h.layer = layer_of(t->name);
         mine.push_back(h);
@@ -174,18 +176,17 @@ void weight_store::take_over(const weight_held & h) {
     pimpl->index[h.tensor] = pimpl->held.size();
     pimpl->held.push_back(h);
     const size_t page = system_page();
-    const size_t bytes = ggml_nbytes(h.tensor);
-    const size_t pages = round_up(h.addr_off % page + bytes, page);
-    if (h.role == LLAMA_WEIGHT_RESIDENT) {
+    const size_t pages = round_up(h.addr_off % page + h.bytes, page);
+    if (h.role == weight_role::resident) {
         n_resident += pages;
-        address_huge_pages(h.addr, bytes);
-    } else if (h.role == LLAMA_WEIGHT_EXPERTS) {
+        address_huge_pages(h.addr, h.bytes);
+    } else if (h.role == weight_role::experts) {
         h.tensor->flags |= GGML_TENSOR_FLAG_TABLE;
         pimpl->tables[h.tensor] = expert_table::create(h.addr, (size_t) h.n_experts, pimpl->waiters);
         n_resident += round_up(expert_table::bytes((size_t) h.n_experts), page);
-    } else if (h.role == LLAMA_WEIGHT_BY_ROW) {
-        n_row_max += std::min(pages, 2 * weight_row_bytes_cap); // what stays, and what one ubatch adds
-        pimpl->row_pages[h.tensor].resize(pages / page);
+    } else if (h.role == weight_role::by_row) {
+        n_row_max += row_bytes(pages);
+        pimpl->rows[h.tensor].there.resize(pages / page);
     }
 }
 
@@ -201,7 +202,7 @@ static size_t add_range(weight_block & b, size_t bytes, const weight_source & fr
 // One range for all its matrices.
 void weight_store::lay_out_dense(weight_block & b) {
     const auto * first = (uint8_t *) b.slices.front().tensor->data;
-    const auto * last = (uint8_t *) b.slices.back().tensor->data + b.slices.back().bytes;
+    const auto * last = (uint8_t *) b.slices.back().tensor->data + b.slices.back().memory_bytes;
     const weight_source & from = b.slices.front().source;
     b.bytes = 0;
     const size_t head = add_range(b, (size_t) (last - first), from, pimpl->find(b.slices.front().tensor)->converts);
@@ -225,8 +226,8 @@ void weight_store::lay_out_expert(weight_block & b) {
     for (weight_slice & s : b.slices) {
         if (s.tensor->data != nullptr) {
             const bool converts = pimpl->find(s.tensor)->converts;
-            s.at = add_range(b, s.bytes, s.source, converts);
-            b.bytes += round_up(s.bytes, page) + (converts ? 0 : page); // the same for all: room for any head
+            s.at = add_range(b, s.memory_bytes, s.source, converts);
+            b.bytes += round_up(s.memory_bytes, page) + (converts ? 0 : page); // the same for all: room for any head
         }
     }
 }
@@ -253,11 +254,11 @@ int32_t weight_store::n_experts(const ggml_tensor * t) const {
 
 int32_t weight_store::block_of(const ggml_tensor * t, int32_t expert) const {
     const weight_held * h = pimpl->find(t);
-    if (h == nullptr || (h->role != LLAMA_WEIGHT_STREAM && h->role != LLAMA_WEIGHT_EXPERTS)) {
+    if (h == nullptr || (h->role != weight_role::streamed && h->role != weight_role::experts)) {
         return -1;
     }
-    return h->role == LLAMA_WEIGHT_STREAM ? (int32_t) h->block
-                                          : (int32_t) pimpl->expert_blocks.at({ h->layer, expert });
+    return h->role == weight_role::streamed ? (int32_t) h->block
+                                            : (int32_t) pimpl->expert_blocks.at({ h->layer, expert });
 }
 
 size_t weight_store::bytes_on_disk() const {
@@ -271,7 +272,7 @@ size_t weight_store::bytes_on_disk() const {
 std::vector<weight_tensor> weight_store::tensors() const {
     std::vector<weight_tensor> result;
     for (const weight_held & h : pimpl->held) {
-        if (h.role != LLAMA_WEIGHT_BY_ROW) {
+        if (h.role != weight_role::by_row) {
             result.push_back({ h.tensor, h.source, h.layer });
         }
     }
@@ -280,12 +281,12 @@ std::vector<weight_tensor> weight_store::tensors() const {
 
 bool weight_store::is_by_row(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
-    return h != nullptr && h->role == LLAMA_WEIGHT_BY_ROW;
+    return h != nullptr && h->role == weight_role::by_row;
 }
 
 bool weight_store::is_resident(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
-    return h != nullptr && h->role == LLAMA_WEIGHT_RESIDENT && h->there;
+    return h != nullptr && h->role == weight_role::resident && h->there;
 }
 
 bool weight_store::is_plain(const ggml_tensor * t) const {

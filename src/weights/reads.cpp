@@ -10,11 +10,8 @@
 
 namespace superllama {
 
-static const size_t convert_bytes = 1u << 20; // converted at a time: the staging memory of one reader
-
-// Whole groups of rows: they are interleaved in groups of up to 16.
 static size_t convert_step(const ggml_tensor * t) {
-    const size_t group = ggml_row_size(t->type, t->ne[0]) * 16;
+    const size_t group = ggml_row_size(t->type, t->ne[0]) * (size_t) group_rows;
     return std::max(group, round_down(convert_bytes, group));
 }
 
@@ -34,7 +31,7 @@ uint64_t weight_store::checksum(uint32_t block) const {
     }
     uint64_t sum = 0;
     for (const weight_slice & s : b.slices) {
-        sum = superllama::checksum(b.addr + s.at, s.bytes, sum);
+        sum = superllama::checksum(b.addr + s.at, s.memory_bytes, sum);
     }
     return sum;
 }
@@ -84,11 +81,8 @@ static bool convert_rows(const weight_file & file, const weight_slice & slice, u
     if (!file.read_bytes(staging.data(), bytes, slice.source.offset + first, error)) {
         return false;
     }
-    ggml_tensor rows = *slice.tensor;
-    rows.data = to + first;
-    rows.ne[1] = (int64_t) (bytes / ggml_row_size(rows.type, rows.ne[0]));
-    rows.ne[2] = rows.ne[3] = 1;
-    rows.nb[2] = rows.nb[3] = rows.nb[1] * (size_t) rows.ne[1];
+    ggml_tensor rows = rows_of(slice.tensor, bytes);
+    rows.data = to + memory_of(slice.tensor, slice.tensor->buffer->buft, first);
     rows.buffer->iface.set_tensor(rows.buffer, &rows, staging.data(), 0, bytes);
     return true;
 }
@@ -136,7 +130,7 @@ bool weight_store::load_resident(std::string * error) {
         }
     }
     for (weight_held & h : pimpl->held) {
-        if (h.role != LLAMA_WEIGHT_RESIDENT || !h.held || h.there) {
+        if (h.role != weight_role::resident || !h.held || h.there) {
             continue;
         }
         const weight_file & file = *pimpl->files[(size_t) h.source.file];
@@ -145,8 +139,8 @@ bool weight_store::load_resident(std::string * error) {
         if (h.converts) {
             const size_t step = convert_step(h.tensor);
             for (size_t first = 0; ok && first < bytes; first += step) {
-                ok = convert_rows(file, { h.tensor, 0, bytes, h.source }, h.addr, first, std::min(step, bytes - first),
-                                  error);
+                ok = convert_rows(file, { h.tensor, bytes, h.source, h.bytes }, h.addr, first,
+                                  std::min(step, bytes - first), error);
             }
         } else {
             const size_t head = h.source.offset % system_page();
@@ -182,15 +176,17 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     const weight_held & h = *pimpl->find(t);
     const weight_file & file = *pimpl->files[(size_t) h.source.file];
     const size_t page = system_page();
-    std::vector<bool> & there = pimpl->row_pages.at(t);
+    row_pages & rows = pimpl->rows.at(t);
+    std::vector<bool> & there = rows.there;
     const size_t head = h.source.offset % page;
     uint8_t * base = (uint8_t *) t->data - head;
     const size_t row = ggml_row_size(t->type, t->ne[0]);
 
-    if (pimpl->n_row_pages * page > weight_row_bytes_cap) {
+    if (rows.n * page > weight_row_bytes_cap) {
         address_discard(base, there.size() * page);
         there.assign(there.size(), false);
-        pimpl->n_row_pages = 0;
+        n_row_now -= rows.n * page;
+        rows.n = 0;
     }
     for (size_t i = 0; i < n; ++i) {
         if (ids[i] < 0 || ids[i] >= t->ne[1]) {
@@ -209,7 +205,8 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
         }
         pimpl->n_read += (last - first + 1) * page;
         for (size_t p = first; p <= last; ++p) {
-            pimpl->n_row_pages += there[p] ? 0 : 1;
+            n_row_now += there[p] ? 0 : page;
+            rows.n += there[p] ? 0 : 1;
             there[p] = true;
         }
     }

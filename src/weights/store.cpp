@@ -9,15 +9,22 @@ namespace superllama {
 static const size_t resident_drop_min = 64u << 10; // smaller resident tensors stay, also while they are elsewhere
 static const size_t huge_ring_min = 64u << 20;     // of blocks; of fewer, huge pages would be a large share
 
-weight_store::weight_store(int n_readers) :
-    pimpl(std::make_unique<impl>(n_readers)),
-    n_resident(staging_buffer::bytes()) {}
+weight_store::weight_store(int n_readers) : pimpl(std::make_unique<impl>(n_readers)) {}
 
 weight_store::~weight_store() = default;
 
 int weight_store::add_file(int fd) {
     pimpl->files.push_back(std::make_unique<weight_file>(fd));
     return (int) pimpl->files.size() - 1;
+}
+
+size_t weight_store::staging_bytes() const {
+    size_t bytes = staging_buffer::bytes();
+    const auto is_converted = [this](const weight_block & b) { return converts((uint32_t) (&b - all_blocks.data())); };
+    if (std::any_of(all_blocks.begin(), all_blocks.end(), is_converted)) {
+        bytes += (size_t) std::max(1, pimpl->n_readers) * convert_bytes;
+    }
+    return bytes;
 }
 
 // -------------------------------------------------------------------------------------------------- blocks
@@ -79,8 +86,8 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
         return;
     }
     weight_held & h = pimpl->held[found->second];
-    const size_t bytes = ggml_nbytes(t);
-    if (h.role != LLAMA_WEIGHT_RESIDENT || h.held == held) {
+    const size_t bytes = h.bytes;
+    if (h.role != weight_role::resident || h.held == held) {
         return;
     }
     const size_t page = system_page();
@@ -98,14 +105,28 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
     }
 }
 
+void weight_store::hold_whole(const ggml_tensor * t) {
+    weight_held & h = pimpl->held[pimpl->index.at(t)];
+    const size_t page = system_page();
+    const size_t pages = round_up(h.addr_off % page + h.bytes, page);
+    n_row_max -= row_bytes(pages);
+    n_resident += pages;
+    h.role = weight_role::resident;
+    n_row_now -= pimpl->rows.at(t).n * page; // those that were read are part of it now
+    pimpl->rows.erase(t);
+}
+
 size_t weight_store::ring_page() const {
     return n_dense < huge_ring_min ? system_page() : huge_page;
 }
 
-void weight_store::limit_ring(size_t bytes) {
-    if (pimpl->ring == nullptr && bytes > 0) {
-        pimpl->ring = std::make_unique<stream_ring>(n_dense + n_dense / 8, ring_page()); // with holes;
+void weight_store::reserve_ring() {
+    if (n_dense > 0) {
+        pimpl->ring = std::make_unique<stream_ring>(n_dense + n_dense / 8, ring_page()); // with holes
     }
+}
+
+void weight_store::limit_ring(size_t bytes) {
     if (pimpl->ring != nullptr) {
         pimpl->ring->limit(bytes);
     }

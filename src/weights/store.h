@@ -28,10 +28,10 @@ struct weight_source {
 // Bytes of one tensor: all of it, or one expert's share.
 struct weight_slice {
     ggml_tensor * tensor;
-    size_t first;
-    size_t bytes;
+    size_t bytes; // in the file
     weight_source source;
-    size_t at = 0; // from the beginning of the block
+    size_t memory_bytes; // as kernels want it: not the same where the buffer type converts
+    size_t at = 0;       // from the beginning of the block
 };
 
 // Whole pages of a block and where their content lies.
@@ -82,8 +82,11 @@ class weight_store {
     // Opens the file behind fd once more, with O_DIRECT where the filesystem allows it. Throws.
     int add_file(int fd);
 
-    // Takes over the tensors of ctx, if their buffer type is the CPU's plain or repacking one; else returns null.
-    // `source` finds a tensor's bytes, `by_row` says whether it is only ever read by rows.
+    // Takes over the tensors of ctx, if their buffer type is one of the CPU's: the plain one, or one that converts what
+    // is set and does so in groups of rows, one after the other. Else returns null, and what is in host memory counts
+    // as resident.
+    // `source` finds a tensor's bytes, `by_row` says whether it is looked up by rows, as far as is known before a
+    // graph.
     ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
                                 const std::function<weight_source(const ggml_tensor *)> & source,
                                 const std::function<bool(const ggml_tensor *)> & by_row);
@@ -101,6 +104,8 @@ class weight_store {
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
     size_t row_bytes_max() const { return n_row_max; }
+    size_t row_bytes_now() const { return n_row_now; }
+    size_t staging_bytes() const; // by way of which small pages are read, and blocks converted
     size_t bytes_on_disk() const; // of the model's tensors that we hold
 
     // All of these fail with a message and may be called again. read_part() may run in any thread.
@@ -132,8 +137,13 @@ class weight_store {
     const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
     void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
 
+    // A tensor that was taken for one that is looked up by rows, and is read as a whole: from now on it is resident,
+    // for load_resident() to read. Between two graphs only.
+    void hold_whole(const ggml_tensor * t);
+
     // The ring of streamed blocks.
     size_t ring_page() const; // its size is a multiple of this
+    void reserve_ring();      // once all tensors are here, so that nothing has to be reserved while they stream. Throws
     void limit_ring(size_t bytes);
     bool has_ring_room(size_t bytes) const; // in one piece; for 0 bytes: whether nothing lies beyond the limit
     void compact_ring(const std::function<void(uint32_t)> & moved); // while nobody reads or writes in it
@@ -175,6 +185,7 @@ class weight_store {
 
     std::atomic<size_t> n_resident{ 0 };
     size_t n_row_max = 0;
+    std::atomic<size_t> n_row_now{ 0 };
     size_t n_dense = 0; // bytes of blocks that are no experts
 };
 

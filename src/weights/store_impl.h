@@ -9,6 +9,7 @@
 #include "io/weight_file.h"
 #include "weights/store.h"
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -19,11 +20,33 @@ namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
 
-enum weight_role {
-    LLAMA_WEIGHT_RESIDENT,
-    LLAMA_WEIGHT_BY_ROW,
-    LLAMA_WEIGHT_STREAM,
-    LLAMA_WEIGHT_EXPERTS,
+static const size_t convert_bytes = 1u << 20; // converted at a time: the memory of one reader
+
+// Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
+static inline size_t row_bytes(size_t tensor_bytes) {
+    return std::min(tensor_bytes, 2 * weight_row_bytes_cap);
+}
+
+// So many bytes of the file as a tensor of its own, with the same columns.
+ggml_tensor rows_of(const ggml_tensor * t, size_t file_bytes);
+
+// Of the first rows of a tensor: so much memory do so many bytes of the file take. Buffer types that convert may take
+// more than there is in the file.
+size_t memory_of(const ggml_tensor * t, ggml_backend_buffer_type_t buft, size_t file_bytes);
+
+bool is_of_cpu(ggml_backend_buffer_type_t buft);
+size_t bytes_of(const ggml_context * ctx, ggml_backend_buffer_type_t buft); // of all its tensors
+bool converts_by_rows(const ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+// Rows are converted in groups of this many: kernels interleave 16 at most.
+static const int64_t group_rows = 32;
+
+// How the bytes of a tensor come to be in memory, after the operations that read it.
+enum class weight_role {
+    resident, // always there
+    by_row,   // looked up by rows: only those that a ubatch names are read
+    streamed, // with its block
+    experts,  // one matrix at a time, by way of a table
 };
 
 struct weight_held {
@@ -34,6 +57,7 @@ struct weight_held {
     int32_t layer;
     int32_t n_experts = 0;
     uint32_t block = 0;  // the first one
+    size_t bytes = 0;    // of memory
     size_t addr_off = 0; // in its arena
     uint8_t * addr = nullptr;
     ggml_backend_buffer_t buffer = nullptr;
@@ -41,18 +65,25 @@ struct weight_held {
     bool there = false; // and it is
 };
 
+// Which pages of a tensor that is looked up by rows are in memory.
+struct row_pages {
+    std::vector<bool> there;
+    size_t n = 0;
+};
+
 struct weight_store::impl {
-    explicit impl(int n_readers) : staging(n_readers) {}
+    explicit impl(int n_readers) : n_readers(n_readers), staging(n_readers) {}
+
+    int n_readers;
 
     std::vector<std::unique_ptr<weight_file>> files;
     std::vector<std::unique_ptr<address_range>> arenas; // homes
     std::unordered_set<const ggml_context *> contexts;
 
     std::vector<weight_held> held;
-    std::unordered_map<const ggml_tensor *, size_t> index;                // into held
-    std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks;        // (layer, expert)
-    std::unordered_map<const ggml_tensor *, std::vector<bool>> row_pages; // which pages of a row tensor are there
-    size_t n_row_pages = 0;
+    std::unordered_map<const ggml_tensor *, size_t> index;         // into held
+    std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks; // (layer, expert)
+    std::unordered_map<const ggml_tensor *, row_pages> rows;       // of tensors that are looked up by rows
     size_t n_huge_ranges = 0;
 
     std::unique_ptr<stream_ring> ring;                       // from the first budget on that streams

@@ -19,8 +19,6 @@
 #    include "superllama.h"
 #endif
 
-using namespace superllama;
-
 struct options {
     std::string model;
     std::string prompt = "The capital of France is";
@@ -172,8 +170,8 @@ static void run(const options & o, llama_context * ctx, double load_s) {
 
 int main(int argc, char ** argv) {
 #ifdef SUPERLLAMA
-    flags args;
-    argc = take_flags(argc, argv, args);
+    superllama::flags args;
+    argc = superllama::take_flags(argc, argv, args);
 #endif
     const options o = parse(argc, argv);
 

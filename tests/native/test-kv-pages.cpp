@@ -64,7 +64,8 @@ struct cache {
             }
             g.layers.push_back(rows);
         }
-        pool = ahead ? std::make_unique<readers>(2) : nullptr;
+        std::string why;
+        pool = ahead ? readers::create(2, &why) : nullptr;
         const auto make = [&](uint64_t budget) {
             const size_t record = kv_layout(g).record_bytes();
             auto spill = spills ? std::make_unique<kv_spill>("", record, &sys) : nullptr;

@@ -7,13 +7,27 @@
 #include <chrono>
 #include <future>
 #include <random>
+#include <stdexcept>
+
+#ifdef __linux__
+#    include <sys/resource.h>
+#    include <unistd.h>
+#endif
 
 using namespace superllama;
+
+static std::unique_ptr<readers> with_threads(int n) {
+    std::string why;
+    auto pool = readers::create(n, &why);
+    CHECK(pool != nullptr && why.empty());
+    return pool;
+}
 
 static void test_order() {
     std::vector<int> order;
     std::promise<void> gate, done;
-    readers pool(1);
+    const auto one = with_threads(1);
+    readers & pool = *one;
     pool.submit(0, [&](bool) {
         gate.get_future().wait();
         return true;
@@ -42,7 +56,8 @@ static void test_storm() {
     const int n_jobs = 2000;
     std::atomic<int> ran{ 0 }, cancelled{ 0 };
     {
-        readers pool(3);
+        const auto three = with_threads(3);
+        readers & pool = *three;
         std::vector<std::thread> users;
         for (int u = 0; u < 4; ++u) {
             users.emplace_back([&, u] {
@@ -67,7 +82,61 @@ static void test_storm() {
     CHECK(ran + cancelled == n_jobs);
 }
 
+// A job that throws is a job that failed, whoever runs it; the thread goes on.
+static void test_jobs_that_throw() {
+    const auto one = with_threads(1);
+    std::promise<void> gate, done;
+    one->submit(0, [&](bool) -> bool {
+        gate.get_future().wait();
+        throw std::bad_alloc();
+    });
+    const auto out = one->submit(1, [](bool) -> bool { throw std::runtime_error("cancelled"); });
+    one->submit(2, [&](bool) { return done.set_value(), true; });
+    CHECK(one->cancel(out));
+    gate.set_value();
+    done.get_future().wait();
+    while (one->count().pending > 0) {
+        std::this_thread::yield();
+    }
+    CHECK(one->count().completed == 1 && one->count().failed == 1);
+}
+
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Where the system gives fewer threads than were asked for, those that there are do the work; none is a reason, no end.
+static void test_fewer_threads() {
+    struct rlimit before = {};
+    CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+    unsigned long pages = 0;
+    FILE * statm = fopen("/proc/self/statm", "r");
+    if (statm == nullptr) {
+        return;
+    }
+    CHECK(fscanf(statm, "%lu", &pages) == 1);
+    fclose(statm);
+    const rlim_t now = (rlim_t) pages * (rlim_t) sysconf(_SC_PAGESIZE);
+    for (rlim_t room : { (rlim_t) 1 << 20, (rlim_t) 200 << 20 }) { // of a thread's stack: none, some
+        struct rlimit limit = { now + room, before.rlim_max };
+        CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+        std::string why;
+        const auto pool = readers::create(1000, &why);
+        CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+        CHECK(why.find("ulimit -u") != std::string::npos);
+        CHECK(pool != nullptr || room < 100 << 20); // stacks of threads that ended may be used again
+        if (pool != nullptr) {
+            CHECK(pool->n_threads() > 0 && pool->n_threads() < 1000);
+            std::promise<void> done;
+            pool->submit(0, [&](bool) { return done.set_value(), true; });
+            done.get_future().wait();
+        }
+    }
+}
+#else
+static void test_fewer_threads() {}
+#endif
+
 int main() {
+    test_jobs_that_throw();
+    test_fewer_threads();
     test_order();
     for (int i = 0; i < 20; ++i) {
         test_storm();

@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "telemetry/memory.h"
+#include "telemetry/pressure.h"
 
 using namespace superllama;
 
@@ -57,7 +58,25 @@ static void test_this_machine() {
     CHECK(m.resident > 0 && m.resident_peak > 0);
 }
 
+// Between the marks nothing moves; growing ends below the high mark.
+static void test_pressure() {
+    const pressure_marks marks = { 0.85, 0.70, 0.01 };
+    const auto is = [&marks](double available, double change) {
+        const double differs = marks.change(1000, available) - change;
+        CHECK(differs < 1e-6 && differs > -1e-6);
+    };
+    is(150, 0);    // on the high mark
+    is(300, 0);    // on the low one
+    is(200, 0);    // between
+    is(100, -50);  // 0.90: back to 0.85
+    is(0, -150);
+    is(-100, -250); // more was promised than there is
+    is(400, 240);   // 0.60: up to 0.84
+    is(1000, 840);
+}
+
 int main() {
+    test_pressure();
 #ifdef __linux__
     test_no_cgroup();
     test_v1_limit_of_parent();

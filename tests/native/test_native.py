@@ -10,7 +10,7 @@ import pytest
 from bench import make_model
 from native_build import native_programs
 
-UNITS = ["size", "telemetry", "readers", "metrics", "experts", "ring", "kv-spill", "kv-pages"]
+UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
 
 
 @pytest.mark.parametrize("variant", ["", "-asan", "-tsan"])

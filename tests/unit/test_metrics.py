@@ -26,7 +26,7 @@ CONTRACT = """
     event
     disk_layers_active kv_pages_disk weight_bytes_resident weight_bytes_read kv_bytes_read
     kv_bytes_written stall_ms expert_hits expert_misses mem_budget_bytes mem_peak_bytes metrics_dropped
-    vram_own_bytes vram_budget_bytes move_ms expert_guesses expert_guesses_used
+    vram_own_bytes vram_budget_bytes move_ms expert_guesses expert_guesses_used memory_by_tag
 """.split()  # noqa: SIM905
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
@@ -35,6 +35,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.Fo
 
 def line(**changes: object) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(CONTRACT, 0)
+    values["memory_by_tag"] = {"kv": 0}
     return {**values, "timestamp": "2026-11-21T03:37:16.030Z", "event": "periodic", **changes}
 
 
@@ -48,7 +49,7 @@ def test_the_committed_schema_is_current() -> None:
 
 
 @given(
-    st.sampled_from([n for n in CONTRACT if n not in ("timestamp", "event")]),
+    st.sampled_from([n for n in CONTRACT if n not in ("timestamp", "event", "memory_by_tag")]),
     st.floats(allow_nan=False) | st.integers(),
 )
 def test_schema_and_model_agree(name: str, value: float) -> None:
@@ -65,7 +66,16 @@ def test_schema_and_model_agree(name: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"token": -1}, {"token": 1.5}, {"gpu_memory_pressure": 1.1}, {"event": "lunch"}, {"token": "1"}, {"extra": 1}],
+    [
+        {"token": -1},
+        {"token": 1.5},
+        {"token": "1"},
+        {"gpu_memory_pressure": 1.1},
+        {"event": "lunch"},
+        {"memory_by_tag": {"kv": -1}},
+        {"memory_by_tag": 1},
+        {"extra": 1},
+    ],
 )
 def test_schema_refuses(wrong: dict[str, object]) -> None:
     assert VALIDATOR.is_valid(line())

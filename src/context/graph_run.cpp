@@ -1,0 +1,118 @@
+#include "context/graph_run.h"
+
+#include "llama-context.h"
+#include "ggml-impl.h"
+#include "kv/pager.h"
+#include "weights/scheduler.h"
+
+#include <exception>
+
+namespace superllama {
+
+graph_run::graph_run(llama_context & ctx, layer_sched * weights, kv_pager * pager) :
+    ctx(ctx),
+    weights(weights),
+    pager(pager) {}
+
+graph_run::~graph_run() {
+    end();
+}
+
+bool graph_run::fail(const std::string & why) {
+    if (failure.empty()) {
+        failure = why;
+    }
+    cut_short = true;
+    return false;
+}
+
+bool graph_run::begin(ggml_cgraph * gf) {
+    if (weights == nullptr && pager == nullptr) {
+        return true;
+    }
+    ggml_backend_sched_set_eval_callback(ctx.get_sched(), on_node, this);
+    hooked = true;
+    try {
+        if (pager != nullptr && !pager->plan(gf)) {
+            return fail(""); // finish() says why
+        }
+        std::string error;
+        if (weights != nullptr) {
+            turn = true;
+            if (!weights->begin_graph(gf, gf->uid, &error)) {
+                return fail("the weights could not be read: " + error);
+            }
+        }
+    } catch (const std::exception & e) {
+        return fail(e.what());
+    }
+    return true;
+}
+
+// ggml asks before a node whether to stop after it, and calls again once it is computed. Nothing may be thrown through
+// its frames.
+bool graph_run::on_node(ggml_tensor * node, bool ask, void * data) {
+    graph_run & self = *(graph_run *) data;
+    try {
+        if (self.cut_short && ask) {
+            self.skip(node);
+            return true;
+        }
+        return ask ? self.stops_after(node) : !self.cut_short && self.after_node(node);
+    } catch (const std::exception & e) {
+        self.fail(e.what());
+        return ask; // after this node it is heard
+    }
+}
+
+bool graph_run::stops_after(ggml_tensor * node) {
+    const llama_cparams & cp = ctx.get_cparams();
+    user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
+    const bool kv = pager != nullptr && pager->is_cut(node);
+    return (turn && weights->stops_after(node)) || kv || user_asked;
+}
+
+bool graph_run::after_node(ggml_tensor * node) {
+    const llama_cparams & cp = ctx.get_cparams();
+    if (user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
+        cut_short = true; // its own wish: no error
+        return false;
+    }
+    if (pager != nullptr && pager->is_cut(node) && !pager->advance()) {
+        return fail("");
+    }
+    std::string error;
+    return !turn || weights->after_node(node, &error) || fail("the weights could not be read: " + error);
+}
+
+// The first node of every split that is left: backends pass over what is not to be computed.
+void graph_run::skip(ggml_tensor * node) {
+    skipped.emplace_back(node, node->flags);
+    node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+}
+
+bool graph_run::end() {
+    if (!hooked) {
+        return failure.empty();
+    }
+    hooked = false;
+    ggml_backend_sched_synchronize(ctx.get_sched());
+    const llama_cparams & cp = ctx.get_cparams(); // other graphs, a context shift, run with the user's callback
+    ggml_backend_sched_set_eval_callback(ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
+    for (const auto & s : skipped) {
+        s.first->flags = s.second;
+    }
+    skipped.clear();
+    const bool kv_ok = pager == nullptr || pager->finish();
+    if (turn) {
+        turn = false;
+        try {
+            weights->end_graph();
+        } catch (const std::exception & e) {
+            fail(e.what());
+        }
+    }
+    return kv_ok && failure.empty();
+}
+
+} // namespace superllama

@@ -1,0 +1,79 @@
+// Experts: which ones are in memory, in one pool over all layers, least recently used first to leave; those that the
+// router has just chosen are read all at once, and those of the next layer are guessed.
+#pragma once
+
+#include "weights/block_loader.h"
+#include "weights/dense_stream.h"
+#include "weights/graph.h"
+#include "weights/recency.h"
+
+#include <set>
+#include <string>
+#include <vector>
+
+namespace superllama {
+
+// What a number of bytes means for experts.
+struct pool_budget {
+    size_t bytes = 0; // of all of them
+    size_t least = 0; // experts of one layer that one ubatch can ask for
+};
+
+class expert_pool : public block_owner {
+  public:
+    expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used);
+
+    // All with the loader's lock held.
+    pool_budget plan(int n_ubatch) const;
+    void limit(size_t bytes, size_t all);       // of `all` that are on the host
+    bool make_room(block_loader::guard & lock); // until the limit holds, at the cost of experts that no node uses
+    void make_room_now();                       // of what is idle, without waiting
+    bool is_passing(uint32_t id) const;         // on its way, and wanted by nobody
+
+    void begin(int64_t graph_number) { n_graphs = graph_number; }
+    bool acquire(const layer_stop & s, block_loader::guard & lock, std::string * error);
+    void guess(const layer_stop & s);  // what comes next, while this layer computes
+    bool release(std::string * error); // false: one could not be read, and what was computed is not to be used
+    void end();
+
+    struct counters {
+        int64_t hits;
+        int64_t misses;
+        int64_t guesses;      // read before the router had chosen
+        int64_t guesses_used; // and it chose them
+        double stall_ms;
+    };
+    counters count() const { return totals; }
+    size_t blocks_bytes() const { return n_bytes; }
+
+  private:
+    void take_memory(uint32_t id) override;
+    void give_memory_back(uint32_t id) override;
+    bool may_stay(uint32_t id) const override;
+
+    bool choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) const;
+    void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
+    void settle_guess(const std::set<uint32_t> & wanted, block_loader::guard & lock);
+    bool make_frame(uint32_t id);
+    int64_t find_victim() const;
+    int64_t find_victim_for(uint32_t id) const;
+    bool wait_for_idle(block_loader::guard & lock);
+    void trim(size_t bytes);
+
+    weight_store & store;
+    block_loader & loader;
+    dense_stream & dense; // routers are among its blocks
+    const int n_expert_used;
+
+    size_t bytes_max = 0;
+    size_t n_here = 0; // bytes of all experts that are on the host
+    size_t n_bytes = 0;
+    size_t n_used = 0; // bytes in memory or on their way
+    recency used;
+    std::vector<uint32_t> in_use;
+    std::vector<uint32_t> guessed; // of later layers
+    int64_t n_graphs = 0;
+    counters totals = {};
+};
+
+} // namespace superllama
