@@ -77,6 +77,27 @@ install(TARGETS ${backends}
     LIBRARY DESTINATION ${backend_dir} COMPONENT superllama
     RUNTIME DESTINATION superllama/bin COMPONENT superllama)
 
+# ---------------------------------------------------------------- facts of the build, for `superllama doctor`
+
+get_target_property(definitions cpp-httplib INTERFACE_COMPILE_DEFINITIONS)
+set(facts "{}")
+function(fact name)
+    if (${ARGN})
+        set(value true)
+    else()
+        set(value false)
+    endif()
+    string(JSON facts SET "${facts}" ${name} ${value})
+    set(facts "${facts}" PARENT_SCOPE)
+endfunction()
+fact(https "CPPHTTPLIB_OPENSSL_SUPPORT" IN_LIST definitions)
+fact(page SUPERLLAMA_HAS_PAGE)
+fact(openmp GGML_OPENMP_ENABLED)
+fact(portable SUPERLLAMA_PORTABLE)
+string(JSON facts SET "${facts}" compiler "\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\"")
+file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/_build.json CONTENT "${facts}\n" @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/_build.json DESTINATION superllama COMPONENT superllama)
+
 # ---------------------------------------------------------------- binding
 
 set(ffi ${CMAKE_CURRENT_SOURCE_DIR}/python/superllama/_ffi)
