@@ -31,6 +31,7 @@ def load(neighbours):
 
 load(json.loads(sys.argv[2]))
 import superllama
+superllama.Model  # loads the library: the import alone does not
 load(json.loads(sys.argv[3]))
 with superllama.Model(sys.argv[1]) as model, superllama.Context(model, n_ctx=128) as ctx:
     tokens = [piece.token for piece in ctx.generate("once upon a time", max_tokens=6, temperature=0)]
