@@ -42,6 +42,15 @@ foreach(backend ${backends})
     endif()
 endforeach()
 
+superllama_exports(ggml TARGETS ggml-base ggml ${backends} PREFIXES ggml_ gguf_ quantize_ dequantize_ iq2xs_ iq3xs_)
+superllama_exports(llama TARGETS llama PREFIXES llama_ llm_ LLM_ superllama_ NAMESPACES superllama)
+superllama_exports(mtmd TARGETS mtmd PREFIXES mtmd_ clip_)
+superllama_exports(programs TARGETS ${impl_libs} PREFIXES llama_)
+superllama_exports(common TARGETS llama-common
+    PREFIXES   common_ fs_ glob_match json_schema_to_grammar llama_ parse_cpu_ postprocess_cpu_ set_process_priority string_
+    NAMESPACES console hf_cache jinja superllama
+    SYMBOLS    _ZNK11common_json3getI* _ZN5jinja16global_from_jsonI*) # begin with the type that they return
+
 if (APPLE)
     set(origin @loader_path)
 else()
@@ -68,6 +77,27 @@ install(TARGETS ${backends}
     LIBRARY DESTINATION ${backend_dir} COMPONENT superllama
     RUNTIME DESTINATION superllama/bin COMPONENT superllama)
 
+# ---------------------------------------------------------------- facts of the build, for `superllama doctor`
+
+get_target_property(definitions cpp-httplib INTERFACE_COMPILE_DEFINITIONS)
+set(facts "{}")
+function(fact name)
+    if (${ARGN})
+        set(value true)
+    else()
+        set(value false)
+    endif()
+    string(JSON facts SET "${facts}" ${name} ${value})
+    set(facts "${facts}" PARENT_SCOPE)
+endfunction()
+fact(https "CPPHTTPLIB_OPENSSL_SUPPORT" IN_LIST definitions)
+fact(page SUPERLLAMA_HAS_PAGE)
+fact(openmp GGML_OPENMP_ENABLED)
+fact(portable SUPERLLAMA_PORTABLE)
+string(JSON facts SET "${facts}" compiler "\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\"")
+file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/_build.json CONTENT "${facts}\n" @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/_build.json DESTINATION superllama COMPONENT superllama)
+
 # ---------------------------------------------------------------- binding
 
 set(ffi ${CMAKE_CURRENT_SOURCE_DIR}/python/superllama/_ffi)
@@ -79,5 +109,6 @@ add_custom_command(
 python_add_library(_ffi MODULE USE_SABI 3.10 WITH_SOABI ${CMAKE_BINARY_DIR}/_ffi.c)
 target_link_libraries(_ffi PRIVATE llama)
 target_compile_options(_ffi PRIVATE $<$<C_COMPILER_ID:GNU,Clang,AppleClang>:-Wno-deprecated-declarations>)
-set_target_properties(_ffi PROPERTIES INSTALL_RPATH ${origin}/lib LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+set_target_properties(_ffi PROPERTIES
+    INSTALL_RPATH ${origin}/lib LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} C_VISIBILITY_PRESET hidden)
 install(TARGETS _ffi LIBRARY DESTINATION superllama COMPONENT superllama)

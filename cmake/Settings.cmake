@@ -1,5 +1,5 @@
 # Build settings. A user sets: GGML_CUDA, GGML_VULKAN, GGML_METAL (and any other option of ggml),
-# SUPERLLAMA_PORTABLE. Everything else is fixed here.
+# SUPERLLAMA_PORTABLE, SUPERLLAMA_PAGE. Everything else is fixed here.
 
 option(SUPERLLAMA_PORTABLE "CPU code for every x86-64 or Arm machine, chosen when it starts" OFF)
 
@@ -17,8 +17,9 @@ set(LLAMA_BUILD_SERVER    ON)
 set(LLAMA_BUILD_TESTS     OFF)
 set(LLAMA_BUILD_EXAMPLES  OFF)
 set(LLAMA_BUILD_APP       OFF)
-set(LLAMA_BUILD_UI        OFF) # needs npm or a download
+set(LLAMA_BUILD_UI        OFF) # cmake/page.py has put the page where upstream's build looks first
 set(LLAMA_USE_PREBUILT_UI OFF)
+set(LLAMA_UI_GZIP         ${SUPERLLAMA_HAS_PAGE}) # a line of text goes to everyone, curl included
 set(LLAMA_TOOLS_INSTALL   OFF)
 set(LLAMA_BUILD_IS_DEV    OFF)
 set(GGML_RPC              ON CACHE BOOL "ggml: RPC backend")
@@ -35,10 +36,15 @@ string(REGEX REPLACE ".*\"b([0-9]+)\"" "\\1" LLAMA_BUILD_NUMBER "${_build}")
 set(LLAMA_BUILD_COMMIT superllama)
 set(ENV{GIT_CEILING_DIRECTORIES} ${CMAKE_BINARY_DIR})
 
+# no path of the machine that builds in the messages of asserts; with the cache, paths are relative anyway
+find_program(SUPERLLAMA_CCACHE ccache)
+if (NOT SUPERLLAMA_CCACHE AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+    add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>)
+endif()
+
 # a compiler cache where there is one; paths below the source folder are made relative, so that
 # another clone finds the same objects
 set(GGML_CCACHE OFF)
-find_program(SUPERLLAMA_CCACHE ccache)
 find_program(SUPERLLAMA_ENV env)
 if (SUPERLLAMA_CCACHE AND SUPERLLAMA_ENV)
     set(_launcher ${SUPERLLAMA_ENV} CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${SUPERLLAMA_CCACHE})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -11,6 +10,11 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("SUPERLLAMA_BUILD", ROOT / "build"))
@@ -29,11 +33,9 @@ def native_programs() -> Path:
         cmake, ninja = shutil.which("cmake") or "", shutil.which("ninja") or ""
         if not (cmake and ninja):
             raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
-    with (BUILD / ".tests.lock").open("w") as lock:  # workers of one test run share the folder
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with (BUILD / "tests.lock").open("w") as lock:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # pytest may run in several processes
         # once more, without the binding, which can be built under pip only
         run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
         run(cmake, "--build", str(BUILD), "--target", "superllama-tests", "superllama-bench")

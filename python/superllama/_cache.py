@@ -1,6 +1,7 @@
 """The cache folder: what superllama keeps on disk and can fetch or make again.
 
 upstream/<build>   the pristine llama.cpp that a build starts from (cmake/upstream.py uses the same folder)
+page/<build>       the server's page, built from it with npm (cmake/page.py)
 models/<file>       models that were downloaded by default
 repacked/<file>     blocks of weights in the layout of the CPU's fast kernels, one file for each model that streams
 """
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-KINDS = ("upstream", "models", "repacked")
+KINDS = ("upstream", "page", "models", "repacked")
 WRITING = re.compile(r"\.writing$|\.blocks\.\d+$")  # names of repacked files on their way, now and in earlier versions
 QUIET_S = 3600
 

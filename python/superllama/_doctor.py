@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from ._backends import backend_files
 from ._cache import cache_dir
+from ._programs import find_bin_dir
 from ._read_speed import measure_read
 
 READ_BYTES = 256 * 1000 * 1000
@@ -25,6 +29,7 @@ def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any
     from ._memory import backends, devices, memory, n_physical_cores
     from ._native import lib, text, upstream_build, version
 
+    features = cpu_features(text(lib.llama_print_system_info()))
     found = {
         "versions": {
             "superllama": __version__,
@@ -36,7 +41,13 @@ def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any
         },
         "backends": backends(),
         "devices": [dataclasses.asdict(device) for device in devices()],
-        "cpu": {"physical_cores": n_physical_cores(), "features": cpu_features(text(lib.llama_print_system_info()))},
+        "backend_packages": [str(path) for path in backend_files()],
+        "cpu": {
+            "physical_cores": n_physical_cores(),
+            "features": features,
+            "quota": cpu_quota(),
+            "amx": {"cpu": "amx_int8" in cpu_flags(), "build": "AMX_INT8" in features},
+        },
         "memory": dataclasses.asdict(memory()),
         "supports": {
             "mmap": bool(lib.llama_supports_mmap()),
@@ -44,6 +55,8 @@ def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any
             "gpu_offload": bool(lib.llama_supports_gpu_offload()),
             "rpc": bool(lib.llama_supports_rpc()),
         },
+        "build": build_facts(),
+        "huge_pages": huge_pages(),
         "cache": str(cache_dir()),
     }
     if measure:
@@ -55,6 +68,62 @@ def cpu_features(system_info: str) -> list[str]:
     """The features that llama_print_system_info() says are there: "CPU : AVX2 = 1 | F16C = 1 | ..."."""
     pairs = (part.split(":")[-1].split("=") for part in system_info.split("|") if "=" in part)
     return [pair[0].strip() for pair in pairs if pair[1].strip() != "0"]
+
+
+def build_facts() -> dict[str, Any]:
+    """What was compiled in: https, page, openmp, portable, compiler; empty if the package was built by other means."""
+    folder = find_bin_dir()
+    try:
+        facts: dict[str, Any] = json.loads((folder.parent / "_build.json").read_text()) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return facts
+
+
+# ---------------------------------------------------------------- what the system allows
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def cpu_flags(root: Path = Path("/")) -> set[str]:
+    """The flags of the first CPU in /proc/cpuinfo; empty where there is none."""
+    line = re.search(r"^flags\s*:(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    return set(line[1].split()) if line else set()
+
+
+def huge_pages(root: Path = Path("/")) -> str | None:
+    """Transparent huge pages: "always", "madvise" (which is enough), "never", or None where there are none."""
+    chosen = re.search(r"\[(\w+)\]", _read(root / "sys/kernel/mm/transparent_hugepage/enabled"))
+    return chosen[1] if chosen else None
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """How many CPUs' time the cgroup of this process may use, by the tightest limit above it; None without limit."""
+    limits = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            base, v2 = root / "sys/fs/cgroup", True
+        elif "cpu" in controllers.split(","):
+            base, v2 = root / "sys/fs/cgroup/cpu", False
+        else:
+            continue
+        folder = base / group.lstrip("/")
+        # in a container the group's own name may not be below the mount: its root has the limit then
+        for level in [folder, *folder.parents][: len(folder.relative_to(base).parts) + 1]:
+            quota, period = (
+                _read(level / "cpu.max").split()
+                if v2
+                else (_read(level / "cpu.cfs_quota_us").strip(), _read(level / "cpu.cfs_period_us").strip())
+            ) or ("max", "1")
+            if quota.isdigit() and int(period or 0) > 0:
+                limits.append(int(quota) / int(period))
+    return min(limits, default=None)
 
 
 # ---------------------------------------------------------------- read speed

@@ -17,17 +17,21 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ._backends import backend_files
+from ._neighbours import apart, load_apart
 from ._programs import find_bin_dir
 from ._words import in_python
 
 if TYPE_CHECKING:
     ffi: Any
     lib: Any
+    _crowded: bool
 else:
     if sys.platform == "win32" and (bin_dir := find_bin_dir()):
         os.add_dll_directory(str(bin_dir))
     try:
-        from ._ffi import ffi, lib
+        with apart() as _crowded:
+            from ._ffi import ffi, lib
     except ImportError as e:
         raise ImportError(
             f"superllama's library cannot be loaded: {e}. The package is not built or was moved; "
@@ -131,8 +135,11 @@ def _start() -> None:
     # no call into Python once the interpreter has gone; registered first, so it runs last
     nothing = ffi.addressof(lib, "superllama_py_log_nothing")
     atexit.register(lib.llama_log_set, nothing, ffi.NULL)
-    if bin_dir := find_bin_dir():
-        lib.ggml_backend_load_all_from_path(os.fsencode(bin_dir))
+    for folder in [*(file.parent for file in backend_files()), find_bin_dir()]:
+        if folder:
+            if _crowded:
+                load_apart(folder)
+            lib.ggml_backend_load_all_from_path(os.fsencode(folder))
     lib.llama_backend_init()
 
 

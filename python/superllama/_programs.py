@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ._backends import for_programs
+
 # ---------------------------------------------------------------- which command lines name a model
 
 # with one of these the program has a model, or knows where to get one
@@ -114,6 +116,7 @@ def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os
     """Become the program: same process on POSIX, so signals and the exit code are its own."""
     program = str(find_program(name))
     command = [program, *arguments]
+    environment = {**environment, **for_programs(environment, Path(program).parents[1])}
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.platform != "win32":

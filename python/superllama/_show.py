@@ -51,6 +51,7 @@ def show_report(found: Mapping[str, Any]) -> None:
     build = {
         "backends": ", ".join(found["backends"]) or "none: nothing can be computed",
         "CPU": f"{found['cpu']['physical_cores']} cores, {' '.join(found['cpu']['features'])}",
+        **_facts(found),
         "library offers": ", ".join(name for name, there in found["supports"].items() if there),
         "cache folder": found["cache"],
     }
@@ -58,6 +59,25 @@ def show_report(found: Mapping[str, Any]) -> None:
         n_read = f"{size(speed['bytes'])} in {speed['seconds']:.2f} s, {speed['how']}"
         build["read speed"] = f"{speed['gb_per_s']:.2f} GB/s from {speed['path']} ({n_read})"
     _pairs(console, "build and disk", build.items())
+
+
+def _facts(found: Mapping[str, Any]) -> dict[str, str]:
+    """What is in and what is not, and what follows from it."""
+    build, amx, quota = found["build"], found["cpu"]["amx"], found["cpu"]["quota"]
+    if not amx["cpu"]:
+        amx_text = "this CPU has none"
+    else:
+        amx_text = "used" if amx["build"] else "this CPU has it, this build does not use it"
+    pages = found["huge_pages"]
+    return {
+        "CPU quota": f"{quota:g} CPUs' time; more threads than that wait" if quota else "no limit",
+        "AMX": amx_text,
+        "huge pages": "not known" if pages is None else pages + ("; reads are slower" if pages == "never" else ""),
+        "HTTPS": "in" if build.get("https") else "not in: -hf and --model-url need it; build with OpenSSL's headers",
+        "server's page": "in" if build.get("page") else "not in: build with Node.js and npm, or take a wheel",
+        "OpenMP": "in" if build.get("openmp") else "not in: ggml's own threads compute",
+        "built for": f"{'every' if build.get('portable') else 'this'} CPU, by {build.get('compiler', '?')}",
+    }
 
 
 def show_entries(folder: Path, entries: Sequence[Entry], what: str) -> None:

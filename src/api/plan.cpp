@@ -8,7 +8,7 @@
 
 #include "ggml-alloc.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
+#include "ggml-backend.h"
 
 #include <algorithm>
 #include <stdexcept>

@@ -5,7 +5,7 @@
 
 #include "ggml-alloc.h"
 #include "ggml-backend-impl.h"
-#include "ggml-cpu.h"
+#include "ggml-backend.h"
 
 #include <algorithm>
 #include <map>

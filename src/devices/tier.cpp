@@ -7,7 +7,7 @@
 #include "telemetry/pressure.h"
 
 #include "ggml-alloc.h"
-#include "ggml-cpu.h"
+#include "ggml-backend.h"
 
 #include <algorithm>
 #include <chrono>

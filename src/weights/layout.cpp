@@ -4,7 +4,7 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
+#include "ggml-backend.h"
 #include "ggml-impl.h"
 
 #include <algorithm>

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import superllama
-from superllama import _doctor, cli
+from superllama import _backends, _doctor, cli
 from superllama._show import size
 
 
@@ -26,6 +26,9 @@ def test_the_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["read_speed"]["bytes"] == 3_000_000
     assert found["read_speed"]["gb_per_s"] > 0
     assert found["cpu"]["physical_cores"] >= 1
+    assert {"https", "page", "openmp", "portable", "compiler"} <= found["build"].keys()
+    assert set(found["cpu"]["amx"]) == {"cpu", "build"}
+    assert found["huge_pages"] in ("always", "madvise", "never", None)
 
 
 def test_the_report_for_people(
@@ -34,7 +37,8 @@ def test_the_report_for_people(
     monkeypatch.setattr(_doctor, "READ_BYTES", 5 << 20)
     assert cli.main(["doctor", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for word in ("versions", "devices", "memory", "read speed", "locked memory", "GB/s"):
+    words = ("versions", "devices", "memory", "read speed", "locked memory", "GB/s", "HTTPS", "page", "OpenMP", "AMX")
+    for word in (*words, "huge pages", "cgroup", "CPU quota"):
         assert word in out
     assert list(tmp_path.iterdir()) == []  # the file that was written for the measurement
 
@@ -59,3 +63,62 @@ def test_cpu_features() -> None:
 )
 def test_sizes(n_bytes: int, text: str) -> None:
     assert size(n_bytes) == text
+
+
+# ---------------------------------------------------------------- what the system allows
+
+
+def write(root: Path, name: str, text: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+def test_no_quota_where_nothing_says_so(tmp_path: Path) -> None:
+    assert _doctor.cpu_quota(tmp_path) is None
+    write(tmp_path, "proc/self/cgroup", "0::/user.slice/a.scope\n")
+    write(tmp_path, "sys/fs/cgroup/user.slice/a.scope/cpu.max", "max 100000\n")
+    assert _doctor.cpu_quota(tmp_path) is None
+
+
+def test_the_tightest_quota_above_the_process_counts(tmp_path: Path) -> None:
+    write(tmp_path, "proc/self/cgroup", "0::/user.slice/a.scope\n")
+    write(tmp_path, "sys/fs/cgroup/user.slice/a.scope/cpu.max", "400000 100000\n")
+    write(tmp_path, "sys/fs/cgroup/user.slice/cpu.max", "150000 100000\n")
+    assert _doctor.cpu_quota(tmp_path) == 1.5
+
+
+def test_the_quota_of_a_container(tmp_path: Path) -> None:
+    write(tmp_path, "proc/self/cgroup", "0::/\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "50000 100000\n")
+    assert _doctor.cpu_quota(tmp_path) == 0.5
+
+
+def test_the_quota_of_old_cgroups(tmp_path: Path) -> None:
+    write(tmp_path, "proc/self/cgroup", "5:memory:/a\n4:cpu,cpuacct:/a\n")
+    write(tmp_path, "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "200000\n")
+    write(tmp_path, "sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n")
+    assert _doctor.cpu_quota(tmp_path) == 2
+    write(tmp_path, "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "-1\n")
+    assert _doctor.cpu_quota(tmp_path) is None
+
+
+def test_huge_pages_and_flags(tmp_path: Path) -> None:
+    assert _doctor.huge_pages(tmp_path) is None
+    assert _doctor.cpu_flags(tmp_path) == set()
+    write(tmp_path, "sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
+    write(tmp_path, "proc/cpuinfo", "processor : 0\nflags\t\t: fpu amx_int8\n\nprocessor : 1\n")
+    assert _doctor.huge_pages(tmp_path) == "madvise"
+    assert "amx_int8" in _doctor.cpu_flags(tmp_path)
+
+
+# ---------------------------------------------------------------- backends in packages of their own
+
+
+def test_a_backend_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "superllama_blas/__init__.py", "")
+    write(tmp_path, "superllama_blas/libggml-blas.so", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "superllama_blas" / "libggml-blas.so"
+    assert file in _backends.backend_files()
+    assert _backends.for_programs({"GGML_BACKEND_PATH": "/mine"}, tmp_path).get("GGML_BACKEND_PATH") is None
+    assert _backends.for_programs({}, tmp_path)["GGML_BACKEND_PATH"] == str(_backends.backend_files()[0])
