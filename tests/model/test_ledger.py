@@ -45,7 +45,7 @@ def run(model):
     contexts = [superllama.Context(model, **options) for _ in range(2 if scenario == "two_contexts" else 1)]
     for ctx in contexts:
         if scenario == "lora":
-            ctx.set_lora([model.load_lora(lora)])
+            ctx.set_lora([(model.load_lora(lora), 1.0)])
         for i in range(0, len(tokens), 512):
             ctx.decode(tokens[i : i + 512])
         for _ in range(4):

@@ -18,6 +18,7 @@ def complete(model: Path, *flags: object, **environment: str) -> subprocess.Comp
         list(map(str, command)),
         capture_output=True,
         text=True,
+        errors="replace",  # a random model writes any bytes
         stdin=subprocess.DEVNULL,
         env=os.environ | environment,
         timeout=120,
