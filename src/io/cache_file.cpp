@@ -120,9 +120,7 @@ bool cache_dir::has(const std::string & file_name) const {
 }
 
 bool cache_dir::in_memory() const {
-    struct statfs fs = {};
-    return fstatfs(folder.get(), &fs) == 0 &&
-           (fs.f_type == 0x01021994 /* tmpfs */ || fs.f_type == 0x858458f6 /* ramfs */);
+    return is_memory(folder.get());
 }
 
 // Whether a lock that is taken on one machine, or in one virtual machine, is seen by all that see the file.

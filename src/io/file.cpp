@@ -13,6 +13,10 @@
 #    include <unistd.h>
 #endif
 
+#ifdef __linux__
+#    include <sys/vfs.h>
+#endif
+
 namespace superllama {
 
 int descriptor::release() {
@@ -121,6 +125,16 @@ file_result write_exact(int fd, const void * data, size_t bytes, uint64_t offset
         result.done = whole;
     }
     return result;
+}
+
+bool is_memory(int fd) {
+#    ifdef __linux__
+    struct statfs fs = {};
+    return fstatfs(fd, &fs) == 0 && (fs.f_type == 0x01021994 /* tmpfs */ || fs.f_type == 0x858458f6 /* ramfs */);
+#    else
+    (void) fd;
+    return false;
+#    endif
 }
 
 uint64_t free_bytes(int fd) {

@@ -59,6 +59,8 @@ int reserve_file(int fd, uint64_t bytes);
 
 uint64_t free_bytes(int fd); // that its filesystem has left for this user
 
+bool is_memory(int fd); // its filesystem is memory itself: tmpfs, ramfs
+
 // Past the page cache, which would hold everything a second time; false where the filesystem refuses. For a file that
 // is empty: the first block is written to try it.
 bool make_direct(int fd);

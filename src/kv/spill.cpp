@@ -37,11 +37,21 @@ kv_spill::kv_spill(const std::string & dir_, size_t record_bytes, file_calls * s
     dir(dir_),
     record_bytes(record_bytes),
     sys(sys_ ? sys_ : &file_calls::of_system()) {
+    std::vector<std::string> dirs = { dir };
     if (dir.empty()) {
         const char * tmp = getenv("TMPDIR");
-        dir = tmp != nullptr && tmp[0] != '\0' ? tmp : "/tmp";
+        dirs = { tmp != nullptr && tmp[0] != '\0' ? tmp : "/tmp", "/var/tmp" };
     }
-    file.reset(open_unnamed(dir));
+    for (const std::string & candidate : dirs) { // the last one decides where none is on a disk
+        descriptor opened(open_unnamed(candidate));
+        if (!file || (opened && !superllama::is_memory(opened.get()))) {
+            dir = candidate;
+            file = std::move(opened);
+        }
+        if (file && !is_memory()) {
+            break;
+        }
+    }
     if (!file) {
         throw std::runtime_error("cannot make a KV spill file in " + dir + ": " + file_error(errno) +
                                  "; name a folder that exists and is writable with --spill-dir");
@@ -50,6 +60,10 @@ kv_spill::kv_spill(const std::string & dir_, size_t record_bytes, file_calls * s
     if (ftruncate(file.get(), 0) != 0) {
         direct = false; // nothing depends on it
     }
+}
+
+bool kv_spill::is_memory() const {
+    return superllama::is_memory(file.get());
 }
 
 void kv_spill::clear() {
@@ -99,6 +113,10 @@ kv_spill::kv_spill(const std::string & dir, size_t record_bytes, file_calls *) :
     record_bytes(record_bytes),
     sys(&file_calls::of_system()) {
     throw std::runtime_error("KV pages do not spill on this system");
+}
+
+bool kv_spill::is_memory() const {
+    return false;
 }
 
 void kv_spill::clear() {}

@@ -15,7 +15,8 @@ class kv_spill {
   public:
     static const size_t alignment = 4096; // of offsets, sizes and memory, for direct I/O
 
-    // dir "" is the system's temporary folder. Throws std::runtime_error where no file can be made.
+    // dir "" is the system's temporary folder, or another one where that is memory. Throws std::runtime_error where no
+    // file can be made.
     kv_spill(const std::string & dir, size_t record_bytes, file_calls * sys = nullptr);
     kv_spill(const kv_spill &) = delete;
     kv_spill & operator=(const kv_spill &) = delete;
@@ -30,6 +31,8 @@ class kv_spill {
     bool read(int64_t record, size_t offset, void * data, size_t size, std::string * error) const;
     bool write(int64_t record, size_t offset, const void * data, size_t size, std::string * error);
 
+    const std::string & folder() const { return dir; }
+    bool is_memory() const; // what is spilled stays in memory: its folder lies on a filesystem that is
     bool is_direct() const { return direct; } // false: through the page cache, which is asked to forget
 
     static bool is_supported(); // on this system

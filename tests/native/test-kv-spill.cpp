@@ -140,7 +140,23 @@ static void test_folders(const std::string & dir) {
     CHECK(file.write(file.acquire(), 0, ones.data, block, &error));
 }
 
+// A folder that is memory is used where it was asked for, and not by default where there is a disk.
+static void test_folder_in_memory() {
+    const char * const memory = "/dev/shm";
+    if (access(memory, W_OK) != 0 || !kv_spill(memory, kv_spill::alignment).is_memory()) {
+        return; // there is none here
+    }
+    CHECK(kv_spill(memory, kv_spill::alignment).folder() == memory);
+    const bool disk = !kv_spill("/var/tmp", kv_spill::alignment).is_memory();
+    setenv("TMPDIR", memory, 1);
+    const kv_spill by_default("", kv_spill::alignment);
+    unsetenv("TMPDIR");
+    CHECK(by_default.is_memory() == !disk);
+    CHECK(by_default.folder() == (disk ? "/var/tmp" : memory));
+}
+
 int main(int argc, char ** argv) {
+    test_folder_in_memory();
     CHECK(argc == 2); // a folder to write to
     const std::string dir = std::string(argv[1]) + "/spill-" + std::to_string(getpid());
     CHECK(mkdir(dir.c_str(), 0700) == 0);
