@@ -2,6 +2,7 @@
 
 #include "model/mebibytes.h"
 #include "io/address_space.h"
+#include "devices/lost.h"
 #include "devices/upload.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -61,6 +62,7 @@ void dynamic_model::prepare(llama_model_params & params) {
         }
     }
     params.no_host = true; // host memory is ours
+    survive_lost_devices();
 }
 
 // 0: no read-ahead.
