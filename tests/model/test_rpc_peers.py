@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from fuzz.rpc_messages import Connection, Tensor, is_served, sum_graph, wait_until_served
 from rpc_devices import Server, rpc_server
+from running import Runner
 
 import superllama
 from superllama._programs import find_program
@@ -266,3 +267,26 @@ def test_graphs_in_order_are_computed(server: Server) -> None:
     connection.send(10, content + tail([one, *chain]))
     found = connection.ask(8, chain[-1].pack() + struct.pack("<QQ", 0, 4))
     assert struct.unpack("<f", found) == (20_000.0,)
+
+
+GONE = """
+import os, signal, sys, time
+import superllama
+
+superllama.add_rpc_server(sys.argv[1])
+assert any(device.backend == "RPC" for device in superllama.devices())
+os.kill(int(sys.argv[2]), signal.SIGKILL)
+time.sleep(0.2)
+for _ in range(2):
+    superllama.devices()
+with superllama.Model(sys.argv[3], n_gpu_layers=0, devices=[]) as model:
+    superllama.Context(model, n_ctx=64).decode([1])
+print("alive")
+"""
+
+
+def test_a_server_that_went_away_is_not_the_end(run_python: Runner, tiny_model: Path) -> None:
+    with rpc_server() as server:
+        done = run_python(GONE, server.endpoint, server.process.pid, tiny_model)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alive\n"
