@@ -50,15 +50,15 @@ std::vector<weight_part> weight_store::parts(uint32_t block, size_t part_bytes) 
 }
 
 // Reads rows in the file's layout and lets the buffer put them in place in its own.
-static bool convert_rows(const weight_file & file, const weight_slice & slice, uint8_t * to, size_t first, size_t bytes,
-                         bool check, std::string * error) {
+static bool convert_rows(const weight_file & file, const weight_slice & slice, const ggml_tensor & host, uint8_t * to,
+                         size_t first, size_t bytes, bool check, std::string * error) {
     const page_buffer staging(bytes);
     const uint8_t * read = file.read_bytes(staging, bytes, slice.source.offset + first, error);
     if (read == nullptr || (check && !weight_is_valid(slice.tensor, read, bytes, error))) {
         return false;
     }
-    ggml_tensor rows = rows_of(slice.tensor, bytes);
-    rows.data = to + memory_of(slice.tensor, slice.tensor->buffer->buft, first);
+    ggml_tensor rows = rows_of(&host, bytes);
+    rows.data = to + memory_of(&host, host.buffer->buft, first);
     rows.buffer->iface.set_tensor(rows.buffer, &rows, read, 0, bytes);
     return true;
 }
@@ -84,7 +84,8 @@ bool weight_store::read_part(const weight_part & part, std::string * error) cons
     if (converts(part.block)) {
         const weight_slice & slice = b.slices[part.index];
         uint8_t * to = const_cast<uint8_t *>(data(part.block, part.index));
-        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, to, part.first, part.bytes,
+        const ggml_tensor & host = pimpl->find(slice.tensor)->host;
+        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, host, to, part.first, part.bytes,
                           pimpl->checks_tensors && !b.verified, error);
     } else {
         const weight_range & range = b.ranges[part.index];
@@ -122,7 +123,7 @@ bool weight_store::load_resident(std::string * error) {
         if (h.converts) {
             const size_t step = convert_step(h.tensor);
             for (size_t first = 0; ok && first < bytes; first += step) {
-                ok = convert_rows(file, { h.tensor, bytes, h.source, h.bytes }, h.addr, first,
+                ok = convert_rows(file, { h.tensor, bytes, h.source, h.bytes }, h.host, h.addr, first,
                                   std::min(step, bytes - first), pimpl->checks_tensors, error);
             }
         } else {

@@ -44,7 +44,7 @@ static bool conversion(weight_store & store, uint64_t * hash, std::string * why)
         }
         store.place(id, false);
         const bool ok = store.read_part(part, why);
-        const size_t bytes = memory_of(t, ggml_backend_buffer_get_type(t->buffer), part.bytes);
+        const size_t bytes = store.memory_of_first(t, part.bytes);
         *hash = ok ? checksum(store.data(id, part.index), bytes, *hash) : 0;
         store.drop(id);
         if (!ok) {

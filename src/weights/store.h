@@ -132,6 +132,8 @@ class weight_store {
     bool is_resident(const ggml_tensor * t) const; // one that is, and whose bytes are there
     bool is_plain(const ggml_tensor * t) const;    // in memory as in the file
     bool is_here(const ggml_tensor * t) const;     // ours, and on the host now
+    // Of its first bytes in the file: so much memory do they take on the host.
+    size_t memory_of_first(const ggml_tensor * t, size_t file_bytes) const;
 
     // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
     bool is_by_row(const ggml_tensor * t) const;

@@ -64,8 +64,9 @@ struct weight_held {
     size_t addr_off = 0; // in its arena
     uint8_t * addr = nullptr;
     ggml_backend_buffer_t buffer = nullptr;
-    bool held = true;   // of a resident tensor: it is to be in memory
-    bool there = false; // and it is
+    ggml_tensor host = {}; // as the tensor is on the host, also while it points to a device
+    bool held = true;      // of a resident tensor: it is to be in memory
+    bool there = false;    // and it is
 };
 
 // Which pages of a tensor that is looked up by rows are in memory.
