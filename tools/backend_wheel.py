@@ -1,7 +1,7 @@
 """Pack the library of one backend as a wheel of its own: backend_wheel.py BACKEND LIBRARY FOLDER.
 
-The package superllama finds it when it is installed (python/superllama/_backends.py). It fits one version of superllama:
-the library takes functions of that one's ggml. What it needs itself (CUDA's libraries, say) is the system's, or comes
+The package superllama finds it when it is installed (python/superllama/_backends.py). It fits one version of that: the
+library takes functions of that one's ggml. What it needs itself (CUDA's libraries, say) is the system's, or comes
 with other packages.
 """
 
