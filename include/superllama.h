@@ -40,7 +40,8 @@ LLAMA_API const char * superllama_memory_tag(int32_t i);
 LLAMA_API int32_t superllama_memory_by_tag(const struct llama_model * model, int64_t out[SUPERLLAMA_N_MEMORY_TAGS]);
 
 // States that a program keeps beside a context, as a server's prompt cache, count towards the budget of its model with
-// this. Fails where weights cannot make so much room, and then changes nothing.
+// this. They may have what is left where all weights are in memory, or an eighth of the budget. Fails where that is
+// exceeded, or where weights cannot make so much room, and then changes nothing.
 LLAMA_API int32_t superllama_charge_prompt_cache(struct llama_context * ctx, uint64_t bytes);
 
 // What one context has done. Counters only grow; a field of a feature that is off is 0.

@@ -26,8 +26,10 @@ class Server:
     endpoint: str
 
     def resident_bytes(self) -> int:
-        """Memory of the process that is its own."""
-        fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        """Memory of the process that serves which is its own: the program is one that watches another."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        fields = Path(f"/proc/{children[0] if children else pid}/statm").read_text().split()
         return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
 
 
@@ -77,3 +79,11 @@ def _running(port: int, *command: object) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+        while _listens(port):  # the process that serves ends with the one that watches it, a moment later
+            time.sleep(0.01)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False

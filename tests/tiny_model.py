@@ -122,8 +122,8 @@ def write_lora(path: Path, rank: int = 4, seed: int = 2) -> Path:
     return finish(w, path)
 
 
-def write_bert(path: Path, seed: int = 3) -> Path:
-    """An encoder of two layers: it has no KV cache and generates nothing."""
+def write_bert(path: Path, seed: int = 3, pooling: gguf.PoolingType = gguf.PoolingType.MEAN) -> Path:
+    """An encoder of two layers: it has no KV cache and generates nothing. With pooling RANK, a reranker."""
     rng = np.random.default_rng(seed)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -137,7 +137,7 @@ def write_bert(path: Path, seed: int = 3) -> Path:
     w.add_head_count(N_HEAD)
     w.add_layer_norm_eps(1e-5)
     w.add_causal_attention(False)
-    w.add_pooling_type(gguf.PoolingType.MEAN)
+    w.add_pooling_type(pooling)
     w.add_tokenizer_model("bert")
     w.add_token_list(tokens)
     w.add_token_types([3] * len(special) + [1] * (len(tokens) - len(special)))
@@ -166,6 +166,9 @@ def write_bert(path: Path, seed: int = 3) -> Path:
         pair(f"blk.{i}.ffn_down", N_EMBD, N_FF)
         norm(f"blk.{i}.attn_output_norm")
         norm(f"blk.{i}.layer_output_norm")
+    if pooling == gguf.PoolingType.RANK:
+        pair("cls", N_EMBD, N_EMBD)
+        pair("cls.output", 1, N_EMBD)
     return finish(w, path)
 
 

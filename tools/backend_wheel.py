@@ -1,8 +1,8 @@
 """Pack the library of one backend as a wheel of its own: backend_wheel.py BACKEND LIBRARY FOLDER.
 
-The package superllama finds it when it is installed (python/superllama/_backends.py). It fits one version of that: the
-library takes functions of that one's ggml. What it needs itself (CUDA's libraries, say) is the system's, or comes
-with other packages.
+The package superllama finds it when it is installed (python/superllama/_backends.py). It fits one version of
+superllama: the library takes functions of that one's ggml. The backend's own libraries (CUDA's, say) are the system's,
+or other packages'.
 """
 
 from __future__ import annotations

@@ -34,11 +34,13 @@ WITHOUT = re.compile(r"deprecated|ggml_opt_|llama_opt_|\.\.\.")  # training is n
 CALLBACKS = """
 extern "Python" void superllama_py_log(enum ggml_log_level level, const char * text, void * user_data);
 extern "Python" bool superllama_py_progress(float progress, void * user_data);
+extern "Python" int superllama_py_interrupted(void);
 """
 # the functions of _ffi.csrc.c
 HELPERS = """
 void superllama_py_log_nothing(enum ggml_log_level level, const char * text, void * user_data);
-bool superllama_py_abort_if_set(void * flag);
+struct superllama_py_abort { int set; int listens; int64_t next_us; };
+bool superllama_py_abort_if_set(void * data);
 llama_token superllama_py_sample(
     struct llama_sampler * chain, struct llama_sampler * grammar, struct llama_context * ctx, int32_t idx);
 enum ggml_type superllama_py_main_type(const char * path);

@@ -7,32 +7,36 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-from ._context_base import Run
 from ._errors import CancelledError, ContextError, DecodeError, PromptError
 from ._generation import FinishReason, Piece, Summary, TextStream
 from ._metrics import Metrics
 from ._model import Lora
 from ._native import ffi, last_error, lib
 from ._params import SamplingParams, merged
+from ._process import check_process, inherited
 from ._sampling import Sampler
-from ._sequences import Sequences
+from ._states import States
+from ._text import is_text, token_list
 
 
-class Context(Sequences):
+class Context(States):
     """A place to compute in: the tokens that a model has read, in one or more sequences, and the logits of the
     latest. Made on a Model, or on the path of one, which then is closed with the context.
 
     `params` and keyword arguments are the fields of ContextParams; keywords win.
 
-    One thread at a time: a second one gets ConcurrentUseError, from which only cancel() and metrics() are
-    exempt. Within a thread, generators on different sequences may take turns.
+    One thread at a time: a call while another thread is in one gets ConcurrentUseError, from which only cancel() and
+    metrics() are exempt. Generators on different sequences may take turns, and each may go on in another thread.
 
-    Raises: ContextError if the context cannot be made, ModelError if the model cannot be loaded.
+    Raises: ContextError if the context cannot be made, ModelError if the model cannot be loaded. In a fork of the
+    process that made it, every use of a context raises ForkedError, and so does making one in a fork of a process that
+    had one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._metrics_lock = threading.RLock()  # between close() and metrics(), which any thread may call
+        self._running: dict[int, object] = {}  # by sequence: the generator that went on with it last
 
     # ---------------------------------------------------------------- generate
 
@@ -65,48 +69,55 @@ class Context(Sequences):
         with self._use():
             begin = self._next_pos(seq) if keep else 0
             pending = [self._pending[seq]] if keep and seq in self._pending else []
-        if isinstance(prompt, str | bytes):
+        if is_text(prompt):
             given = self.model.tokenize(prompt, add_special=not (begin or pending), parse_special=True)
         else:
-            given = list(prompt)
+            given = token_list(
+                prompt, "a prompt is one text or a list of tokens; messages go to chat(), several prompts one by one"
+            )
         tokens = pending + given
+        return self._started(tokens, tokens, sampling, seq, begin, cancel_count)
+
+    def _started(
+        self, tokens: list[int], seen: list[int], sampling: SamplingParams, seq: int, begin: int, cancel_count: int
+    ) -> Generator[Piece, None, None]:
+        """Check all that can be wrong, at once. `seen` is what penalties look at."""
         if not tokens:
             raise PromptError("the prompt is empty, and this model adds no BOS token; give it some text")
         self._check_room(tokens, seq, begin)
         sampler = Sampler(self.model, sampling, self.n_ctx_seq)
-        return self._generate(tokens, seq, keep, begin, sampler, cancel_count)
+        sampler.accept_prompt(seen)
+        with self._use():
+            end = self._next_pos(seq)
+        return self._generate(tokens, seq, begin, end, sampler, cancel_count)
 
     def _generate(
-        self, tokens: list[int], seq: int, keep: bool, begin: int, sampler: Sampler, cancel_count: int
+        self, tokens: list[int], seq: int, begin: int, end: int, sampler: Sampler, cancel_count: int
     ) -> Generator[Piece, None, None]:
-        params, run = sampler.params, Run()
+        params, run = sampler.params, object()
         stream = TextStream(params.stop)
         clock = _Clock(len(tokens), sampler.seed)
         token: int | None = None
         finish: FinishReason | None = None
         try:
-            with self._use(run) as c:
+            with self._use() as c:
                 self._running[seq] = run
-                if not keep:
-                    lib.llama_memory_seq_rm(self._memory, seq, -1, -1)
-                    self._pending.pop(seq, None)
-            sampler.accept_prompt(tokens)
+                if begin == 0:
+                    self._forget(seq)
+                elif self._next_pos(seq) == end:
+                    self._go_back(c, seq, begin)  # else the first step sees that the sequence was changed
             n_pos, part = begin, tokens
             while finish is None:
-                # one step: decode the prompt or the token before, sample from its logits at once; what other
-                # generators of this thread compute between two steps does not matter then
+                # one step: decode the prompt or the token before, sample from its logits at once; what is computed
+                # between two steps, by other generators or by the caller, does not matter then
                 try:
-                    with self._use(run) as c, clock:
+                    with self._use() as c, clock:
                         if self._running.get(seq) is not run or self._next_pos(seq) != n_pos:
                             raise DecodeError(f"sequence {seq} was changed while it was generating")
-                        self._decode(c, part, seq, None, "last", cancel_count)
-                        self._pending.pop(seq, None)
+                        wanted = clock.n_generated != params.max_tokens
+                        token = self._step(c, part, seq, sampler if wanted else None, cancel_count)
                         n_pos += len(part)
-                        token = None
-                        if clock.n_generated != params.max_tokens:
-                            token = sampler.sample(c)
-                            self._pending[seq] = token
-                            clock.n_generated += 1
+                        clock.n_generated += token is not None
                 except CancelledError:
                     yield Piece(stream.feed(b"", final=True), None, "cancelled", clock.summary("cancelled"))
                     return
@@ -127,6 +138,24 @@ class Context(Sequences):
             if self._running.get(seq) is run:
                 del self._running[seq]
 
+    def _step(self, c: Any, part: list[int], seq: int, sampler: Sampler | None, cancel_count: int) -> int | None:
+        """Decode, and sample a token that is pending from then on: both, or the sequence and what is pending are as
+        they were. Ctrl-C may come anywhere in here."""
+        begin, before = self._next_pos(seq), self._pending.get(seq)
+        try:
+            self._decode(c, part, seq, None, "last", cancel_count)
+            token = sampler.sample(c) if sampler else None
+            self._pending.pop(seq, None)
+            if token is not None:
+                self._pending[seq] = token
+            return token
+        except BaseException:
+            if not self._go_back(c, seq, begin):
+                self._pending.pop(seq, None)  # it was decoded, and stays so
+            elif before is not None:
+                self._pending[seq] = before
+            raise
+
     def _check_generates(self) -> None:
         with self.model._use() as m:
             by_token = self._memory and not self._at_once and not lib.llama_model_has_encoder(m)
@@ -138,24 +167,42 @@ class Context(Sequences):
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
         *,
         seq: int = 0,
+        keep: bool = False,
         template: str | None = None,
         **kwargs: Any,
     ) -> Generator[Piece, None, None]:
         """Answer a conversation: generate() on the prompt that Model.apply_chat_template() makes of it.
 
-        `messages` are like [{"role": "user", "content": "Hello"}]; give the whole conversation each time.
+        `messages` are like [{"role": "user", "content": "Hello"}]; give the whole conversation each time. With
+        keep=True, what the sequence holds of it already is not computed again; the rest of the sequence is removed.
 
-        Raises: TemplateError if the library does not know the model's template, and what generate() raises.
+        Raises: TemplateError as apply_chat_template() does, and what generate() raises.
         """
+        sampling = merged(SamplingParams, params, kwargs)
+        self._check_seq(seq)
+        self._check_generates()
+        cancel_count = self._cancel_count
         prompt = self.model.apply_chat_template(messages, template=template)
         tokens = self.model.tokenize(prompt, parse_special=True)
         if len(tokens) > 1 and tokens[0] == tokens[1] == self.model.token_bos:
             del tokens[0]  # the template wrote one, the tokenizer another
-        return self.generate(tokens, params, seq=seq, **kwargs)
+        with self._use():
+            begin = self._n_held(seq, tokens) if keep else 0
+        return self._started(tokens[begin:], tokens, sampling, seq, begin, cancel_count)
+
+    def _n_held(self, seq: int, tokens: list[int]) -> int:
+        """Tokens at the beginning of these that the sequence holds, and after which it can go on: not the last one,
+        whose logits are needed."""
+        held: Sequence[int] = self._history.get(seq, ())
+        n = next((i for i, (a, b) in enumerate(zip(held, tokens, strict=False)) if a != b), min(len(held), len(tokens)))
+        n = min(n, len(tokens) - 1)
+        next_pos = self._next_pos(seq)
+        goes_back = n == next_pos or not (self._has_state or self._lacks_window(seq, n, 0) is not None)
+        return n if len(held) == next_pos and goes_back else 0
 
     # ---------------------------------------------------------------- the rest
 
@@ -164,8 +211,14 @@ class Context(Sequences):
 
         Raises: ContextError for an adapter of another model.
         """
-        chosen = list(adapters)
+        hint = "set_lora() takes pairs of an adapter and its scale: [(model.load_lora(path), 1.0)]"
+        try:
+            chosen = [(lora, float(scale)) for lora, scale in adapters]
+        except (TypeError, ValueError):
+            raise ContextError(hint) from None
         for lora, _ in chosen:
+            if not isinstance(lora, Lora):
+                raise ContextError(hint)
             if lora.model is not self.model:
                 raise ContextError(f"the adapter {lora.name} was loaded for another model")
         with self._use() as c:
@@ -176,6 +229,7 @@ class Context(Sequences):
 
     def metrics(self) -> Metrics:
         """The metrics line as it would be written now; any thread may ask, also while another one computes."""
+        check_process(self._process, "this context")
         with self._metrics_lock:
             if self.closed:
                 raise ContextError("this context is closed")
@@ -194,8 +248,14 @@ class Context(Sequences):
 
         Raises: ConcurrentUseError if another thread is using the context.
         """
+        if inherited(self._process):
+            super().close()  # without the lock, which a thread of the parent may have held
+            return
         with self._metrics_lock:
             super().close()
+
+    def _stop(self, seconds: float) -> bool:
+        return super()._stop(seconds) and self._metrics_lock.acquire(timeout=seconds)
 
 
 class _Clock:

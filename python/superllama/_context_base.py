@@ -1,10 +1,12 @@
-"""The native context: made, guarded against use from two threads, freed."""
+"""The native context: made, guarded against use from two threads and from a fork, freed."""
 
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -14,20 +16,16 @@ from ._errors import ConcurrentUseError, ContextError
 from ._kv_size import check_kv_fits
 from ._memory import n_physical_cores
 from ._model import Model
-from ._native import collected_errors, ffi, lib, reason
+from ._native import collected_errors, ffi, lib, raise_kept, reason
 from ._params import ContextParams, merged
+from ._process import check_can_compute, check_process, inherited, stop_at_exit, this_process
+from ._waiting import interruptible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 DEFAULT_N_CTX_MAX = 4096
-
-
-class Run:
-    """A generator that has begun on one sequence, and the thread that asked for its latest piece."""
-
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
+STOP_POLL_S = 0.02  # how often a context that shall stop is told so: cancel() has no effect on what begins after it
 
 
 class ContextBase:
@@ -37,22 +35,27 @@ class ContextBase:
         self, model: Model | str | os.PathLike[str], params: ContextParams | None = None, **kwargs: Any
     ) -> None:
         self.params = merged(ContextParams, params, kwargs)
+        self._process = this_process()
+        if isinstance(model, Model):
+            check_process(model._process, "this model")
+        check_can_compute()
         self._owned_model = None if isinstance(model, Model) else Model(model)
         self.model: Model = model if isinstance(model, Model) else self._owned_model  # type: ignore[assignment]
         self._lock = threading.Lock()
-        self._running: dict[int, Run] = {}  # by sequence
         # every token sees all others, so a text cannot be computed in parts
         own_attention = self.model.metadata.get(f"{self.model.architecture}.attention.causal") == "false"
         self._at_once = self.params.attention == "non-causal" or (self.params.attention == "model" and own_attention)
-        self._abort_flag = ffi.new("int *", 0)
+        self._abort_flag = ffi.new("struct superllama_py_abort *")
         try:
             self._c = self._create()
         except BaseException:
             if self._owned_model:
                 self._owned_model.close()
             raise
-        self._free = weakref.finalize(self, _free_context, self._c, self._abort_flag, self.model)
+        self._free = weakref.finalize(self, _free_context, self._c, self._process, self._abort_flag, self.model)
         self.model._contexts.add(self)
+        stop_at_exit(self)
+        self.params.log_implied()
 
         self._memory = lib.llama_get_memory(self._c)
         self._n_ctx = int(lib.llama_n_ctx(self._c))
@@ -71,16 +74,19 @@ class ContextBase:
 
         owned: list[Any] = []
         c = params.to_c(owned, n_ctx=n_ctx, n_threads=n_physical_cores())
-        with model._use() as m:
-            if (params.embeddings or self._at_once) and "n_ubatch" not in params.model_fields_set:
-                c.n_ubatch = c.n_batch
-            c.abort_callback = ffi.addressof(lib, "superllama_py_abort_if_set")
-            c.abort_callback_data = self._abort_flag
-            with collected_errors() as errors:
+        if (params.embeddings or self._at_once) and "n_ubatch" not in params.model_fields_set:
+            c.n_ubatch = c.n_batch
+        c.abort_callback = ffi.addressof(lib, "superllama_py_abort_if_set")
+        c.abort_callback_data = self._abort_flag
+
+        def make() -> Any:
+            with model._use() as m, collected_errors() as errors:
                 pointer = lib.llama_init_from_model(m, c)
-        if pointer == ffi.NULL:
-            raise ContextError(f"cannot make a context: {reason(errors, 'the library gives no reason')}")
-        return pointer
+            if pointer == ffi.NULL:
+                raise ContextError(f"cannot make a context: {reason(errors, 'the library gives no reason')}")
+            return pointer
+
+        return interruptible(make, stop=lambda: None, undo=lib.llama_free)  # the library does not ask here
 
     # ---------------------------------------------------------------- life
 
@@ -90,10 +96,14 @@ class ContextBase:
         return not (free := getattr(self, "_free", None)) or not free.alive
 
     def close(self) -> None:
-        """Free the context, and the model if the context loaded it. Closing twice is fine.
+        """Free the context, and the model if the context loaded it. Closing twice is fine. In a fork of the process
+        that made it, the context is closed and nothing is freed: its memory is the parent's.
 
         Raises: ConcurrentUseError if another thread is using the context.
         """
+        if inherited(self._process):
+            self._free.detach()
+            return
         if not self._lock.acquire(blocking=False):
             raise ConcurrentUseError("another thread is using this context; let it finish (cancel() helps), then close")
         try:
@@ -103,6 +113,23 @@ class ContextBase:
             self._lock.release()
         if self._owned_model:
             self._owned_model.close()
+
+    def cancel(self) -> None:
+        """Stop what another thread is doing with this context."""
+        self._abort_flag.set = 1
+
+    def _stop(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        self.cancel()
+        while not self._lock.acquire(timeout=STOP_POLL_S):  # and keep it: nothing begins any more
+            self.cancel()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _abandon(self) -> None:
+        self._free.detach()
+        self.model._abandon()
 
     def __enter__(self) -> Self:
         return self
@@ -118,13 +145,13 @@ class ContextBase:
     # ---------------------------------------------------------------- guard
 
     @contextlib.contextmanager
-    def _use(self, run: Run | None = None) -> Iterator[Any]:
-        """The native context, which nobody else uses meanwhile.
+    def _use(self) -> Iterator[Any]:
+        """The native context, which nobody else uses meanwhile: two calls at the same time raise.
 
-        Two calls at the same time raise, and so does a call while a generator of another thread is between
-        two pieces: its sequence and the logits would change under it. A generator itself may move to another
-        thread between two pieces.
+        Calls of several threads one after the other are fine, also between two pieces of a generator. One that changes
+        the generator's sequence is found by its next piece, and everything else that a piece needs is computed in it.
         """
+        check_process(self._process, "this context")
         if not self._lock.acquire(blocking=False):
             raise ConcurrentUseError(
                 "two threads use this context at the same time; make a context for each thread, they share the model"
@@ -132,21 +159,14 @@ class ContextBase:
         try:
             if self.closed:
                 raise ContextError("this context is closed")
-            me = threading.get_ident()
-            if any(other.thread != me for other in self._running.values() if other is not run):
-                raise ConcurrentUseError(
-                    "this context is generating in another thread; make a context for each thread (they share the "
-                    "model), or close that generator first"
-                )
-            if run is not None:
-                run.thread = me
             yield self._c
         finally:
             self._lock.release()
+            raise_kept()
 
     def _check_seq(self, seq: int) -> int:
         n = self.params.n_seq_max
-        if not 0 <= seq < n:
+        if not 0 <= integer(seq, "a sequence") < n:
             raise ContextError(
                 f"there is no sequence {seq}: this context has {n} (0 to {n - 1}); make it with a larger n_seq_max"
             )
@@ -180,6 +200,17 @@ class ContextBase:
         return self.params.n_seq_max
 
 
-def _free_context(pointer: Any, flag: Any, model: Model) -> None:
+def integer(value: object, what: str) -> int:
+    """The value, if it is a whole number, of numpy's too. Raises: ContextError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ContextError(f"{what} is a whole number, not {value!r}") from None
+
+
+def _free_context(pointer: Any, made_in: int, flag: Any, model: Model) -> None:
     """`flag` and `model` are arguments so that they live until here."""
-    lib.llama_free(pointer)
+    if not inherited(made_in):
+        lib.llama_free(pointer)

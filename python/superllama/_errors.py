@@ -6,9 +6,24 @@ a wrong type or out of range raise pydantic.ValidationError instead, before anyt
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Error(Exception):
-    """Every error of superllama is one of these."""
+    """Every error of superllama is one of these. All of them pickle, with their text and their attributes, so that
+    they pass from a process pool to its caller as what they are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # not by calling the class with `args`, as exceptions do: what a class asks for besides its text is no argument
+        # of Exception, and the call would fail in the process that reads it
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[Error], args: tuple[Any, ...], attributes: dict[str, Any]) -> Error:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class ModelError(Error):
@@ -53,6 +68,11 @@ class StateError(Error):
 
 class ConcurrentUseError(Error, RuntimeError):
     """A context was used while another thread was using it. Make a context for each thread; they share the model."""
+
+
+class ForkedError(Error, RuntimeError):
+    """A model or a context was used in a process that was forked from the one which made it. The threads that work for
+    it stayed behind: load the model in the process that uses it, or start processes with "spawn"."""
 
 
 class CancelledError(Error):

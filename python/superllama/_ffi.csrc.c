@@ -13,10 +13,26 @@ static void superllama_py_log_nothing(enum ggml_log_level level, const char * te
     (void) level, (void) text, (void) user_data;
 }
 
+// What the abort callback of a context looks at.
+struct superllama_py_abort {
+    volatile int set;
+    int          listens; // the computation was begun by the thread that hears Python's signals
+    int64_t      next_us; // when it listens again
+};
+
+static int superllama_py_interrupted(void);
+
 // The abort callback of every context, asked once per graph node: a Python function would wait for the
-// interpreter's lock each time.
-static bool superllama_py_abort_if_set(void * flag) {
-    return *(volatile int *) flag != 0;
+// interpreter's lock each time. Ten times a second one does, as Ctrl-C is heard nowhere else.
+static bool superllama_py_abort_if_set(void * data) {
+    struct superllama_py_abort * abort = data;
+    if (!abort->set && abort->listens && ggml_time_us() >= abort->next_us) {
+        if (superllama_py_interrupted()) {
+            abort->set = 1;
+        }
+        abort->next_us = ggml_time_us() + 100000;
+    }
+    return abort->set != 0;
 }
 
 // The token that `chain` picks from `data`; its logit in *logit.

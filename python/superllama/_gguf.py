@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
 from ._errors import ModelError
+from ._files import check_mode, open_regular
 
 HEADER_BYTES = 24  # magic, version, number of tensors, number of metadata entries
 VERSIONS = (2, 3)
@@ -29,16 +31,16 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
     Raises: ModelError that says what is there instead.
     """
     try:
-        name = os.fspath(path)
-        file = Path(os.fsdecode(name))
-        if file.is_dir():
+        file = Path(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else None
+        if file is not None and file.is_dir():
             raise ModelError(f"{file} is a folder, not a model file; name the .gguf file in it{_examples(file)}")
-        with file.open("rb") as f:
+        with open_regular(path, ModelError) as f:
             head = f.read(HEADER_BYTES + 8)
     except FileNotFoundError as e:
-        raise ModelError(f"{file} does not exist (the current folder is {Path.cwd()})") from e
+        raise ModelError(f"{file} does not exist (the current folder is {_here()})") from e
     except (OSError, ValueError) as e:
         raise ModelError(f"cannot open {path!r}: {e.strerror or e if isinstance(e, OSError) else e}") from e
+    assert file is not None
 
     if not head:
         raise ModelError(f"{file} is empty; fetch it again")
@@ -53,10 +55,27 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
         raise ModelError(
             f"{file} is cut off: {file.stat().st_size} bytes, the header alone has {HEADER_BYTES}; fetch it again"
         )
+    _check_parts(file)
     (version,) = struct.unpack_from("<I", head, 4)
     if version not in VERSIONS:
         raise ModelError(f"{file} is GGUF version {version}; this library reads {VERSIONS[0]} and {VERSIONS[1]}")
     return file
+
+
+def _check_parts(file: Path) -> None:
+    """The other parts of a split model, which the library opens by their names."""
+    if parts := re.fullmatch(r"(.+-)00001(-of-(\d{5})\.gguf)", file.name):
+        for i in range(2, int(parts[3]) + 1):
+            part = file.with_name(f"{parts[1]}{i:05}{parts[2]}")
+            if part.exists():  # else the library names it
+                check_mode(part, part.stat().st_mode, ModelError)
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "gone"
 
 
 def _examples(folder: Path) -> str:

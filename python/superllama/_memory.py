@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import time
 from typing import Literal
 
 from ._errors import Error
@@ -114,15 +115,40 @@ def add_rpc_server(endpoint: str, *, timeout: float = 5.0) -> int:
     """Make the devices of an RPC server (superllama-rpc-server) at "host:port" known, for models loaded from now on;
     returns how many it has. The protocol has no authentication and no encryption: use it in a network of your own.
 
-    Raises: Error if nothing answers there within `timeout` seconds, or it offers no device.
+    Raises: Error if no RPC server of this version answers there within `timeout` seconds: nothing does, or something
+    else, or a server that another client is using; or if it offers no device.
     """
-    host, _, port = endpoint.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout):
-            pass
-    except (OSError, ValueError) as e:
-        raise Error(f"no RPC server at {endpoint!r}: {e}; it takes host:port of a superllama-rpc-server") from e
+    _ask_rpc_server(endpoint, timeout)
     n = int(lib.superllama_add_rpc_server(endpoint.encode()))
     if n < 0:
-        raise Error(f"{endpoint}: {last_error()}")
+        raise Error(f"RPC server: {last_error()}")
     return n
+
+
+def _ask_rpc_server(endpoint: str, timeout: float) -> None:
+    """The library asks a server who it is, too, but with a time-out of its own, and hears no signal meanwhile."""
+    host, _, port = endpoint.rpartition(":")
+    end = time.monotonic() + timeout
+    answer = b""
+    try:
+        with socket.create_connection((host, int(port)), timeout) as connection:
+            connection.sendall(_RPC_HELLO)
+            while len(answer) < 8:
+                connection.settimeout(max(end - time.monotonic(), 0.001))
+                more = connection.recv(64)
+                if not more:
+                    raise Error(f"{endpoint} closes the connection: it is no RPC server, or one of another version")
+                answer += more
+    except TimeoutError as e:
+        raise Error(
+            f"no RPC server answers at {endpoint!r} within {timeout:g} s; a superllama-rpc-server has one client at a "
+            "time: is another one using it?"
+        ) from e
+    except (OSError, ValueError, OverflowError) as e:
+        raise Error(f"no RPC server at {endpoint!r}: {e}; it takes host:port of a superllama-rpc-server") from e
+    if answer.startswith(b"HTTP/"):
+        raise Error(f"{endpoint} answers in HTTP: it is a web server, not a superllama-rpc-server")
+
+
+# a command, the length of what follows, no capability
+_RPC_HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)

@@ -8,35 +8,44 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ._errors import CancelledError, ModelError
+from ._budgets import Budgets
+from ._chat_template import ChatTemplate, is_jinja
+from ._errors import CancelledError, ModelError, TemplateError
 from ._gguf import check_gguf
 from ._layers import Layer, layers_of, memory_by_tag
-from ._native import collected_errors, ffi, last_error, lib, reason, text
+from ._native import collected_errors, ffi, lib, raise_kept, reason, text
 from ._params import ModelParams, merged
+from ._process import check_process, inherited, stop_at_exit, this_process
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
-from ._sizes import device_sizes, size_bytes
-from ._text import apply_template, detokenize, token_bytes, tokenize
+from ._text import apply_template, detokenize, token_bytes, token_list, tokenize
+from ._waiting import interruptible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ._context_base import ContextBase
+
+class _Closable(Protocol):
+    """What a model has to know of its contexts, which know the model."""
+
+    def close(self) -> None: ...
 
 
 class Model:
     """A model from a GGUF file (the first part, if it is split).
 
     `params` and keyword arguments are the fields of ModelParams; keywords win. `progress` is called with 0.0
-    to 1.0 while loading and stops it by returning False; by default a terminal gets a bar for loads longer
-    than a second; `progress=False` shows nothing.
+    to 1.0 while loading, perhaps in another thread, and stops it by returning False; by default a terminal gets a bar
+    for loads longer than a second; `progress=False` shows nothing.
 
     A model may be used from several threads. It is freed by close(), at the end of a with block, or when it
-    and its contexts are no longer referred to.
+    and its contexts are no longer referred to. Ctrl-C stops a load, also while it writes the file of repacked blocks.
 
-    Raises: ModelError if the file cannot be loaded, CancelledError if `progress` stopped it.
+    Raises: ModelError if the file cannot be loaded, CancelledError if `progress` stopped it. In a fork of the process
+    that loaded it, every use of a model raises ForkedError.
     """
 
     def __init__(
@@ -49,8 +58,9 @@ class Model:
     ) -> None:
         self.params = merged(ModelParams, params, kwargs)
         self.path = check_gguf(path)
+        self._process = this_process()
         self._lock = threading.RLock()
-        self._contexts: weakref.WeakSet[ContextBase] = weakref.WeakSet()
+        self._contexts: weakref.WeakSet[_Closable] = weakref.WeakSet()
 
         owned: list[Any] = []
         c = self.params.to_c(owned)
@@ -58,17 +68,15 @@ class Model:
         load = LoadProgress(progress if callable(progress) else bar)
         c.progress_callback = lib.superllama_py_progress
         c.progress_callback_user_data = load.handle
-        with contextlib.closing(bar) if bar else contextlib.nullcontext(), collected_errors() as errors:
-            pointer = lib.llama_model_load_from_file(os.fsencode(self.path), c)
-        if pointer == ffi.NULL:
-            if load.error is not None:
-                raise load.error
-            if load.cancelled:
-                raise CancelledError(f"loading {self.path} was stopped by the progress callback")
-            raise ModelError(f"cannot load {self.path}: {reason(errors, 'the library gives no reason')}")
+        with contextlib.closing(bar) if bar else contextlib.nullcontext():
+            pointer = interruptible(lambda: _load(self.path, c, load), stop=load.cancel, undo=lib.llama_model_free)
         self._c = pointer
         self._vocab = lib.llama_model_get_vocab(pointer)
-        self._free = weakref.finalize(self, _free_model, pointer, owned)
+        self._free = weakref.finalize(self, _free_model, pointer, self._process, owned)
+        self._budgets = Budgets(self.params)
+        self._templates: dict[str, ChatTemplate] = {}
+        stop_at_exit(self)
+        self.params.log_implied()
 
     # ---------------------------------------------------------------- life
 
@@ -78,14 +86,24 @@ class Model:
         return not self._free.alive
 
     def close(self) -> None:
-        """Close the contexts on this model, then free it. Closing twice is fine.
+        """Close the contexts on this model, then free it. Closing twice is fine. In a fork of the process that loaded
+        it, the model is closed and nothing is freed: its memory is the parent's.
 
         Raises: ConcurrentUseError if another thread is using one of the contexts; the model stays open then.
         """
+        if inherited(self._process):
+            self._free.detach()
+            return
         with self._lock:
             for context in list(self._contexts):
                 context.close()
             self._free()
+
+    def _stop(self, seconds: float) -> bool:
+        return self._lock.acquire(timeout=seconds)  # and keep it
+
+    def _abandon(self) -> None:
+        self._free.detach()
 
     def __enter__(self) -> Self:
         return self
@@ -101,10 +119,14 @@ class Model:
     @contextlib.contextmanager
     def _use(self) -> Iterator[Any]:
         """The native model, which no other thread can free meanwhile."""
-        with self._lock:
-            if self.closed:
-                raise ModelError(f"the model {self.path.name} is closed")
-            yield self._c
+        check_process(self._process, "this model")
+        try:
+            with self._lock:
+                if self.closed:
+                    raise ModelError(f"the model {self.path.name} is closed")
+                yield self._c
+        finally:
+            raise_kept()
 
     # ---------------------------------------------------------------- facts
 
@@ -178,6 +200,7 @@ class Model:
     def is_eog(self, token: int) -> bool:
         """Whether a model that produces this token has finished."""
         with self._use():
+            (token,) = token_list([token])
             return 0 <= token < self.n_vocab and bool(lib.llama_vocab_is_eog(self._vocab, token))
 
     # ---------------------------------------------------------------- dynamic layers
@@ -208,14 +231,10 @@ class Model:
 
         Raises: pydantic.ValidationError for a text that is no size, ModelError for a budget that cannot work,
         with the least that would, a layer that could not be moved, or a model without dynamic_layers. What could
-        not be done changes nothing.
+        not be done changes nothing: several budgets change together, or none of them does.
         """
-        budgets = ModelParams(mem_budget=mem_budget or "auto", vram_budget="auto" if vram is None else vram)
         with self._use() as c:
-            if mem_budget is not None and lib.superllama_set_budget(c, size_bytes(budgets.mem_budget)) < 0:
-                raise ModelError(f"mem_budget={mem_budget!r}: {last_error()}")
-            if vram is not None and lib.superllama_set_vram_budget(c, device_sizes(budgets.vram_budget)) < 0:
-                raise ModelError(f"vram={vram!r}: {last_error()}")
+            self._budgets.change(c, mem_budget, vram)
 
     # ---------------------------------------------------------------- text
 
@@ -223,7 +242,7 @@ class Model:
         """The tokens of a text. `add_special` adds BOS and EOS where the model wants them, `parse_special`
         reads texts like "<|im_end|>" as the tokens they name.
 
-        Raises: PromptError for a text that is not UTF-8.
+        Raises: PromptError for a text that is not UTF-8, or that is no text.
         """
         with self._use():
             return tokenize(self._vocab, text, add_special, parse_special)
@@ -252,16 +271,34 @@ class Model:
             return text(lib.llama_model_chat_template(c, ffi.NULL)) or None
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, template: str | None = None
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, template: str | None = None
     ) -> str:
         """The prompt for a conversation: [{"role": "user", "content": "Hello"}, ...].
 
-        The library knows the common templates by their text and runs no Jinja. `template` is a name it knows
-        ("chatml", "llama3", ...), default is the model's own.
+        Messages are those of OpenAI's API: a content may be a list of text parts, or None beside `tool_calls`. A last
+        message of the assistant is gone on with. `template` is Jinja, or the name of one that the library knows
+        ("chatml", "llama3", ...); default is the model's own. The prompt is the one that llama-server makes; the token
+        that begins a text is not in it where tokenize() adds it.
 
-        Raises: TemplateError if there is no template, or none that the library knows.
+        Raises: TemplateError if there is no template, or none that the library knows, or it refuses the messages.
         """
-        return apply_template(template or self.chat_template, messages, add_generation_prompt)
+        template = template or self.chat_template
+        if template is None:
+            raise TemplateError("this model has no chat template; use generate(), or name one, e.g. template='chatml'")
+        if not is_jinja(template):
+            return apply_template(template, messages, add_generation_prompt)
+        with self._use():
+            bos, eos = (self._vocab_text(token) for token in (self.token_bos, self.token_eos))
+            adds_bos = bool(lib.llama_vocab_get_add_bos(self._vocab))
+            adds_eos = bool(lib.llama_vocab_get_add_eos(self._vocab))
+        if template not in self._templates:
+            self._templates[template] = ChatTemplate(template, bos, eos)
+        prompt = self._templates[template].prompt(messages, add_generation_prompt)
+        prompt = prompt.removeprefix(bos) if adds_bos else prompt
+        return prompt.removesuffix(eos) if adds_eos else prompt
+
+    def _vocab_text(self, token: int | None) -> str:
+        return "" if token is None else self.token_bytes(token, special=True).decode("utf-8", "replace")
 
     # ---------------------------------------------------------------- adapters
 
@@ -290,8 +327,22 @@ class Lora:
         return f"<superllama.Lora {self.name}>"
 
 
-def _free_model(pointer: Any, owned: list[Any]) -> None:
-    lib.llama_model_free(pointer)
+def _load(path: Path, params: Any, load: LoadProgress) -> Any:
+    """The native model. Raises: what Model does, and what the progress callback raised."""
+    with collected_errors() as errors:
+        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+    if pointer == ffi.NULL:
+        if load.error is not None:
+            raise load.error
+        if load.cancelled:
+            raise CancelledError(f"loading {path} was stopped by the progress callback")
+        raise ModelError(f"cannot load {path}: {reason(errors, 'the library gives no reason')}")
+    return pointer
+
+
+def _free_model(pointer: Any, made_in: int, owned: list[Any]) -> None:
+    if not inherited(made_in):
+        lib.llama_model_free(pointer)
     owned.clear()  # what the parameters point to
 
 

@@ -14,11 +14,13 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._backends import backend_files
 from ._neighbours import apart, load_apart
 from ._programs import find_bin_dir
+from ._words import in_python
 
 if TYPE_CHECKING:
     ffi: Any
@@ -38,6 +40,36 @@ else:
 
 log = logging.getLogger("superllama")
 log.addHandler(logging.NullHandler())
+
+# ---------------------------------------------------------------- callbacks
+
+
+class _Kept(threading.local):
+    error: BaseException | None = None  # what a callback of the library raised in this thread
+
+
+_kept = _Kept()
+
+
+def keep_error(kind: Any, error: BaseException, trace: TracebackType) -> None:
+    """The `onerror` of every callback. Python's way back to the caller is through the library, which knows no
+    exceptions: Ctrl-C during a call is raised in whatever callback runs next, and would end there."""
+    if _kept.error is None:
+        _kept.error = error
+
+
+def raise_kept() -> None:
+    """Raise what a callback of this thread left: to be called after each call into the library."""
+    if error := _kept.error:
+        _kept.error = None
+        raise error
+
+
+@ffi.def_extern(name="superllama_py_interrupted", error=1, onerror=keep_error)  # type: ignore[untyped-decorator]
+def _on_wait() -> int:
+    """Asked by a computation now and then, so that Python's main thread hears Ctrl-C: it is raised here."""
+    return 0
+
 
 # ---------------------------------------------------------------- log
 
@@ -59,13 +91,13 @@ class _ThreadLog(threading.local):
 _thread = _ThreadLog()
 
 
-@ffi.def_extern(name="superllama_py_log")  # type: ignore[untyped-decorator]
+@ffi.def_extern(name="superllama_py_log", onerror=keep_error)  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: Any, user_data: Any) -> None:
     """A piece of a line from any thread of the library; whole lines go to the logger."""
     if level != lib.GGML_LOG_LEVEL_CONT:
         _thread.level = _LEVELS.get(level, logging.INFO)
     *lines, _thread.text = (_thread.text + ffi.string(text).decode("utf-8", "replace")).split("\n")
-    for line in lines:
+    for line in map(in_python, lines):
         if _thread.level >= logging.ERROR and line.strip():
             _thread.errors.append(line.strip())
         if line.strip() and log.isEnabledFor(_thread.level):
@@ -76,7 +108,10 @@ def _on_log(level: int, text: Any, user_data: Any) -> None:
 def collected_errors() -> Iterator[collections.deque[str]]:
     """The error lines that the library logs from this thread inside the with block; the last eight."""
     _thread.errors.clear()
-    yield _thread.errors
+    try:
+        yield _thread.errors
+    finally:
+        raise_kept()
 
 
 def reason(errors: collections.deque[str], fallback: str) -> str:
@@ -130,4 +165,4 @@ def upstream_build() -> str:
 
 def last_error() -> str:
     """Why the last call of a superllama_* function in this thread failed."""
-    return text(lib.superllama_last_error())
+    return in_python(text(lib.superllama_last_error()))

@@ -2,18 +2,32 @@
 
 Names are the C names, or those of llama.cpp's flags where RENAMED says so; defaults are read from the library.
 `to_c()` fills a C struct; what it points to is kept alive by the `owned` list that the caller holds.
+
+One rule for budgets: a budget other than "auto", and what else means nothing without the part of the library that
+enforces it, switches that part on; switched off by name beside it, it is an error. None is ignored.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ._c_params import ENUMS, buffer_type_overrides, device_list, float_list, kv_override_list
-from ._native import ffi, lib
+from ._errors import Error
+from ._native import ffi, lib, log
 from ._sizes import device_sizes, size_bytes
 
 _MODEL = lib.llama_model_default_params()
@@ -85,10 +99,28 @@ P = TypeVar("P", bound=BaseModel)
 
 
 def merged(kind: type[P], params: P | None, kwargs: dict[str, Any]) -> P:
-    """`params` with the keyword arguments over it, validated. Raises: pydantic.ValidationError."""
-    if params is not None and not kwargs:
-        return params
-    return kind.model_validate({**(params.model_dump(exclude_unset=True) if params else {}), **kwargs})
+    """`params` with the keyword arguments over it, validated.
+
+    Raises: pydantic.ValidationError; Error if `params` is not of this kind, nor a mapping of its fields.
+    """
+    if isinstance(params, kind):
+        if not kwargs:
+            return params
+        given: Mapping[str, Any] = params.model_dump(exclude_unset=True)
+    elif params is None or isinstance(params, Mapping):
+        given = params or {}
+    else:
+        raise Error(
+            f"params is of type {type(params).__name__}; give a {kind.__name__}, or its fields as keyword arguments"
+        )
+    return kind.model_validate({**given, **kwargs})
+
+
+def is_auto(name: str, value: Any) -> bool:
+    """Whether a budget is left to the library, or a switch is off."""
+    if name == "vram_budget":
+        return not any(device_sizes(value))
+    return size_bytes(value) == 0 if name.endswith("_budget") else not value
 
 
 class _Params(BaseModel):
@@ -96,6 +128,25 @@ class _Params(BaseModel):
 
     _by_hand: ClassVar[frozenset[str]] = frozenset()  # fields that are not plain numbers or enums
     _superllama: ClassVar[frozenset[str]] = frozenset()  # members of the nested struct
+    _enforcer: ClassVar[str] = ""  # the switch without which those of _enforced mean nothing
+    _enforced: ClassVar[tuple[str, ...]] = ()
+    _implied_by: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="after")
+    def _switch_on_what_enforces(self) -> _Params:
+        switch = self._enforcer
+        names = tuple(name for name in self._enforced if not is_auto(name, getattr(self, name)))
+        if names and not getattr(self, switch):
+            if switch in self.model_fields_set:
+                raise ValueError(f"{switch}=False, and {names[0]} means nothing without it; leave one of them out")
+            self.__dict__[switch] = True  # not among the fields that were set: it goes when the budget goes
+            self._implied_by = names
+        return self
+
+    def log_implied(self) -> None:
+        """One line, if something was switched on that nobody named."""
+        if self._implied_by:
+            log.info("%s is on, for %s", self._enforcer, " and ".join(self._implied_by))
 
     def _fill(self, c: Any) -> None:
         """Copy the plain fields into the C struct."""
@@ -136,7 +187,7 @@ class ModelParams(_Params):
 
     dynamic_layers: bool = Field(
         _default(_MODEL.superllama, "dynamic_layers"),
-        description="hold a part of the layers, read the rest when needed",
+        description="hold a part of the layers, read the rest when needed; a budget or async_prefetch switches it on",
     )
     async_prefetch: bool = Field(_default(_MODEL.superllama, "async_prefetch"), description="read ahead in threads")
     prefetch_threads: int = Field(
@@ -152,7 +203,7 @@ class ModelParams(_Params):
     )
     vram_budget: VramBudget = Field(
         "auto",
-        description="with dynamic_layers: memory of a device for weights, KV and compute buffers: bytes, '8GiB', "
+        description="memory of a device for weights, KV and compute buffers: bytes, '8GiB', "
         "'auto' for the high mark of what is free, 0 for no layers; or one for each, the last one for all that follow",
     )
     mem_pressure: float = Field(
@@ -169,6 +220,8 @@ class ModelParams(_Params):
     _by_hand: ClassVar[frozenset[str]] = frozenset(
         {"devices", "override_tensor", "tensor_split", "override_kv", "mem_budget", "vram_budget"}
     )
+    _enforcer: ClassVar[str] = "dynamic_layers"
+    _enforced: ClassVar[tuple[str, ...]] = ("mem_budget", "vram_budget", "async_prefetch")
     _superllama: ClassVar[frozenset[str]] = frozenset(
         {"dynamic_layers", "async_prefetch", "prefetch_threads", "layer_policy", "mem_pressure", "mem_pressure_low"}
     )
@@ -258,7 +311,8 @@ class ContextParams(_Params):
 
     paged_kv: bool = Field(
         _default(_CONTEXT.superllama, "paged_kv"),
-        description="KV cache in pages: memory for what is used, spilled to disk over the budget",
+        description="KV cache in pages: memory for what is used, spilled to disk over the budget; kv_budget, spill_dir "
+        "or async_prefetch switches it on",
     )
     kv_page_size: int = Field(
         _default(_CONTEXT.superllama, "kv_page_size"), ge=16, le=8192, description="cells of a KV page"
@@ -279,6 +333,8 @@ class ContextParams(_Params):
     _by_hand: ClassVar[frozenset[str]] = frozenset(
         {"n_ctx", "n_threads", "n_threads_batch", "metrics_file", "kv_budget", "spill_dir"}
     )
+    _enforcer: ClassVar[str] = "paged_kv"
+    _enforced: ClassVar[tuple[str, ...]] = ("kv_budget", "spill_dir", "async_prefetch")
     _superllama: ClassVar[frozenset[str]] = frozenset(
         {"metrics", "metrics_interval_ms", "metrics_pretty", "paged_kv", "kv_page_size", "async_prefetch"}
         | {"prefetch_threads"}

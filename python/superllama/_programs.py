@@ -9,7 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,16 +44,36 @@ PRINT_OPTIONS = {
 }
 
 
+def split_option(argument: str, options: Collection[str] = MODEL_OPTIONS) -> tuple[str, str] | None:
+    """The option and the value of `--model=FILE`, and of `-mFILE` if FILE looks like one; None if it is neither.
+
+    llama.cpp's programs want the value as an argument of its own; run_with_model() hands it to them like that.
+    """
+    name, equals, value = argument.partition("=")
+    if equals and name in options and value:
+        return name, value
+    # there are other options that begin with -m; none of them ends like a file
+    if argument.startswith("-m") and argument.endswith(".gguf") and "-m" in options:
+        return "-m", argument[2:]
+    return None
+
+
+def separated(arguments: Sequence[str]) -> list[str]:
+    """The arguments with every model option and its value apart."""
+    return [part for argument in arguments for part in split_option(argument) or (argument,)]
+
+
 def names_model(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether the program needs no default model. Values are looked at too: one that reads like an option
     of these tables (a prompt "-m") costs a clear "no model" error of the program, nothing worse."""
     if any(environment.get(name) for name in MODEL_VARIABLES):
         return True
-    return any(argument in MODEL_OPTIONS or argument in PRINT_OPTIONS for argument in arguments)
+    return any(argument in MODEL_OPTIONS or argument in PRINT_OPTIONS for argument in separated(arguments))
 
 
 def missing_model(arguments: Sequence[str]) -> str | None:
     """What is wrong with the file of `-m FILE`, None if nothing is, or if FILE is where a download goes."""
+    arguments = separated(arguments)
     sources = [argument for argument in arguments if argument in MODEL_OPTIONS]
     if len(sources) != 1 or sources[0] not in ("-m", "--model") or arguments[-1] == sources[0]:
         return None
@@ -111,7 +131,7 @@ def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os
 
 def run_with_model(name: str, *, reads_environment: bool = True) -> NoReturn:
     """Run with the arguments of this process, and the demo model if they (or the environment) name none."""
-    arguments = sys.argv[1:]
+    arguments = separated(sys.argv[1:])
     if not names_model(arguments, os.environ if reads_environment else {}):
         from ._demo import demo_model
         from ._errors import DownloadError
@@ -120,7 +140,7 @@ def run_with_model(name: str, *, reads_environment: bool = True) -> NoReturn:
         try:
             model = demo_model()
         except DownloadError as e:
-            sys.exit(f"superllama: no model given, and the default one cannot be fetched: {e}")
+            sys.exit(f"superllama: no model given (-m FILE), and the default one cannot be fetched: {e}")
         arguments = [*arguments, "-m", str(model)]
     elif name != "llama-bench" and (problem := missing_model(arguments)):  # llama-bench takes lists of files
         sys.exit(f"superllama: {problem}")

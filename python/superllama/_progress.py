@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._native import ffi
+from ._native import ffi, keep_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,17 +28,22 @@ class LoadProgress:
         self.error: BaseException | None = None
         self.handle = ffi.new_handle(self)
 
+    def cancel(self) -> None:
+        """Stop the load when it asks next, from any thread."""
+        self.cancelled = True
+
     def step(self, progress: float) -> bool:
         """Whether loading goes on."""
         if self.error is None and not self.cancelled and self.callback:
             try:
-                self.cancelled = self.callback(progress) is False
+                if self.callback(progress) is False:
+                    self.cancelled = True
             except BaseException as e:
                 self.error = e
         return self.error is None and not self.cancelled
 
 
-@ffi.def_extern(name="superllama_py_progress", error=False)  # type: ignore[untyped-decorator]
+@ffi.def_extern(name="superllama_py_progress", error=False, onerror=keep_error)  # type: ignore[untyped-decorator]
 def _on_progress(progress: float, user_data: Any) -> bool:
     load: LoadProgress = ffi.from_handle(user_data)
     return load.step(progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import weakref
 from collections.abc import Sequence
@@ -9,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import DecodeError, GrammarError, PromptError
 from ._native import collected_errors, ffi, lib, reason
+from ._stderr import printed_to_stderr
+from ._text import utf8
 
 if TYPE_CHECKING:
     from ._model import Model
     from ._params import SamplingParams
 
 MIN_KEEP = 1  # tokens that top-p, min-p and typical leave at least
+PARSE_ERROR = b"error parsing grammar: "
+MAX_REASON = 500  # characters: the parser quotes the rest of the grammar
 
 
 class Sampler:
@@ -69,12 +74,15 @@ class Sampler:
     def _grammar(self) -> Any:
         if self.params.grammar is None:
             return ffi.NULL
-        with collected_errors() as errors, self.model._use():
-            sampler = lib.llama_sampler_init_grammar(self.model._vocab, self.params.grammar.encode(), b"root")
+        with self.model._use(), collected_errors() as errors, printed_to_stderr(PARSE_ERROR) as printed:
+            sampler = lib.llama_sampler_init_grammar(
+                self.model._vocab, utf8(self.params.grammar, "the grammar"), b"root"
+            )
         if sampler == ffi.NULL:
+            why = re.search(PARSE_ERROR + rb"(.*?)\n\n", printed.getvalue() + b"\n\n", re.DOTALL)
+            told = why[1].decode("utf-8", "replace").strip() if why else reason(errors, "it cannot be parsed")
             raise GrammarError(
-                f"the grammar cannot be used: {reason(errors, 'it cannot be parsed')} (the library prints parse errors "
-                "to stderr); see llama.cpp's grammars/README.md for GBNF"
+                f"the grammar cannot be used: {told[:MAX_REASON]}; see llama.cpp's grammars/README.md for GBNF"
             )
         return sampler
 

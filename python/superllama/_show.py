@@ -80,17 +80,14 @@ def _facts(found: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def show_entries(folder: Path, entries: Sequence[Entry], *, removed: bool) -> None:
-    """Print what the cache holds, or what was removed from it."""
+def show_entries(folder: Path, entries: Sequence[Entry], what: str) -> None:
+    """Print what the cache holds, or what is to be removed, or was: `what` says which ("kept", "removed", ...)."""
     console = Console()
-    total = size(sum(e.size_bytes for e in entries))
     if not entries:
-        console.print(f"{folder}: nothing {'to remove' if removed else 'kept'}", soft_wrap=True)
+        console.print(f"{folder}: nothing {what}", soft_wrap=True)
         return
-    _pairs(
-        console, f"{'removed from' if removed else 'kept in'} {folder}", ((e.name, size(e.size_bytes)) for e in entries)
-    )
-    console.print(f"total {total}")
+    _pairs(console, f"{what} in {folder}", ((e.name, size(e.size_bytes)) for e in entries))
+    console.print(f"total {size(sum(e.size_bytes for e in entries))}")
 
 
 def _pairs(console: Console, title: str, pairs: Iterable[tuple[str, str]]) -> None:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, TypeGuard
 
+from ._chat_template import checked, joined
 from ._errors import PromptError, TemplateError
 from ._native import ffi, lib
 
 MAX_TEXT_BYTES = 2**31 - 1
 
 
+def is_text(value: object) -> TypeGuard[str | bytes]:
+    """Whether this is text: str, or UTF-8 in bytes of some kind. A list of numbers is not, it may be tokens."""
+    return isinstance(value, str | bytes | bytearray | memoryview)
+
+
+def is_token(value: object) -> bool:
+    """Whether this may be a token: a whole number, of numpy's too."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def utf8(text: str | bytes, what: str = "the text") -> bytes:
     """The text as UTF-8. Raises: PromptError if it is not, or is longer than the library takes."""
+    if not is_text(text):
+        hint = "; a list of numbers may be tokens already" if _is_iterable(text) else ""
+        raise PromptError(f"{what} must be str or UTF-8 in bytes, not {type(text).__name__}{hint}")
     try:
         data = text.encode() if isinstance(text, str) else bytes(text)
         data.decode()
@@ -26,6 +41,26 @@ def utf8(text: str | bytes, what: str = "the text") -> bytes:
     if len(data) > MAX_TEXT_BYTES:
         raise PromptError(f"{what} has {len(data)} bytes; the library takes {MAX_TEXT_BYTES}")
     return data
+
+
+def token_list(tokens: object, hint: str = "give a list of tokens, as tokenize() returns it") -> list[int]:
+    """The tokens as a list of int. Raises: PromptError if they are something else, with the hint."""
+    if is_text(tokens) or isinstance(tokens, Mapping) or not _is_iterable(tokens):
+        raise PromptError(f"{type(tokens).__name__} where tokens are expected: {hint}")
+    found = []
+    for i, token in enumerate(tokens):
+        if not is_token(token):
+            raise PromptError(f"{token!r:.40} at position {i} is no token: {hint}")
+        found.append(int(token))
+    return found
+
+
+def _is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    try:
+        iter(value)  # type: ignore[call-overload]
+    except TypeError:  # also of numpy's arrays without a dimension
+        return False
+    return True
 
 
 def tokenize(vocab: Any, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
@@ -53,8 +88,9 @@ def check_tokens(tokens: Sequence[int], n_vocab: int) -> None:
 
 def detokenize(vocab: Any, tokens: Sequence[int], n_vocab: int, special: bool) -> bytes:
     """llama_detokenize() with a buffer that is large enough."""
+    tokens = token_list(tokens)
     check_tokens(tokens, n_vocab)
-    ids = ffi.new("llama_token[]", list(tokens))
+    ids = ffi.new("llama_token[]", tokens)
     size = 8 * len(tokens) + 16
     while True:
         buffer = ffi.new("char[]", size)
@@ -66,7 +102,7 @@ def detokenize(vocab: Any, tokens: Sequence[int], n_vocab: int, special: bool) -
 
 def token_bytes(vocab: Any, token: int, n_vocab: int, special: bool) -> bytes:
     """llama_token_to_piece() with a buffer that is large enough."""
-    check_tokens([token], n_vocab)
+    check_tokens(token_list([token]), n_vocab)
     size = 32
     while True:
         buffer = ffi.new("char[]", size)
@@ -76,30 +112,22 @@ def token_bytes(vocab: Any, token: int, n_vocab: int, special: bool) -> bytes:
         size = -n
 
 
-def apply_template(template: str | None, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-    """llama_chat_apply_template(): the prompt for a conversation."""
-    if template is None:
-        raise TemplateError("this model has no chat template; use generate(), or name one, e.g. template='chatml'")
-    if not messages:
-        raise TemplateError("there are no messages; give at least one {'role': 'user', 'content': ...}")
-    owned, c_messages = [], ffi.new("llama_chat_message[]", len(messages))
-    for i, (c, message) in enumerate(zip(c_messages, messages, strict=True)):
-        if set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
-            raise TemplateError(f"message {i} must have a 'role' and a 'content', both text; it has {dict(message)!r}")
-        role, content = (utf8(message[key], f"the {key} of message {i}") for key in ("role", "content"))
+def apply_template(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    """llama_chat_apply_template(): the prompt for a conversation by a template that the library knows by name."""
+    owned, prepared = [], checked(messages)
+    c_messages = ffi.new("llama_chat_message[]", len(prepared))
+    for i, (c, message) in enumerate(zip(c_messages, prepared, strict=True)):
+        role, content = (utf8(joined(message[key]), f"the {key} of message {i}") for key in ("role", "content"))
         if b"\0" in role + content:
             raise TemplateError(f"message {i} contains a NUL character")
         owned += [ffi.new("char[]", role), ffi.new("char[]", content)]
         c.role, c.content = owned[-2:]
 
     name = ffi.new("char[]", utf8(template, "the template"))
-    n = lib.llama_chat_apply_template(name, c_messages, len(messages), add_generation_prompt, ffi.NULL, 0)
+    n = lib.llama_chat_apply_template(name, c_messages, len(prepared), add_generation_prompt, ffi.NULL, 0)
     if n < 0:
         shown = re.sub(r"\s+", " ", template)[:60]
-        raise TemplateError(
-            f"the library does not know this chat template: {shown!r}... Name one that the model understands, "
-            "e.g. template='chatml', or run superllama-cli, which interprets Jinja."
-        )
+        raise TemplateError(f"the library knows no chat template {shown!r}; name another one, e.g. template='chatml'")
     buffer = ffi.new("char[]", n + 1)
-    lib.llama_chat_apply_template(name, c_messages, len(messages), add_generation_prompt, buffer, n + 1)
+    lib.llama_chat_apply_template(name, c_messages, len(prepared), add_generation_prompt, buffer, n + 1)
     return bytes(ffi.buffer(buffer, n)).decode("utf-8", "replace")

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import Error, __version__
+from ._words import as_flags
+
+if TYPE_CHECKING:
+    from ._cache import Entry
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="what a model would do here under a budget, before it is loaded")
     plan.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
+    plan.add_argument("-m", "--model", dest="model_option", metavar="FILE", type=Path, help="the same")
     plan.add_argument("--mem-budget", metavar="SIZE", default="auto", help="8GiB, 512MiB, 60%%, auto (default: auto)")
     plan.add_argument("-c", "--ctx-size", metavar="N", type=int, help="tokens of context; 0 = the model's own")
     plan.add_argument("-ub", "--ubatch-size", metavar="N", type=int, help="tokens of a prompt computed at once")
@@ -49,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--older-than", metavar="DAYS", type=float, help="only what was not used for so long")
     prune.add_argument("--max-size", metavar="SIZE", help="keep this much of what was used last, e.g. 20GB")
+    prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
+    prune.add_argument("-y", "--yes", action="store_true", help="do not ask")
     prune.add_argument("--json", action="store_true", help="for programs")
     return main_parser
 
@@ -62,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command == "doctor":
             return _doctor(args)
         return _cache(args)
+    except BrokenPipeError:  # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (Error, OSError) as e:
-        print(f"superllama: {e}", file=sys.stderr)
+        print(f"superllama: {as_flags(str(e))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -75,10 +87,13 @@ def _plan(args: argparse.Namespace) -> int:
     from ._demo import demo_model
     from ._plan import plan
 
+    if args.model and args.model_option:
+        print("superllama plan: one model at a time: MODEL, or -m MODEL", file=sys.stderr)
+        return 2
     flags = {"mem_budget": "--mem-budget", "n_ctx": "-c", "n_ubatch": "-ub", "n_threads": "-t"}
     try:
         found = plan(
-            args.model or demo_model(),
+            args.model or args.model_option or demo_model(),
             mem_budget=args.mem_budget,
             n_ctx=args.ctx_size,
             n_ubatch=args.ubatch_size,
@@ -116,27 +131,58 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from ._cache import cache_dir, entries, prune
+    from ._cache import entries
 
-    if args.action == "list":
-        found = entries()
-    else:
+    if args.action == "prune":
+        return _prune(args)
+    _show_cache(args, entries(), "kept")
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    """Removes only what was shown and agreed to: by an answer, or by --yes."""
+    from ._cache import chosen, remove
+
+    try:
+        found = chosen(args.name, older_than_days=args.older_than, max_bytes=_bytes(args.max_size))
+    except ValueError as e:
+        print(f"superllama cache: --max-size {args.max_size}: {e}", file=sys.stderr)
+        return 2
+    except KeyError as e:
+        print(f"superllama cache: there is no {e.args[0]!r}; see superllama cache list", file=sys.stderr)
+        return 2
+    if found and not args.dry_run and not args.yes:
+        if args.json or sys.stdin is None or not sys.stdin.isatty():
+            print(
+                "superllama cache: nothing was removed: there is nobody to ask; --yes removes, --dry-run shows what "
+                "would go",
+                file=sys.stderr,
+            )
+            return 2
+        _show_cache(args, found, "to be removed")
         try:
-            found = prune(args.name, older_than_days=args.older_than, max_bytes=_bytes(args.max_size))
-        except ValueError as e:
-            print(f"superllama cache: --max-size {args.max_size}: {e}", file=sys.stderr)
-            return 2
-        except KeyError as e:
-            print(f"superllama cache: there is no {e.args[0]!r}; see superllama cache list", file=sys.stderr)
-            return 2
+            answer = input("remove it? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return 1
+    if not args.dry_run:
+        remove(found)
+    _show_cache(args, found, "to be removed" if args.dry_run else "removed")
+    return 0
+
+
+def _show_cache(args: argparse.Namespace, found: list[Entry], what: str) -> None:
+    from ._cache import cache_dir
+
     if args.json:
         listed = [{"name": e.name, "path": str(e.path), "size_bytes": e.size_bytes} for e in found]
         print(json.dumps({"folder": str(cache_dir()), "entries": listed}, indent=2))
     else:
         from ._show import show_entries
 
-        show_entries(cache_dir(), found, removed=args.action == "prune")
-    return 0
+        show_entries(cache_dir(), found, what)
 
 
 def _bytes(size: str | None) -> int | None:

@@ -4,11 +4,34 @@
 #include "superllama-params.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
+#include <locale>
+#include <sstream>
 #include <stdexcept>
 
 namespace superllama {
+
+const char * parse_number(const char * text, double * value) {
+    const auto digits = [](const char * at) { return at + strspn(at, "0123456789"); };
+    const char * end = digits(text);
+    const bool whole = end != text;
+    if (*end == '.') {
+        const char * fraction = end + 1;
+        end = digits(fraction);
+        if (end == fraction) {
+            return nullptr;
+        }
+    } else if (!whole) {
+        return nullptr;
+    }
+    if (*end == 'e' || *end == 'E') {
+        const char * exponent = end + 1 + (end[1] == '+' || end[1] == '-' ? 1 : 0);
+        end = digits(exponent) != exponent ? digits(exponent) : end;
+    }
+    std::istringstream in(std::string(text, (size_t) (end - text)));
+    in.imbue(std::locale::classic()); // the process may have another one, with a decimal comma
+    return in >> *value ? end : nullptr;
+}
 
 bool parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * error) {
     static const struct {
@@ -31,9 +54,9 @@ bool parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * 
         { "TB", 1e12 },
     };
 
-    char * end = nullptr;
-    const double value = strtod(text, &end);
-    if (end != text && std::isfinite(value) && value >= 0) {
+    double value = 0;
+    const char * end = parse_number(text, &value);
+    if (end != nullptr && std::isfinite(value)) {
         while (*end == ' ') {
             ++end;
         }
@@ -64,7 +87,8 @@ uint64_t parse_budget(const char * text) {
         throw std::invalid_argument(error + ", or auto");
     }
     if (bytes == 0) {
-        throw std::invalid_argument("a budget of 0 bytes holds nothing; write auto for the automatic one");
+        throw std::invalid_argument(std::string("\"") + text +
+                                    "\": a budget of 0 bytes holds nothing; write auto for the automatic one");
     }
     return bytes;
 }

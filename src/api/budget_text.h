@@ -6,6 +6,10 @@
 
 namespace superllama {
 
+// The number at the beginning of a text: digits, a point, an exponent, whatever the locale. Returns what follows it, or
+// null where there is none. No sign, no "inf", no hexadecimal digits.
+const char * parse_number(const char * text, double * value);
+
 // `of` is what a percentage refers to. On failure *error says what is allowed, and *bytes is untouched.
 bool parse_size(const char * text, uint64_t of, uint64_t * bytes, std::string * error);
 

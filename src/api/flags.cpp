@@ -2,13 +2,17 @@
 
 #include "arg.h"
 #include "common.h"
+#include "log.h"
 #include "api/budget_text.h"
+#include "telemetry/metrics_sink.h"
 #include "superllama.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 
 namespace superllama {
@@ -17,7 +21,31 @@ superllama_model_params flags_model_defaults() {
     return llama_model_default_params().superllama;
 }
 
+void flags::settle(common_params & params) {
+    const bool reads_ahead_of_layers = model.async_prefetch && !asks_paged && kv_flag.empty();
+    model.dynamic_layers = asks_dynamic || !weight_flag.empty() || reads_ahead_of_layers;
+    paged_kv = asks_paged || !kv_flag.empty();
+    if (model.dynamic_layers) {
+        params.fit_params = false; // placement is ours
+    }
+}
+
+// Said once in a process, however many models it loads: it is about the command line.
+static void say_what_is_implied(const flags & f) {
+    static std::once_flag once;
+    std::call_once(once, [&] {
+        if (f.model.dynamic_layers && !f.asks_dynamic) {
+            LOG_INF("%s switches on --dynamic-layers, without which it has no effect\n",
+                    f.weight_flag.empty() ? "--async-prefetch" : f.weight_flag.c_str());
+        }
+        if (f.paged_kv && !f.asks_paged) {
+            LOG_INF("%s switches on --paged-kv, without which it has no effect\n", f.kv_flag.c_str());
+        }
+    });
+}
+
 void flags::apply(llama_model_params & params) const {
+    say_what_is_implied(*this);
     params.superllama = model;
 }
 
@@ -34,17 +62,11 @@ void flags::apply(llama_context_params & params) const {
     params.superllama.prefetch_threads = model.prefetch_threads;
 }
 
-// Fails before anything is loaded, and leaves an existing file as it is.
-static void check_writable(const std::string & path) {
-    FILE * file = fopen(path.c_str(), "a");
-    if (file == nullptr) {
-        throw std::invalid_argument("cannot write " + path + ": " + strerror(errno) +
-                                    "; name a file in a folder that exists and is writable");
-    }
-    fclose(file);
-}
-
+// Fails before anything is loaded.
 static void check_folder(const std::string & path) {
+    if (path.empty()) {
+        throw std::invalid_argument("\"\" is no folder; name one that exists and is writable");
+    }
     const std::string probe = path + "/superllama-spill-check";
     FILE * file = fopen(probe.c_str(), "wx");
     if (file == nullptr && errno != EEXIST) {
@@ -58,12 +80,12 @@ static void check_folder(const std::string & path) {
 }
 
 static float parse_mark(const std::string & value) {
-    char * end = nullptr;
-    const float mark = strtof(value.c_str(), &end);
-    if (value.empty() || *end != '\0' || !(mark >= 0.0f && mark <= 1.0f)) {
-        throw std::invalid_argument(value + " is not in the range 0.0 to 1.0");
+    double mark = 0;
+    const char * end = parse_number(value.c_str(), &mark);
+    if (end == nullptr || *end != '\0' || !(mark <= 1.0)) {
+        throw std::invalid_argument("\"" + value + "\" is not a number in the range 0.0 to 1.0");
     }
-    return mark;
+    return (float) mark;
 }
 
 static std::vector<common_arg> superllama_options() {
@@ -76,15 +98,18 @@ static std::vector<common_arg> superllama_options() {
                    "--tensor-split the most for each device; tensors that --override-tensor (=CPU only) or --cpu-moe "
                    "pins stay on the host, the rest of their layer moves (default: disabled)",
                    [](common_params & params) {
-                       params.superllama.model.dynamic_layers = true;
-                       params.fit_params = false; // placement is ours
+                       params.superllama.asks_dynamic = true;
+                       params.superllama.settle(params);
                    })
             .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
-    add(common_arg(
-            { "--async-prefetch" },
-            "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is needed "
-            "(default: disabled)",
-            [](common_params & params) { params.superllama.model.async_prefetch = true; })
+    add(common_arg({ "--async-prefetch" },
+                   "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is "
+                   "needed; "
+                   "implies --dynamic-layers where there is no --paged-kv (default: disabled)",
+                   [](common_params & params) {
+                       params.superllama.model.async_prefetch = true;
+                       params.superllama.settle(params);
+                   })
             .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
     add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 6)",
                    [](common_params & params, int value) {
@@ -96,19 +121,29 @@ static std::vector<common_arg> superllama_options() {
             .set_env("LLAMA_ARG_PREFETCH_THREADS"));
     add(common_arg(
             { "--mem-budget" }, "SIZE",
-            "with --dynamic-layers: hard cap on host memory for weights, KV and compute buffers; 8GiB, 512MiB, 60% "
-            "of the memory that this process may use, or auto = high mark x what is available (default: auto)",
+            "hard cap on host memory for weights, KV and compute buffers; implies --dynamic-layers unless auto; 8GiB, "
+            "512MiB, 60% of the memory that this process may use, or auto = high mark x what is available (default: "
+            "auto)",
             [](common_params & params, const std::string & value) {
-                params.superllama.model.mem_budget_bytes = parse_budget(value.c_str());
+                const uint64_t bytes = parse_budget(value.c_str());
+                params.superllama.model.mem_budget_bytes = bytes;
+                if (bytes != 0) {
+                    params.superllama.weight_flag = "--mem-budget";
+                }
+                params.superllama.settle(params);
             })
             .set_env("LLAMA_ARG_MEM_BUDGET"));
     add(common_arg({ "--vram-budget" }, "SIZE[,SIZE...]",
-                   "with --dynamic-layers: hard cap on weights, KV and compute buffers on each device, in the order of "
-                   "--device; the last one holds for all devices that follow; 8GiB, 512MiB, 0 = no layers, or auto = "
-                   "high mark "
-                   "x what is free (default: auto)",
+                   "hard cap on weights, KV and compute buffers on each device, in the order of --device; the last one "
+                   "holds for all devices that follow; implies --dynamic-layers unless auto; 8GiB, 512MiB, 0 = no "
+                   "layers, or auto = high mark x what is free (default: auto)",
                    [](common_params & params, const std::string & value) {
-                       parse_vram_budget(value.c_str(), params.superllama.model.vram_budget_bytes);
+                       uint64_t * budgets = params.superllama.model.vram_budget_bytes;
+                       parse_vram_budget(value.c_str(), budgets);
+                       if (std::any_of(budgets, budgets + SUPERLLAMA_MAX_DEVICES, [](uint64_t b) { return b != 0; })) {
+                           params.superllama.weight_flag = "--vram-budget";
+                       }
+                       params.superllama.settle(params);
                    })
             .set_env("LLAMA_ARG_VRAM_BUDGET"));
     add(common_arg(
@@ -140,7 +175,10 @@ static std::vector<common_arg> superllama_options() {
     add(common_arg({ "--paged-kv" },
                    "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact "
                    "(default: disabled)",
-                   [](common_params & params) { params.superllama.paged_kv = true; })
+                   [](common_params & params) {
+                       params.superllama.asks_paged = true;
+                       params.superllama.settle(params);
+                   })
             .set_env("LLAMA_ARG_PAGED_KV"));
     add(common_arg({ "--kv-page-size" }, "N", "with --paged-kv: cells per page, 16 to 8192 (default: 256)",
                    [](common_params & params, int value) {
@@ -150,12 +188,17 @@ static std::vector<common_arg> superllama_options() {
                        params.superllama.kv_page_size = value;
                    })
             .set_env("LLAMA_ARG_KV_PAGE_SIZE"));
-    add(common_arg({ "--kv-budget" }, "SIZE",
-                   "with --paged-kv: memory that pages may hold; 8GiB, 512MiB, 60% of the memory that this process may "
-                   "use, or auto = half of what is available (default: auto)",
-                   [](common_params & params, const std::string & value) {
-                       params.superllama.kv_budget_bytes = parse_budget(value.c_str());
-                   })
+    add(common_arg(
+            { "--kv-budget" }, "SIZE",
+            "memory that KV pages may hold; implies --paged-kv unless auto; 8GiB, 512MiB, 60% of the memory that "
+            "this process may use, or auto = half of what is available (default: auto)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.kv_budget_bytes = parse_budget(value.c_str());
+                if (params.superllama.kv_budget_bytes != 0) {
+                    params.superllama.kv_flag = "--kv-budget";
+                }
+                params.superllama.settle(params);
+            })
             .set_env("LLAMA_ARG_KV_BUDGET"));
     add(common_arg({ "--spill-dir" }, "PATH",
                    "with --paged-kv: folder of the file that pages spill to (default: the temporary folder)",
@@ -169,9 +212,9 @@ static std::vector<common_arg> superllama_options() {
                    [](common_params & params) { params.superllama.metrics = true; })
             .set_excludes({ LLAMA_EXAMPLE_SERVER }) // there --metrics is the Prometheus endpoint
             .set_env("LLAMA_ARG_METRICS"));
-    add(common_arg({ "--metrics-file" }, "PATH", "write JSON metrics to PATH, one object a line; implies metrics",
+    add(common_arg({ "--metrics-file" }, "PATH", "append JSON metrics to PATH, one object a line; implies metrics",
                    [](common_params & params, const std::string & value) {
-                       check_writable(value);
+                       check_metrics_path(value);
                        params.superllama.metrics_file = value;
                    })
             .set_env("LLAMA_ARG_METRICS_FILE"));
@@ -218,7 +261,13 @@ static void call_handler(const common_arg & option, common_params & params, cons
     if (option.handler_void != nullptr) {
         option.handler_void(params);
     } else if (option.handler_int != nullptr) {
-        option.handler_int(params, std::stoi(value));
+        const std::string text = value;
+        size_t n_read = 0;
+        const int number = std::stoi(text, &n_read);
+        if (n_read != text.size()) {
+            throw std::invalid_argument("not a whole number");
+        }
+        option.handler_int(params, number);
     } else {
         option.handler_string(params, value);
     }

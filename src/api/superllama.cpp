@@ -2,6 +2,7 @@
 
 #include "superllama.h"
 
+#include "devices/lost.h"
 #include "llama-context.h"
 #include "telemetry/memory.h"
 #include "llama-model.h"
@@ -196,6 +197,7 @@ int32_t superllama_add_rpc_server(const char * endpoint) {
         if (add == nullptr) {
             throw std::runtime_error("this build has no RPC backend (GGML_RPC)");
         }
+        survive_lost_devices();
         ggml_backend_reg_t server = add(endpoint);
         if (server == nullptr) {
             throw std::runtime_error(std::string("the RPC server at ") + endpoint + " offers no device");

@@ -2,6 +2,7 @@
 
 #include "context/hooks_impl.h"
 
+#include "devices/lost.h"
 #include "llama-impl.h"
 
 #include <algorithm>
@@ -49,14 +50,6 @@ void context_hooks::count_compute_buffers() {
     pimpl->device_kv->compute_now = buffer_sizes();
     pimpl->placement = pimpl->tier->generation();
     pimpl->tier->refresh();
-}
-
-using backend_lost = bool (*)(ggml_backend_t);
-
-static bool is_lost(ggml_backend_t backend) {
-    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
-    const auto lost = (backend_lost) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_lost");
-    return lost != nullptr && lost(backend);
 }
 
 bool context_hooks::lost_device(std::string * error) {

@@ -4,6 +4,7 @@
 #include "llama-impl.h"
 #include "io/readers.h"
 #include "base/error.h"
+#include "model/position_table.h"
 
 #include "ggml-impl.h"
 
@@ -12,9 +13,7 @@
 
 namespace superllama {
 
-static const uint64_t loan_step_bytes = 16u << 20; // memory comes from weights, and returns to them, in steps of this
-static const int lent_page_cells = 32;             // of a KV cache that only lends
-static const int n_small_graphs_min = 4;           // one after another, before they have what larger ones used
+static const int lent_page_cells = 32; // of a KV cache that only lends
 
 // ----------------------------------------------------------------------------------------------- a context
 
@@ -151,124 +150,6 @@ void context_hooks::context_ready() {
     }
 }
 
-// -------------------------------------------------------------------------------------------------- memory
-
-void context_hooks::impl::open_account() {
-    page_table * pages = paging.pager != nullptr ? paging.pager->get_pages() : nullptr;
-    uint64_t page_bytes = 0, kv_bytes = 0, compute_bytes = 0;
-    for (const auto & entry : ctx.memory_breakdown()) {
-        if (pages != nullptr && entry.first == paging.pager->buffer_type()) {
-            page_bytes += std::min<uint64_t>(entry.second.context, pages->budget_bytes());
-        } else if (ggml_backend_buft_is_host(entry.first)) {
-            kv_bytes += entry.second.context;
-            compute_bytes += entry.second.compute;
-        }
-    }
-    for (int il = 0; tier != nullptr && il < tier->n_layers(); ++il) { // the tier charges those of its KV on the host
-        kv_bytes -= tier->device_of(il) == nullptr ? device_kv->bytes(il) : 0;
-    }
-    if (ggml_cgraph * gf = largest_graph(ctx)) {
-        weights->expect(gf);
-    }
-    memory = std::make_unique<account>(weights->accounts());
-    weights->add_context(this, (int) ctx.n_ubatch());
-    const bool lends = devices.empty(); // with devices, copies of their tensors lie in the compute buffers too
-    weights->change_charges({
-        { &memory->kv_pages, page_bytes, page_bytes },
-        { &memory->kv, kv_bytes, kv_bytes },
-        { &memory->compute, lends ? 0 : compute_bytes, compute_bytes },
-        { &memory->cpu_work, work_bytes(ctx), work_bytes(ctx) },
-        { &memory->outputs, output_bytes(ctx), output_bytes(ctx) },
-    });
-}
-
-uint64_t context_hooks::output_bytes(const llama_context & ctx) {
-    return ctx.buf_output != nullptr ? ggml_backend_buffer_get_size(ctx.buf_output.get()) : 0;
-}
-
-ggml_cgraph * context_hooks::largest_graph(llama_context & ctx) {
-    const llm_graph_result * largest = ctx.get_gf_res_reserve();
-    return largest != nullptr ? largest->get_gf() : nullptr;
-}
-
-uint64_t context_hooks::work_bytes(llama_context & ctx) {
-    const ggml_cgraph * gf = largest_graph(ctx);
-    const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
-    return gf != nullptr ? cpu_work_bytes(ctx.get_sched(), gf, n_threads) : 0;
-}
-
-void context_hooks::impl::grant(charge & of, uint64_t bytes) {
-    const auto in_steps = [&of](uint64_t n) { return std::min<uint64_t>(GGML_PAD(n, loan_step_bytes), of.promised()); };
-    // not less before half a step more would fit: a page that comes and goes moves nothing
-    const uint64_t granted = std::min(std::max(of.granted(), in_steps(bytes)), in_steps(bytes + loan_step_bytes / 2));
-    if (granted != of.granted()) {
-        weights->grant(of, granted);
-    }
-}
-
-void context_hooks::impl::grant_compute(const ggml_cgraph * gf) {
-    charge & compute = memory->compute;
-    const uint64_t in_memory = buffers.add(gf);
-    grant(compute, std::max<uint64_t>(in_memory, compute.granted()));
-    compute.use(in_memory);
-    const bool small = buffers.bytes_of_graph() + loan_step_bytes < compute.granted();
-    n_small_graphs = small ? n_small_graphs + 1 : 0;
-    if (n_small_graphs >= n_small_graphs_min) {
-        n_small_graphs = 0;
-        buffers.give_back();
-        compute.use(buffers.bytes_of_graph());
-        grant(compute, buffers.bytes_of_graph());
-    }
-}
-
-// Upstream reserves anew when a context is used in another way, and a graph may ask for more then.
-void context_hooks::impl::charge_buffers(const ggml_cgraph * gf) {
-    uint64_t bytes = 0;
-    for (ggml_backend_t backend : ctx.backend_ptrs) {
-        if (ggml_backend_buft_is_host(ggml_backend_sched_get_buffer_type(ctx.get_sched(), backend))) {
-            bytes += ggml_backend_sched_get_buffer_size(ctx.get_sched(), backend);
-        }
-    }
-    charge & compute = memory->compute;
-    if (bytes > compute.promised()) {
-        weights->change_charges({ { &compute, devices.empty() ? compute.granted() : bytes, bytes } });
-    }
-    if (devices.empty()) {
-        grant_compute(gf);
-    }
-}
-
-void context_hooks::impl::charge_cpu_work(const ggml_cgraph * gf) {
-    const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
-    const uint64_t bytes = cpu_work_bytes(ctx.get_sched(), gf, n_threads);
-    if (bytes > memory->cpu_work.granted()) {
-        weights->change_charges({ { &memory->cpu_work, bytes, bytes } });
-    }
-}
-
-// They are made when they are first set, all layers' at once.
-void context_hooks::impl::charge_control_vectors() {
-    const llama_hparams & hparams = ctx.get_model().hparams;
-    bool any = false;
-    for (int il = 0; !any && ctx.cvec != nullptr && il < (int) hparams.n_layer(); ++il) {
-        any = ctx.cvec->tensor_for(il) != nullptr;
-    }
-    const uint64_t bytes = any ? (uint64_t) hparams.n_layer() * hparams.n_embd * sizeof(float) : 0;
-    if (bytes > memory->adapters.granted()) {
-        weights->change_charges({ { &memory->adapters, bytes, bytes } });
-    }
-}
-
-bool context_hooks::before_outputs(size_t bytes) {
-    if (pimpl->memory == nullptr) {
-        return true; // there is no budget, or the context is being made
-    }
-    return pimpl->guarded([&] {
-        pimpl->weights->change_charges({ { &pimpl->memory->outputs, bytes, bytes } });
-        return true;
-    });
-}
-
 // -------------------------------------------------------------------------------------- the way of a ubatch
 
 bool context_hooks::impl::say(const std::string & error) {
@@ -286,7 +167,8 @@ bool context_hooks::impl::guarded(const std::function<bool()> & body) {
 }
 
 bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
-    return pimpl->guarded([&] { return prepare(ubatch); });
+    const std::string missing = behind_position_table(pimpl->ctx.get_model(), ubatch);
+    return missing.empty() ? pimpl->guarded([&] { return prepare(ubatch); }) : pimpl->say(missing);
 }
 
 bool context_hooks::prepare(const llama_ubatch & ubatch) {

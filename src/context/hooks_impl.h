@@ -1,4 +1,4 @@
-// The state of context_hooks, which three files share: the way of a ubatch, devices, reports.
+// The state of context_hooks, which four files share: the way of a ubatch, memory, devices, reports.
 #pragma once
 
 #include "context/hooks.h"

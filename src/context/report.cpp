@@ -224,9 +224,16 @@ int context_hooks::kv_prefetch(llama_seq_id seq) {
 }
 
 void context_hooks::charge_prompt_cache(uint64_t bytes) {
-    if (pimpl->memory != nullptr) {
-        pimpl->weights->change_charges({ { &pimpl->memory->prompt_cache, bytes, bytes } });
+    if (pimpl->memory == nullptr) {
+        return;
     }
+    charge & kept = pimpl->memory->prompt_cache;
+    const uint64_t most = pimpl->weights->prompt_cache_max(kept.granted());
+    if (bytes > kept.granted() && bytes > most) {
+        throw std::runtime_error("kept prompts may have " + std::to_string(most >> 20) + " MiB of the budget, not " +
+                                 std::to_string(bytes >> 20));
+    }
+    pimpl->weights->change_charges({ { &kept, bytes, bytes } });
 }
 
 void context_hooks::stats(struct superllama_stats & out) const {

@@ -36,7 +36,9 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
         if (cfg.pinned(t.tensor)) {
             continue;
         }
-        if (t.layer >= 0 || strncmp(t.tensor->name, "output", 6) == 0) {
+        // an embedding that is the output matrix too is one tensor, or two of one name in buffers of two types
+        const bool own_output = t.tensor == *cfg.output && t.tensor != cfg.tok_embd;
+        if (t.layer >= 0 || own_output || strncmp(t.tensor->name, "output", 6) == 0) {
             layers[(size_t) il].weights.push_back({ t.tensor, t.source, *t.tensor });
         } else if (t.tensor == *cfg.output && t.tensor == cfg.tok_embd) {
             // rows are looked up on the host, so that the device gets a tensor of its own

@@ -75,6 +75,11 @@ size_t device_upload_staging() {
 
 bool device_upload(const weight_store & store, const std::vector<device_upload_tensor> & tensors, bool ahead,
                    std::string * error) {
+    for (const auto & t : tensors) { // what is in host memory was looked through on its way there
+        if (t.held.empty() && !store.check_tensor(t.tensor, t.source, error)) {
+            return false;
+        }
+    }
     const std::vector<read_range> ranges = ranges_of(tensors);
     std::unique_ptr<uint8_t[]> staging[2];
     std::string read_error;

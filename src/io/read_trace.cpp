@@ -1,5 +1,6 @@
 #include "io/read_trace.h"
 
+#include "base/stream.h"
 #include "llama-impl.h"
 
 #include <cerrno>
@@ -21,7 +22,7 @@ std::shared_ptr<read_trace> read_trace::of_process() {
     const std::lock_guard<std::mutex> lock(mutex);
     std::shared_ptr<read_trace> trace = shared.lock();
     if (trace == nullptr) {
-        FILE * out = fopen(path, "w");
+        FILE * out = open_stream(path, 'w');
         if (out == nullptr) {
             LLAMA_LOG_WARN("SUPERLLAMA_READER_TRACE: cannot write %s: %s\n", path, strerror(errno));
             return nullptr;

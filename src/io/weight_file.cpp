@@ -1,9 +1,12 @@
 #include "io/weight_file.h"
 
+#include "base/checksum.h"
+#include "io/address_space.h"
 #include "io/read_trace.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -17,38 +20,83 @@ namespace superllama {
 
 #ifdef __linux__
 
+static const size_t sector = 512; // direct reads are gone on with at multiples of it
+
+size_t page_buffer::memory_bytes(size_t bytes) {
+    return round_up(bytes, system_page()) + system_page(); // begins and ends within a page
+}
+
+page_buffer::page_buffer(size_t bytes) {
+    void * pages = nullptr;
+    if (posix_memalign(&pages, system_page(), memory_bytes(bytes)) != 0) {
+        throw std::bad_alloc();
+    }
+    memory = (uint8_t *) pages;
+}
+
+page_buffer::~page_buffer() {
+    free(memory);
+}
+
 bool weight_file::supported() {
     return true;
 }
 
-static int64_t mtime_of(const struct stat & st) {
-    return (int64_t) st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+static std::string link_of(int fd) {
+    return "/proc/self/fd/" + std::to_string(fd);
 }
 
-weight_file::weight_file(int fd_given) {
-    const std::string link = "/proc/self/fd/" + std::to_string(fd_given);
+static int64_t nanoseconds(const struct timespec & t) {
+    return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+weight_file::weight_file(int given) {
     char path[4096];
-    const ssize_t n = readlink(link.c_str(), path, sizeof(path));
+    const ssize_t n = readlink(link_of(given).c_str(), path, sizeof(path));
     name = n > 0 ? std::string(path, (size_t) n) : "a model file";
-    struct stat st = {};
-    fd = open(link.c_str(), O_RDONLY | O_CLOEXEC);
-    fd_direct = open(link.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        throw std::runtime_error("cannot open " + name + " again for reading: " + strerror(errno));
+    // one descriptor, not two: a model may have hundreds of files, and upstream has each open as well while it loads
+    if (!reopen(given, O_RDONLY | O_DIRECT) && !(errno == EINVAL && reopen(given, O_RDONLY)) && errno != EMFILE &&
+        errno != ENFILE) {
+        file.reset(fcntl(given, F_DUPFD_CLOEXEC, 0));
     }
+    struct stat st = {};
+    if (!file || fstat(file.get(), &st) != 0) {
+        throw std::runtime_error("cannot open " + name + " again for reading: " + file_error(errno));
+    }
+    direct = (fcntl(file.get(), F_GETFL) & O_DIRECT) != 0;
     size = (uint64_t) st.st_size;
-    mtime_ns = mtime_of(st);
-    posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    inode = (uint64_t) st.st_ino;
+    seen = { nanoseconds(st.st_mtim), nanoseconds(st.st_ctim) };
+    // not the device: the same file has another one in every container
+    const uint64_t parts[] = { size, inode, (uint64_t) seen.written_ns, (uint64_t) seen.changed_ns };
+    opened_as = checksum(parts, sizeof(parts));
+    if (!direct) {
+        posix_fadvise(file.get(), 0, 0, POSIX_FADV_RANDOM);
+    }
     trace = read_trace::of_process();
     trace_id = trace ? trace->add_file(name) : 0;
 }
 
-weight_file::~weight_file() {
-    for (int f : { fd_direct, fd }) {
-        if (f >= 0) {
-            close(f);
+weight_file::~weight_file() = default;
+
+bool weight_file::reopen(int other, int flags) {
+    file.reset(open_at(AT_FDCWD, link_of(other).c_str(), flags));
+    return (bool) file;
+}
+
+// A descriptor that is not direct; -1 with errno where there can be none.
+int weight_file::buffered() const {
+    if (!direct) {
+        return file.get();
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!second) {
+        second.reset(open_at(AT_FDCWD, link_of(file.get()).c_str(), O_RDONLY));
+        if (second) {
+            posix_fadvise(second.get(), 0, 0, POSIX_FADV_RANDOM);
         }
     }
+    return second.get();
 }
 
 bool weight_file::failed(std::string * error, size_t bytes, uint64_t offset, const std::string & why) const {
@@ -59,24 +107,24 @@ bool weight_file::failed(std::string * error, size_t bytes, uint64_t offset, con
 
 bool weight_file::read_pages(uint8_t * addr, size_t bytes, uint64_t offset, std::string * error) const {
     const size_t wanted = (size_t) std::min<uint64_t>(bytes, size - std::min(size, offset));
-    int from = fd_direct >= 0 ? fd_direct : fd;
-    for (size_t done = 0; done < wanted;) {
-        const ssize_t n = pread(from, addr + done, bytes - done, (off_t) (offset + done));
-        if (n > 0) {
-            // a direct read that stops between two sectors cannot be continued directly
-            done += (size_t) n;
-            from = from == fd_direct && done % 512 != 0 ? fd : from;
-        } else if (n < 0 && errno == EINTR) {
-            continue;
-        } else if (n < 0 && errno == EINVAL && from == fd_direct) {
-            from = fd;
-        } else {
-            const std::string end = "the file ends at " + std::to_string(offset + done) + ", it was cut short";
-            return failed(error, wanted, offset, n < 0 ? strerror(errno) : end);
-        }
+    file_result result = { 0, EINVAL };
+    if (direct) {
+        result = read_exact(file.get(), addr, wanted == 0 ? 0 : bytes, offset, sector);
     }
-    if (from == fd) {
-        posix_fadvise(fd, (off_t) offset, (off_t) bytes, POSIX_FADV_DONTNEED); // not in memory twice
+    // refused, or not to be gone on with directly: the rest by way of the page cache
+    if (result.done < wanted && (result.error == EINVAL || result.done % sector != 0)) {
+        const int fd = buffered();
+        if (fd < 0) {
+            return failed(error, wanted, offset, "without direct I/O: " + file_error(errno));
+        }
+        const size_t done = result.done;
+        result = read_exact(fd, addr + done, wanted - done, offset + done);
+        result.done += done;
+        forget_read(fd, offset, bytes); // not in memory twice
+    }
+    if (result.done < wanted) {
+        const std::string end = "the file ends at " + std::to_string(offset + result.done) + ", it was cut short";
+        return failed(error, wanted, offset, result.error != 0 ? file_error(result.error) : end);
     }
     if (trace) {
         trace->add_read(trace_id, offset, wanted);
@@ -84,33 +132,102 @@ bool weight_file::read_pages(uint8_t * addr, size_t bytes, uint64_t offset, std:
     return true;
 }
 
-bool weight_file::read_bytes(void * data, size_t bytes, uint64_t offset, std::string * error) const {
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = pread(fd, (uint8_t *) data + done, bytes - done, (off_t) (offset + done));
-        if (n > 0) {
-            done += (size_t) n;
-        } else if (!(n < 0 && errno == EINTR)) {
-            return failed(error, bytes, offset, n < 0 ? strerror(errno) : "the file ends, it was cut short");
-        }
+const uint8_t * weight_file::read_bytes(const page_buffer & to, size_t bytes, uint64_t offset,
+                                        std::string * error) const {
+    if (offset + bytes > size) {
+        failed(error, bytes, offset, "the file ends at " + std::to_string(size) + ", it was cut short");
+        return nullptr;
     }
-    posix_fadvise(fd, (off_t) offset, (off_t) bytes, POSIX_FADV_DONTNEED);
-    if (trace) {
-        trace->add_read(trace_id, offset, bytes);
+    const size_t head = offset % system_page();
+    const size_t whole = round_up(head + bytes, system_page());
+    return read_pages(to.data(), whole, offset - head, error) ? to.data() + head : nullptr;
+}
+
+// ---------------------------------------------------------------------------------------------- its content
+
+// Of what lies in a page of the file, which may end in it.
+bool weight_file::hash_page(uint64_t offset, uint8_t * page, uint64_t * hash, std::string * error) const {
+    const size_t bytes = (size_t) std::min<uint64_t>(system_page(), size - offset);
+    if (!read_pages(page, system_page(), offset, error)) {
+        return false;
     }
+    *hash = checksum(page, bytes);
     return true;
 }
 
-bool weight_file::unchanged(std::string * error) const {
+bool weight_file::take_samples(std::vector<uint64_t> offsets, std::string * error) {
+    for (uint64_t & offset : offsets) {
+        offset -= offset % system_page();
+    }
+    std::sort(offsets.begin(), offsets.end());
+    offsets.erase(std::unique(offsets.begin(), offsets.end()), offsets.end());
+    while (!offsets.empty() && offsets.back() >= size) {
+        offsets.pop_back();
+    }
+    const page_buffer page(system_page());
+    std::vector<uint64_t> hashes(offsets.size());
+    for (size_t i = 0; i < offsets.size(); ++i) {
+        if (!hash_page(offsets[i], page.data(), &hashes[i], error)) {
+            return false;
+        }
+    }
+    sample_offsets = std::move(offsets);
+    sample_hashes = std::move(hashes);
+    return true;
+}
+
+bool weight_file::unchanged(std::string * error) {
     struct stat st = {};
-    if (fstat(fd, &st) == 0 && (uint64_t) st.st_size == size && mtime_of(st) == mtime_ns) {
+    if (fstat(file.get(), &st) != 0) {
+        *error = "looking at " + name + ": " + file_error(errno);
+        return false;
+    }
+    if ((uint64_t) st.st_size != size) {
+        *error = name + " changed while the model was in use: it had " + std::to_string(size) + " bytes, now " +
+                 std::to_string((uint64_t) st.st_size) + "; load the model again";
+        return false;
+    }
+    const version now = { nanoseconds(st.st_mtim), nanoseconds(st.st_ctim) };
+    if (now.written_ns == seen.written_ns && now.changed_ns == seen.changed_ns) {
         return true;
     }
-    *error = name + " changed while the model was in use (it had " + std::to_string(size) + " bytes, now " +
-             std::to_string((uint64_t) st.st_size) + "); load the model again";
-    return false;
+    const page_buffer page(system_page());
+    for (size_t i = 0; i < sample_offsets.size(); ++i) {
+        uint64_t hash;
+        if (!hash_page(sample_offsets[i], page.data(), &hash, error)) {
+            return false;
+        }
+        if (hash != sample_hashes[i]) {
+            *error = name + " changed while the model was in use: it still has " + std::to_string(size) +
+                     " bytes, but others at offset " + std::to_string(sample_offsets[i]) + "; load the model again";
+            return false;
+        }
+    }
+    seen = now;
+    return true;
+}
+
+uint64_t weight_file::fingerprint() const {
+    return checksum(sample_hashes.data(), sample_hashes.size() * sizeof(uint64_t), size);
+}
+
+void weight_file::remove_name() const {
+    struct stat mine = {}, named = {};
+    if (fstat(file.get(), &mine) == 0 && lstat(name.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
+        mine.st_dev == named.st_dev) {
+        unlink(name.c_str());
+    }
 }
 
 #else
+
+page_buffer::page_buffer(size_t) : memory(nullptr) {}
+
+page_buffer::~page_buffer() = default;
+
+size_t page_buffer::memory_bytes(size_t bytes) {
+    return bytes;
+}
 
 bool weight_file::supported() {
     return false;
@@ -131,18 +248,29 @@ bool weight_file::read_pages(uint8_t *, size_t bytes, uint64_t offset, std::stri
     return failed(error, bytes, offset, "not supported on this system");
 }
 
-bool weight_file::read_bytes(void *, size_t bytes, uint64_t offset, std::string * error) const {
-    return failed(error, bytes, offset, "not supported on this system");
+const uint8_t * weight_file::read_bytes(const page_buffer &, size_t bytes, uint64_t offset, std::string * error) const {
+    failed(error, bytes, offset, "not supported on this system");
+    return nullptr;
 }
 
-bool weight_file::unchanged(std::string *) const {
+bool weight_file::take_samples(std::vector<uint64_t>, std::string * error) {
+    return failed(error, 0, 0, "not supported on this system");
+}
+
+bool weight_file::unchanged(std::string *) {
     return true;
 }
 
+uint64_t weight_file::fingerprint() const {
+    return 0;
+}
+
+void weight_file::remove_name() const {}
+
 #endif
 
-std::string weight_file::content_key() const {
-    return std::to_string(size) + "@" + std::to_string(mtime_ns);
+uint64_t weight_file::identity() const {
+    return opened_as;
 }
 
 } // namespace superllama

@@ -165,6 +165,12 @@ std::unique_ptr<page_table> kv_pager::spilled_pages(const kv_geometry & g) {
                    kv_mib(budget).c_str(), g.n_cells, g.page_cells, kv_mib(made->page_charge()).c_str(),
                    kv_mib(least + bounce).c_str()));
     }
+    if (made->spill_file().is_memory()) {
+        LLAMA_LOG_WARN(
+            "%s: the spill file in %s lies in memory: what is spilled frees none; name a folder on a disk with "
+            "--spill-dir\n",
+            __func__, made->spill_file().folder().c_str());
+    }
     LLAMA_LOG_INFO("%s: KV cache in pages of %u cells, %s each, budget %s, spill file %s\n", __func__, g.page_cells,
                    kv_mib(made->page_charge()).c_str(), kv_mib(budget).c_str(),
                    made->spill_file().is_direct() ? "with direct I/O" : "through the page cache");

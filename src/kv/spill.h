@@ -2,6 +2,8 @@
 // moment it exists, and belongs to its owner only.
 #pragma once
 
+#include "io/file.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -13,16 +15,9 @@ class kv_spill {
   public:
     static const size_t alignment = 4096; // of offsets, sizes and memory, for direct I/O
 
-    // What the file asks of the system. Replaced where faults are tried out.
-    struct system {
-        virtual ~system() = default;
-        virtual int64_t read(int fd, void * data, size_t size, int64_t offset);
-        virtual int64_t write(int fd, const void * data, size_t size, int64_t offset);
-    };
-
-    // dir "" is the system's temporary folder. Throws std::runtime_error where no file can be made.
-    kv_spill(const std::string & dir, size_t record_bytes, system * sys = nullptr);
-    ~kv_spill();
+    // dir "" is the system's temporary folder, or another one where that is memory. Throws std::runtime_error where no
+    // file can be made.
+    kv_spill(const std::string & dir, size_t record_bytes, file_calls * sys = nullptr);
     kv_spill(const kv_spill &) = delete;
     kv_spill & operator=(const kv_spill &) = delete;
 
@@ -36,6 +31,8 @@ class kv_spill {
     bool read(int64_t record, size_t offset, void * data, size_t size, std::string * error) const;
     bool write(int64_t record, size_t offset, const void * data, size_t size, std::string * error);
 
+    const std::string & folder() const { return dir; }
+    bool is_memory() const; // what is spilled stays in memory: its folder lies on a filesystem that is
     bool is_direct() const { return direct; } // false: through the page cache, which is asked to forget
 
     static bool is_supported(); // on this system
@@ -43,9 +40,8 @@ class kv_spill {
   private:
     std::string dir;
     size_t record_bytes;
-    system * sys;
-    system sys_default;
-    int fd = -1;
+    file_calls * sys;
+    descriptor file;
     bool direct = false;
     int64_t n_records = 0;
     std::vector<int64_t> freed;

@@ -56,6 +56,9 @@ class dynamic_model {
     void add_context(const void * ctx, int n_ubatch);
     void remove_context(const void * ctx); // its charges are gone
     ledger & accounts() { return memory; }
+    // What a server may keep beside its slots, which has so much now: what is left where all weights are in memory, or
+    // an eighth of the budget, for which weights stream. Without it a prompt is read again, in passes over the weights.
+    uint64_t prompt_cache_max(uint64_t now) const;
 
     // A LoRA's buffers, before they are allocated; throws where there is no memory for them.
     void add_adapter(const void * adapter, const ggml_context * tensors, ggml_backend_buffer_type_t buft);

@@ -3,14 +3,10 @@
 #include "base/ledger.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <chrono>
 #include <cinttypes>
 #include <cstddef>
 #include <cstring>
 #include <ctime>
-#include <map>
-#include <stdexcept>
 
 namespace superllama {
 
@@ -161,101 +157,6 @@ std::string metrics_json(const struct superllama_stats & stats, metrics_event ev
     }
     put("memory_by_tag", memory_by_tag(stats));
     return json + (pretty ? "\n}" : "}");
-}
-
-// --------------------------------------------------------------------------------------------------- sink
-
-std::shared_ptr<metrics_sink> metrics_sink::open(const std::string & path) {
-    static std::mutex mutex;
-    static std::map<std::string, std::weak_ptr<metrics_sink>> sinks;
-    static std::map<std::string, bool> seen; // begun anew once per process
-
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (auto sink = sinks[path].lock()) {
-        return sink;
-    }
-    std::shared_ptr<metrics_sink> sink;
-    if (path.empty()) {
-        sink = std::make_shared<metrics_sink>(stderr, false, "[METRICS] ");
-    } else {
-        FILE * file = fopen(path.c_str(), seen[path] ? "a" : "w");
-        if (file == nullptr) {
-            throw std::runtime_error("--metrics-file " + path + ": cannot write: " + strerror(errno) +
-                                     "; name a file in a folder that exists and is writable");
-        }
-        seen[path] = true;
-        sink = std::make_shared<metrics_sink>(file, true, "");
-    }
-    sinks[path] = sink;
-    return sink;
-}
-
-metrics_sink::metrics_sink(FILE * file, bool owned, std::string prefix) :
-    file(file),
-    owned(owned),
-    prefix(std::move(prefix)),
-    thread([this] { run(); }) {}
-
-metrics_sink::~metrics_sink() {
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        stopping = true;
-    }
-    changed.notify_all();
-    thread.join();
-    if (owned) {
-        fclose(file);
-    }
-}
-
-void metrics_sink::push(const std::string & line) {
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (pending.size() >= max_pending) {
-            n_dropped++;
-            return;
-        }
-        pending.push_back(line);
-    }
-    changed.notify_all();
-}
-
-void metrics_sink::flush() {
-    std::unique_lock<std::mutex> lock(mutex);
-    changed.wait(lock, [this] { return pending.empty() && !writing; });
-}
-
-int64_t metrics_sink::dropped() const {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return n_dropped;
-}
-
-void metrics_sink::run() {
-    std::unique_lock<std::mutex> lock(mutex);
-    for (;;) {
-        changed.wait(lock, [this] { return stopping || !pending.empty(); });
-        if (pending.empty()) {
-            return;
-        }
-        std::string text = prefix + pending.front() + "\n";
-        for (size_t pos = 0; !prefix.empty() && (pos = text.find('\n', pos)) + 1 < text.size(); pos += prefix.size()) {
-            text.insert(++pos, prefix); // indented JSON: every line carries the prefix
-        }
-        pending.pop_front();
-        writing = true;
-        lock.unlock();
-
-        // one write a line, so that lines of several processes do not mix
-        const bool ok = fwrite(text.data(), 1, text.size(), file) == text.size() && fflush(file) == 0;
-        if (!ok) {
-            clearerr(file);
-        }
-
-        lock.lock();
-        n_dropped += ok ? 0 : 1;
-        writing = false;
-        changed.notify_all();
-    }
 }
 
 // -------------------------------------------------------------------------------------------------- rates

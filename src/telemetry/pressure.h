@@ -1,5 +1,6 @@
-// The pressure on a memory, and what a budget for a part of it should do about it. Between two marks nothing moves: above
-// the high one as much is given back as is too much, below the low one as much is taken as stays under the high one.
+// The pressure on a memory, and what a budget for a part of it should do about it. Between two marks nothing moves:
+// above the high one as much is given back as is too much, below the low one as much is taken as stays under the high
+// one.
 #pragma once
 
 namespace superllama {

@@ -152,6 +152,7 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
         ggml_backend_tensor_alloc(buffer, h.tensor, base + h.addr_off);
         h.addr = base + h.addr_off;
         h.buffer = buffer;
+        h.host = *h.tensor;
         take_over(h);
     }
     pimpl->contexts.insert(ctx);
@@ -292,6 +293,11 @@ bool weight_store::is_resident(const ggml_tensor * t) const {
 bool weight_store::is_plain(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
     return h != nullptr && !h->converts;
+}
+
+size_t weight_store::memory_of_first(const ggml_tensor * t, size_t file_bytes) const {
+    const weight_held & h = *pimpl->find(t);
+    return memory_of(&h.host, h.buffer->buft, file_bytes);
 }
 
 bool weight_store::is_here(const ggml_tensor * t) const {

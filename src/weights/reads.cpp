@@ -3,7 +3,6 @@
 #include "weights/store_impl.h"
 
 #include "ggml-backend-impl.h"
-#include "base/checksum.h"
 
 #include <algorithm>
 #include <cstring>
@@ -22,30 +21,6 @@ bool weight_store::converts(uint32_t block) const {
         }
     }
     return false;
-}
-
-uint64_t weight_store::checksum(uint32_t block) const {
-    const weight_block & b = all_blocks[block];
-    if (b.expert < 0) {
-        return superllama::checksum(b.addr, b.bytes, 0);
-    }
-    uint64_t sum = 0;
-    for (const weight_slice & s : b.slices) {
-        sum = superllama::checksum(b.addr + s.at, s.memory_bytes, sum);
-    }
-    return sum;
-}
-
-bool weight_store::verify(uint32_t block, std::string * error) {
-    weight_block & b = all_blocks[block];
-    if (b.checksum != 0 && b.checksum != checksum(block)) {
-        *error = pimpl->files[(size_t) b.ranges.front().file]->path() + " is damaged: block " + std::to_string(block) +
-                 " of layer " + std::to_string(b.layer) +
-                 " is not what was written; remove the file (`superllama cache prune`) and load the model again";
-        return false;
-    }
-    b.checksum = 0;
-    return true;
 }
 
 std::vector<weight_part> weight_store::parts(uint32_t block, size_t part_bytes) const {
@@ -75,15 +50,16 @@ std::vector<weight_part> weight_store::parts(uint32_t block, size_t part_bytes) 
 }
 
 // Reads rows in the file's layout and lets the buffer put them in place in its own.
-static bool convert_rows(const weight_file & file, const weight_slice & slice, uint8_t * to, size_t first, size_t bytes,
-                         std::string * error) {
-    std::vector<uint8_t> staging(bytes);
-    if (!file.read_bytes(staging.data(), bytes, slice.source.offset + first, error)) {
+static bool convert_rows(const weight_file & file, const weight_slice & slice, const ggml_tensor & host, uint8_t * to,
+                         size_t first, size_t bytes, bool check, std::string * error) {
+    const page_buffer staging(bytes);
+    const uint8_t * read = file.read_bytes(staging, bytes, slice.source.offset + first, error);
+    if (read == nullptr || (check && !weight_is_valid(slice.tensor, read, bytes, error))) {
         return false;
     }
-    ggml_tensor rows = rows_of(slice.tensor, bytes);
-    rows.data = to + memory_of(slice.tensor, slice.tensor->buffer->buft, first);
-    rows.buffer->iface.set_tensor(rows.buffer, &rows, staging.data(), 0, bytes);
+    ggml_tensor rows = rows_of(&host, bytes);
+    rows.data = to + memory_of(&host, host.buffer->buft, first);
+    rows.buffer->iface.set_tensor(rows.buffer, &rows, read, 0, bytes);
     return true;
 }
 
@@ -108,7 +84,9 @@ bool weight_store::read_part(const weight_part & part, std::string * error) cons
     if (converts(part.block)) {
         const weight_slice & slice = b.slices[part.index];
         uint8_t * to = const_cast<uint8_t *>(data(part.block, part.index));
-        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, to, part.first, part.bytes, error);
+        const ggml_tensor & host = pimpl->find(slice.tensor)->host;
+        ok = convert_rows(*pimpl->files[(size_t) slice.source.file], slice, host, to, part.first, part.bytes,
+                          pimpl->checks_tensors && !b.verified, error);
     } else {
         const weight_range & range = b.ranges[part.index];
         const weight_file & file = *pimpl->files[(size_t) range.file];
@@ -119,10 +97,16 @@ bool weight_store::read_part(const weight_part & part, std::string * error) cons
                  : read_small_pages(file, pimpl->staging, addr, part.bytes, offset, error);
     }
     pimpl->n_read += ok ? part.bytes : 0;
+    if (!ok && b.copy.file >= 0 && !converts(part.block)) {
+        pimpl->copy_failed = true; // the next time this is read from the model
+    }
     return ok;
 }
 
 bool weight_store::load_resident(std::string * error) {
+    if (!take_samples(error)) {
+        return false;
+    }
     for (const auto & size : expert_sizes()) {
         auto & frames = pimpl->frames[size.first];
         if (frames == nullptr) {
@@ -139,13 +123,14 @@ bool weight_store::load_resident(std::string * error) {
         if (h.converts) {
             const size_t step = convert_step(h.tensor);
             for (size_t first = 0; ok && first < bytes; first += step) {
-                ok = convert_rows(file, { h.tensor, bytes, h.source, h.bytes }, h.addr, first,
-                                  std::min(step, bytes - first), error);
+                ok = convert_rows(file, { h.tensor, bytes, h.source, h.bytes }, h.host, h.addr, first,
+                                  std::min(step, bytes - first), pimpl->checks_tensors, error);
             }
         } else {
             const size_t head = h.source.offset % system_page();
             ok = file.read_pages((uint8_t *) h.tensor->data - head, round_up(head + bytes, system_page()),
-                                 h.source.offset - head, error);
+                                 h.source.offset - head, error) &&
+                 (!pimpl->checks_tensors || weight_is_valid(h.tensor, h.tensor->data, bytes, error));
         }
         if (!ok) {
             return false;
@@ -165,11 +150,6 @@ const uint8_t * weight_store::read(const weight_source & from, size_t bytes, uin
     }
     pimpl->n_read += bytes;
     return staging + head;
-}
-
-bool weight_store::unchanged(std::string * error) const {
-    return std::all_of(pimpl->files.begin(), pimpl->files.end(),
-                       [error](const auto & file) { return file->unchanged(error); });
 }
 
 bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error) {
@@ -195,19 +175,23 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
         }
         const size_t first = (head + row * (size_t) ids[i]) / page;
         const size_t last = (head + row * (size_t) ids[i] + row - 1) / page;
-        if (std::all_of(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last + 1,
-                        [](bool b) { return b; })) {
-            continue;
+        if (!std::all_of(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last + 1,
+                         [](bool b) { return b; })) {
+            if (!file.read_pages(base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,
+                                 error)) {
+                return false;
+            }
+            pimpl->n_read += (last - first + 1) * page;
+            for (size_t p = first; p <= last; ++p) {
+                n_row_now += there[p] ? 0 : page;
+                rows.n += there[p] ? 0 : 1;
+                there[p] = true;
+            }
         }
-        if (!file.read_pages(base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,
-                             error)) {
+        // each row that is looked up: others came along with it
+        if (pimpl->checks_tensors &&
+            !weight_is_valid(t, (const uint8_t *) t->data + row * (size_t) ids[i], row, error)) {
             return false;
-        }
-        pimpl->n_read += (last - first + 1) * page;
-        for (size_t p = first; p <= last; ++p) {
-            n_row_now += there[p] ? 0 : page;
-            rows.n += there[p] ? 0 : 1;
-            there[p] = true;
         }
     }
     return true;
@@ -215,14 +199,6 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
 
 uint64_t weight_store::bytes_read() const {
     return pimpl->n_read;
-}
-
-std::string weight_store::content_key() const {
-    std::string key;
-    for (const auto & file : pimpl->files) {
-        key += file->content_key() + ";";
-    }
-    return key;
 }
 
 } // namespace superllama

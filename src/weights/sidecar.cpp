@@ -1,61 +1,36 @@
 #include "weights/sidecar.h"
 
+#include "base/checksum.h"
 #include "ggml.h"
 #include "io/address_space.h"
-#include "base/checksum.h"
+#include "io/cache_file.h"
+#include "io/cache_folder.h"
+#include "io/weight_file.h"
+#include "llama-impl.h"
+#include "weights/sidecar_format.h"
+#include "weights/store_impl.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
-#include <memory>
+#include <chrono>
+#include <cstdio>
+#include <exception>
 #include <set>
 
 #ifdef __linux__
 #    include <fcntl.h>
-#    include <sys/stat.h>
-#    include <unistd.h>
 #endif
 
 namespace superllama {
 
-namespace fs = std::filesystem;
-
-static const uint64_t magic = 0x3452414345444953ull; // "SIDECAR4"
-
-// The file: this header, a checksum for each block, then the blocks, each part on whole pages.
-struct header {
-    uint64_t magic;
-    uint64_t key;
-    uint64_t n_blocks;
-    uint64_t bytes; // of the whole file
-    uint64_t complete;
-};
-
-std::string weight_sidecar_folder() {
-    const auto env = [](const char * name) {
-        const char * value = getenv(name);
-        return std::string(value != nullptr ? value : "");
-    };
-    fs::path cache = env("SUPERLLAMA_CACHE");
-    if (cache.empty()) {
-#if defined(_WIN32)
-        cache = fs::path(env("LOCALAPPDATA")) / "superllama" / "Cache";
-#elif defined(__APPLE__)
-        cache = fs::path(env("HOME")) / "Library" / "Caches" / "superllama";
-#else
-        cache = (env("XDG_CACHE_HOME").empty() ? fs::path(env("HOME")) / ".cache" : fs::path(env("XDG_CACHE_HOME"))) /
-                "superllama";
-#endif
-    }
-    return (cache / "repacked").string();
-}
-
 #ifdef __linux__
 
+static const char folder_name[] = "repacked";
+static const double progress_s = 0.1;      // how often it is asked whether to go on
+static const size_t read_bytes = 1u << 20; // at a time, and asks in between
+static const size_t write_bytes = 4u << 20;
+
 // What the conversion makes of the first rows of each type: two kernel variants never share a sidecar.
-static bool fingerprint(weight_store & store, uint64_t * hash, std::string * why) {
+static bool conversion(weight_store & store, uint64_t * hash, std::string * why) {
     std::set<ggml_type> seen;
     for (uint32_t id = 0; id < store.blocks().size(); ++id) {
         const weight_block & block = store.blocks()[id];
@@ -69,7 +44,8 @@ static bool fingerprint(weight_store & store, uint64_t * hash, std::string * why
         }
         store.place(id, false);
         const bool ok = store.read_part(part, why);
-        *hash = ok ? checksum(store.data(id, part.index), part.bytes, *hash) : 0;
+        const size_t bytes = store.memory_of_first(t, part.bytes);
+        *hash = ok ? checksum(store.data(id, part.index), bytes, *hash) : 0;
         store.drop(id);
         if (!ok) {
             return false;
@@ -78,156 +54,246 @@ static bool fingerprint(weight_store & store, uint64_t * hash, std::string * why
     return true;
 }
 
-static bool write_all(int fd, const uint8_t * data, size_t bytes, uint64_t offset, std::string * why) {
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = pwrite(fd, data + done, bytes - done, (off_t) (offset + done));
-        if (n > 0) {
-            done += (size_t) n;
-        } else if (!(n < 0 && errno == EINTR)) {
-            *why = std::string("writing: ") + strerror(n < 0 ? errno : ENOSPC);
+// What is wanted of a sidecar: of this model, by samples of its content, for these kernels, in this layout.
+static bool describe(weight_store & store, const std::vector<uint32_t> & ids, sidecar_header * head,
+                     std::string * why) {
+    std::string text = std::to_string(store.fingerprint());
+    head->bytes = sidecar_data_offset(ids.size());
+    for (uint32_t id : ids) {
+        const weight_block & block = store.blocks()[id];
+        head->bytes += block.bytes;
+        text += "/" + std::to_string(block.bytes);
+        for (const weight_slice & s : block.slices) {
+            text += std::string(" ") + s.tensor->name + " " + ggml_type_name(s.tensor->type);
+            for (uint64_t n :
+                 { (uint64_t) s.tensor->ne[0], (uint64_t) s.tensor->ne[1], (uint64_t) s.tensor->ne[2],
+                   (uint64_t) s.memory_bytes, s.source.offset, (uint64_t) s.source.file, (uint64_t) s.at }) {
+                text += ":" + std::to_string(n);
+            }
+        }
+    }
+    uint64_t kernels = 0;
+    if (!conversion(store, &kernels, why)) {
+        return false;
+    }
+    text += "/" + std::to_string(kernels);
+    head->n_blocks = ids.size();
+    head->key[0] = checksum(text.data(), text.size());
+    head->key[1] = checksum(text.data(), text.size(), head->key[0]);
+    return true;
+}
+
+// ------------------------------------------------------------------------------------------------ writing
+
+namespace {
+
+// Asked often enough to be answered within a second, and seldom enough to cost nothing.
+class progress_clock {
+  public:
+    progress_clock(const std::function<bool(float)> & progress) : progress(progress) {}
+
+    bool go_on(float done, std::string * why) {
+        const auto now = std::chrono::steady_clock::now();
+        if (std::chrono::duration<double>(now - last).count() < progress_s) {
+            return true;
+        }
+        last = now;
+        if (!progress(done)) {
+            *why = "cancelled";
             return false;
         }
+        return true;
+    }
+
+  private:
+    const std::function<bool(float)> & progress;
+    std::chrono::steady_clock::time_point last;
+};
+
+// A block at its home for as long as this lives.
+struct placed_block {
+    placed_block(weight_store & store, uint32_t id) : store(store), id(id) { store.place(id, false); }
+    ~placed_block() { store.drop(id); }
+
+    weight_store & store;
+    uint32_t id;
+};
+
+} // namespace
+
+static bool write_blocks(weight_store & store, const std::vector<uint32_t> & ids, cache_writer & file,
+                         progress_clock & clock, std::vector<uint64_t> * sums, std::string * why) {
+    uint64_t offset = sidecar_data_offset(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+        const placed_block placed(store, ids[i]);
+        const weight_block & block = store.blocks()[ids[i]];
+        const float done = (float) i / (float) ids.size();
+        for (const weight_part & part : store.parts(ids[i], read_bytes)) {
+            if (!clock.go_on(done, why) || !store.read_part(part, why)) {
+                return false;
+            }
+        }
+        sums->push_back(store.checksum(ids[i]));
+        for (const weight_range & range : block.ranges) {
+            for (size_t at = 0; at < range.bytes; at += write_bytes) {
+                if (!clock.go_on(done, why) ||
+                    !file.write(block.addr + range.at + at, std::min(write_bytes, range.bytes - at),
+                                offset + range.at + at, why)) {
+                    return false;
+                }
+            }
+        }
+        offset += block.bytes;
     }
     return true;
 }
 
-static size_t data_offset(size_t n_blocks) {
-    return round_up(sizeof(header) + n_blocks * sizeof(uint64_t), system_page());
-}
-
-static bool write_sidecar(weight_store & store, const std::vector<uint32_t> & ids, const header & head,
-                          const std::string & path, const std::function<bool(float)> & progress, std::string * why) {
-    const std::string tmp = path + "." + std::to_string(getpid());
-    int fd = open(tmp.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
-    if (fd < 0 && errno == EINVAL) {
-        fd = open(tmp.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    }
-    if (fd < 0) {
-        *why = "creating " + tmp + ": " + strerror(errno);
+// The header comes last: a file that is not whole is never taken for a good one.
+static bool write_header(cache_writer & file, const sidecar_header & head, uint64_t identity,
+                         const std::vector<uint64_t> & sums, std::string * why) {
+    const size_t bytes = sidecar_data_offset(sums.size());
+    const page_buffer first(bytes);
+    if (!file.finish(why)) {
         return false;
     }
-    bool ok = posix_fallocate(fd, 0, (off_t) head.bytes) == 0;
-    if (!ok) {
-        *why = "no room for " + std::to_string(head.bytes >> 20) + " MiB in " + fs::path(path).parent_path().string();
-    }
-    std::vector<uint64_t> sums;
-    uint64_t offset = data_offset(ids.size());
-    for (size_t i = 0; ok && i < ids.size(); ++i) {
-        const uint32_t id = ids[i];
-        store.place(id, false);
-        for (const weight_part & part : store.parts(id, 1 << 20)) {
-            ok = ok && store.read_part(part, why);
-        }
-        sums.push_back(store.checksum(id));
-        for (const weight_range & range : store.blocks()[id].ranges) {
-            ok = ok && write_all(fd, store.blocks()[id].addr + range.at, range.bytes, offset + range.at, why);
-        }
-        offset += store.blocks()[id].bytes;
-        store.drop(id);
-        if (ok && !progress((float) (i + 1) / (float) ids.size())) {
-            *why = "cancelled";
-            ok = false;
-        }
-    }
-    if (ok) {
-        // the header comes last: an interrupted file is never taken for a good one
-        const size_t bytes = data_offset(ids.size());
-        void * first = nullptr;
-        ok = fdatasync(fd) == 0 && posix_memalign(&first, system_page(), bytes) == 0;
-        if (ok) {
-            memset(first, 0, bytes);
-            memcpy(first, &head, sizeof(head));
-            memcpy((uint8_t *) first + sizeof(head), sums.data(), sums.size() * sizeof(uint64_t));
-            ok = write_all(fd, (const uint8_t *) first, bytes, 0, why) && fdatasync(fd) == 0;
-        }
-        free(first);
-    }
-    close(fd);
-    if (!ok || rename(tmp.c_str(), path.c_str()) != 0) {
-        unlink(tmp.c_str());
-        *why = why->empty() ? std::string("renaming: ") + strerror(errno) : *why;
-        return false;
-    }
-    return true;
+    sidecar_begin(head, identity, sums, first.data());
+    return file.write(first.data(), bytes, 0, why) && file.finish(why);
 }
 
-// The file's checksums, if it is whole and what is wanted.
-static bool read_header(const std::string & path, const header & wanted, std::vector<uint64_t> * sums) {
-    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    header head = {};
-    struct stat st = {};
-    sums->resize(wanted.n_blocks);
-    const auto bytes = (ssize_t) (wanted.n_blocks * sizeof(uint64_t));
-    const bool ok = fd >= 0 && pread(fd, &head, sizeof(head), 0) == (ssize_t) sizeof(head) &&
-                    memcmp(&head, &wanted, sizeof(head)) == 0 && fstat(fd, &st) == 0 &&
-                    (uint64_t) st.st_size == wanted.bytes &&
-                    pread(fd, sums->data(), (size_t) bytes, sizeof(head)) == bytes;
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ok;
-}
+// ------------------------------------------------------------------------------------------------ one load
 
-bool weight_sidecar_attach(weight_store & store, const std::string & model_key, bool write,
-                           const std::function<bool(float)> & progress, weight_sidecar_info * info, std::string * why) {
+namespace {
+
+struct sidecar {
+    weight_store & store;
     std::vector<uint32_t> ids;
-    header head = { magic, checksum(model_key.data(), model_key.size()), 0, 0, 1 };
+    sidecar_header head = {};
+    uint64_t identity = 0;
+    std::string name, place;
+
+    // False: what is there is no sidecar of this model.
+    bool use(const cache_dir & dir, int fd, std::string * why) {
+        std::vector<uint64_t> sums;
+        bool proven = false;
+        if (!sidecar_read(fd, head, identity, &sums, &proven, why)) {
+            *why = dir.path() + "/" + name + ": " + *why;
+            return false;
+        }
+        std::vector<weight_copy> copies;
+        uint64_t offset = sidecar_data_offset(ids.size());
+        for (size_t i = 0; i < ids.size(); ++i) {
+            copies.push_back({ -1, offset, sums[i] });
+            offset += store.blocks()[ids[i]].bytes;
+        }
+        store.set_copies(fd, copies, proven, [place = place, name = name, head = head, identity = identity] {
+            cache_dir again;
+            std::string ignored;
+            if (again.open(place, folder_name, false, &ignored)) {
+                sidecar_add_origin(again.file(name, O_RDWR, &ignored).get(), head, identity);
+            }
+        });
+        return true;
+    }
+
+    bool find(const cache_dir & dir, std::string * why) {
+        const descriptor file = dir.file(name, O_RDONLY, why);
+        return file && use(dir, file.get(), why);
+    }
+
+    bool write(const cache_dir & dir, progress_clock & clock, std::string * why) {
+        cache_writer file(dir);
+        std::vector<uint64_t> sums;
+        // what was read while the model's files changed is not kept
+        if (!file.create(head.bytes, why) || !write_blocks(store, ids, file, clock, &sums, why) ||
+            !store.unchanged(why) || !write_header(file, head, identity, sums, why)) {
+            return false;
+        }
+        // another process may have been faster: its file stays, then
+        const auto is_good = [&] {
+            std::string ignored;
+            bool proven = false;
+            const descriptor theirs = dir.file(name, O_RDONLY, &ignored);
+            return theirs && sidecar_read(theirs.get(), head, identity, &sums, &proven, &ignored) && proven;
+        };
+        std::string no_name;
+        const bool published = file.publish(name, is_good, &no_name);
+        return (published && find(dir, why)) || use(dir, file.fd(), why); // without a name it serves this load
+    }
+};
+
+} // namespace
+
+static bool attach(weight_store & store, bool write, const std::function<bool(float)> & progress,
+                   weight_sidecar_info * info, std::string * why) {
+    sidecar mine = { store, {}, {}, store.identity(), "", "" };
     for (uint32_t id = 0; id < store.blocks().size(); ++id) {
         if (store.converts(id)) {
-            ids.push_back(id);
-            head.bytes += store.blocks()[id].bytes;
-            head.key = checksum(&store.blocks()[id].bytes, sizeof(size_t), head.key);
+            mine.ids.push_back(id);
         }
     }
-    head.n_blocks = ids.size();
-    head.bytes += data_offset(ids.size());
-    if (!fingerprint(store, &head.key, why)) {
+    if (!describe(store, mine.ids, &mine.head, why)) {
         return false;
     }
-
     char name[32];
-    snprintf(name, sizeof(name), "%016llx.blocks", (unsigned long long) head.key);
-    std::error_code ec;
-    const fs::path folder = weight_sidecar_folder();
-    info->path = (folder / name).string();
-    info->bytes = head.bytes;
-    std::vector<uint64_t> sums;
-    if (!read_header(info->path, head, &sums)) {
-        if (!write) {
-            *why = "there is none yet";
-            return false;
-        }
-        fs::create_directories(folder, ec);
-        why->clear();
-        if (ec) {
-            *why = "creating " + folder.string() + ": " + ec.message();
-            return false;
-        }
-        if (!write_sidecar(store, ids, head, info->path, progress, why)) {
-            return false;
-        }
-        info->written = true;
-    }
+    snprintf(name, sizeof(name), "%016llx.blocks", (unsigned long long) mine.head.key[0]);
+    mine.name = name;
+    info->bytes = mine.head.bytes;
 
-    const int fd = open(info->path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || !read_header(info->path, head, &sums)) {
-        *why = info->path + ": " + (fd < 0 ? strerror(errno) : "not what was written");
+    const std::vector<cache_place> places = cache_places();
+    *why = "there is none yet";
+    for (const cache_place & place : places) {
+        cache_dir dir;
+        std::string reason;
+        mine.place = place.path;
+        if (!dir.open(place.path, folder_name, false, &reason)) {
+            continue; // to be written, it says why
+        }
+        dir.remove_leftovers();
+        info->path = dir.path() + "/" + name;
+        if (mine.find(dir, &reason)) {
+            return true;
+        }
+        if (dir.has(name)) {
+            LLAMA_LOG_WARN("%s: a file of repacked weights is not used: %s\n", __func__, reason.c_str());
+        }
+    }
+    if (!write) {
         return false;
     }
-    const int file = store.add_file(fd);
-    close(fd);
-    uint64_t offset = data_offset(ids.size());
-    for (size_t i = 0; i < ids.size(); ++i) {
-        store.set_source(ids[i], file, offset, sums[i]);
-        offset += store.blocks()[ids[i]].bytes;
+    std::string reasons;
+    for (const cache_place & place : places) {
+        cache_dir dir;
+        std::string reason;
+        mine.place = place.path;
+        if (dir.open(place.path, folder_name, true, &reason) && dir.in_memory() && !place.asked_for) {
+            reason = dir.path() + " is in memory; name a folder on a disk with SUPERLLAMA_CACHE";
+        }
+        if (reason.empty()) {
+            progress_clock clock(progress);
+            info->path = dir.path() + "/" + name;
+            info->written = mine.write(dir, clock, why);
+            return info->written;
+        }
+        reasons += (reasons.empty() ? "" : "; ") + reason;
     }
-    return true;
+    *why = reasons.empty() ? "there is no folder for it; name one with SUPERLLAMA_CACHE" : reasons;
+    return false;
+}
+
+bool weight_sidecar_attach(weight_store & store, bool write, const std::function<bool(float)> & progress,
+                           weight_sidecar_info * info, std::string * why) {
+    try {
+        return attach(store, write, progress, info, why);
+    } catch (const std::exception & e) { // without it the model works all the same
+        *why = e.what();
+        return false;
+    }
 }
 
 #else
 
-bool weight_sidecar_attach(weight_store &, const std::string &, bool, const std::function<bool(float)> &,
-                           weight_sidecar_info *, std::string * why) {
+bool weight_sidecar_attach(weight_store &, bool, const std::function<bool(float)> &, weight_sidecar_info *,
+                           std::string * why) {
     *why = "not supported on this system";
     return false;
 }

@@ -17,13 +17,10 @@ struct weight_sidecar_info {
     bool written = false; // by this call; false: found
 };
 
-// Uses the sidecar of this model if there is a good one, else writes it if `write` is set.
-// `model_key` identifies the model's files. False: there is none and blocks are converted as they are loaded; *why
-// says the reason. `progress` gets 0..1 and returns whether to go on.
-bool weight_sidecar_attach(weight_store & store, const std::string & model_key, bool write,
-                           const std::function<bool(float)> & progress, weight_sidecar_info * info, std::string * why);
-
-// The folder, as the Python package has it: $SUPERLLAMA_CACHE, else the user's cache folder.
-std::string weight_sidecar_folder();
+// Uses the sidecar of this model if there is a good one, else writes it if `write` is set. False: there is none and
+// blocks are converted as they are loaded; *why says the reason. `progress` gets 0..1 and returns whether to go on; it
+// is asked several times a second.
+bool weight_sidecar_attach(weight_store & store, bool write, const std::function<bool(float)> & progress,
+                           weight_sidecar_info * info, std::string * why);
 
 } // namespace superllama

@@ -20,9 +20,9 @@ int weight_store::add_file(int fd) {
 
 size_t weight_store::staging_bytes() const {
     size_t bytes = staging_buffer::bytes();
-    const auto is_converted = [this](const weight_block & b) { return converts((uint32_t) (&b - all_blocks.data())); };
-    if (std::any_of(all_blocks.begin(), all_blocks.end(), is_converted)) {
-        bytes += (size_t) std::max(1, pimpl->n_readers) * convert_bytes;
+    // whatever copies there are: a block is converted where its copy turns out to be bad
+    if (std::any_of(pimpl->held.begin(), pimpl->held.end(), [](const weight_held & h) { return h.converts; })) {
+        bytes += (size_t) std::max(n_converting, pimpl->n_readers) * page_buffer::memory_bytes(convert_bytes);
     }
     return bytes;
 }
@@ -31,6 +31,9 @@ size_t weight_store::staging_bytes() const {
 
 void weight_store::place(uint32_t block, bool streamed) {
     weight_block & b = all_blocks[block];
+    if (pimpl->copy_failed && b.copy.file >= 0) {
+        read_from(b, false);
+    }
     if (b.expert >= 0) {
         set_frame(block, pimpl->frames.at(b.bytes)->take(block));
     } else {
@@ -70,14 +73,6 @@ size_t weight_store::huge_bytes(const weight_block & b) const {
         return round_down(b.bytes, huge_page);
     }
     return ring_page() == huge_page ? b.bytes : 0;
-}
-
-void weight_store::set_source(uint32_t block, int file, uint64_t offset, uint64_t checksum) {
-    all_blocks[block].checksum = checksum;
-    for (weight_range & r : all_blocks[block].ranges) {
-        r.file = file;
-        r.offset = offset + r.at;
-    }
 }
 
 void weight_store::hold_resident(const ggml_tensor * t, bool held) {

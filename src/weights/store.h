@@ -42,6 +42,13 @@ struct weight_range {
     uint64_t offset;
 };
 
+// Where the converted content of a block lies on disk too.
+struct weight_copy {
+    int file = -1; // none
+    uint64_t offset = 0;
+    uint64_t checksum = 0;
+};
+
 // The unit of residency: neighbouring matrices of one layer, or one expert of one layer.
 struct weight_block {
     int32_t layer = -1;
@@ -55,7 +62,8 @@ struct weight_block {
     uint8_t * home = nullptr; // of an expert: none
     uint8_t * addr = nullptr; // where it is, or is being read to: its home, the ring, a frame; null: nowhere
 
-    uint64_t checksum = 0; // of the ranges together; 0 = not known, or found to be right
+    weight_copy copy;
+    bool verified = false; // what can be said about its content was looked at, and is good
 };
 
 struct weight_tensor {
@@ -112,7 +120,7 @@ class weight_store {
     bool load_resident(std::string * error); // what is not there yet
     std::vector<weight_part> parts(uint32_t block, size_t part_bytes) const;
     bool read_part(const weight_part & part, std::string * error) const;
-    bool unchanged(std::string * error) const; // the files are as they were
+    bool unchanged(std::string * error); // the files are as they were
 
     // Bytes as they are in the file. `staging` begins a page and has room for two more than `bytes` needs; null on
     // failure.
@@ -124,6 +132,8 @@ class weight_store {
     bool is_resident(const ggml_tensor * t) const; // one that is, and whose bytes are there
     bool is_plain(const ggml_tensor * t) const;    // in memory as in the file
     bool is_here(const ggml_tensor * t) const;     // ours, and on the host now
+    // Of its first bytes in the file: so much memory do they take on the host.
+    size_t memory_of_first(const ggml_tensor * t, size_t file_bytes) const;
 
     // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
     bool is_by_row(const ggml_tensor * t) const;
@@ -155,17 +165,27 @@ class weight_store {
     bool has_frame(uint32_t block, size_t limit) const; // for an expert, with no more memory than this
     void trim_experts(size_t limit, const std::function<bool(uint32_t)> & may_move);
 
-    // For the sidecar: where the content of converted blocks lies from now on, and its checksum.
+    // For the sidecar: where the content of a converted block lies too. `proven`: it was made from these very bytes of
+    // the model. Else the block is converted once more when it is first needed, and compared; when all were,
+    // `all_proven` is called, in any thread. `fd` is the sidecar, which is opened again. Throws.
     bool converts(uint32_t block) const;
     uint64_t checksum(uint32_t block) const; // of what is in memory
-    void set_source(uint32_t block, int file, uint64_t offset, uint64_t checksum);
+    void set_copies(int fd, const std::vector<weight_copy> & copies, bool proven, std::function<void()> all_proven);
 
-    // After all parts of a block were read for the first time: are they what was written? Any thread.
+    // After all parts of a block were read for the first time: are they what they should be? Where a copy is not, the
+    // block is read again, from the model. Any thread.
     bool verify(uint32_t block, std::string * error);
-    bool verified(uint32_t block) const { return all_blocks[block].checksum == 0; }
+    bool verified(uint32_t block) const; // there is nothing to look at, or it was
+
+    // Every tensor is looked through for invalid numbers when it is first read.
+    void check_tensors(bool on);
+    bool check_tensor(const ggml_tensor * t, const weight_source & source, std::string * error) const; // reads it, once
+
+    // What the files are: equal for copies of them; and which files, as they were written last.
+    uint64_t fingerprint() const;
+    uint64_t identity() const;
 
     uint64_t bytes_read() const;
-    std::string content_key() const; // changes with the files' times of modification
 
   private:
     size_t lay_out(std::vector<weight_held> & mine);
@@ -177,6 +197,9 @@ class weight_store {
     std::map<size_t, size_t> expert_sizes() const;
     size_t huge_bytes(const weight_block & block) const;
     void set_frame(uint32_t expert, uint8_t * frame); // null: none
+    bool take_samples(std::string * error);
+    void read_from(weight_block & block, bool copy);
+    bool read_again(uint32_t block, std::string * error);
 
     struct impl;
     std::unique_ptr<impl> pimpl;

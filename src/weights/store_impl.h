@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <unordered_set>
 #include <vector>
 
@@ -20,7 +22,8 @@ namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
 
-static const size_t convert_bytes = 1u << 20; // converted at a time: the memory of one reader
+static const size_t convert_bytes = 256u << 10; // converted at a time: the memory of one reader
+static const int n_converting = 6;              // readers that are counted, so that a plan knows no threads
 
 // Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
 static inline size_t row_bytes(size_t tensor_bytes) {
@@ -61,8 +64,9 @@ struct weight_held {
     size_t addr_off = 0; // in its arena
     uint8_t * addr = nullptr;
     ggml_backend_buffer_t buffer = nullptr;
-    bool held = true;   // of a resident tensor: it is to be in memory
-    bool there = false; // and it is
+    ggml_tensor host = {}; // as the tensor is on the host, also while it points to a device
+    bool held = true;      // of a resident tensor: it is to be in memory
+    bool there = false;    // and it is
 };
 
 // Which pages of a tensor that is looked up by rows are in memory.
@@ -95,10 +99,24 @@ struct weight_store::impl {
 
     mutable std::atomic<uint64_t> n_read{ 0 };
 
+    // what is known about the files' content: source.cpp
+    bool sampled = false;
+    bool checks_tensors = false;
+    mutable std::mutex checked_mutex;
+    std::unordered_set<const ggml_tensor *> checked;
+    int copy_file = -1;                              // the sidecar
+    mutable std::atomic<bool> copy_failed{ false };  // it cannot be read any more
+    mutable std::atomic<bool> copy_differs{ false }; // a block of it is not what it should be
+    std::atomic<size_t> n_unproven{ 0 };
+    std::function<void()> all_proven;
+
     const weight_held * find(const ggml_tensor * t) const {
         const auto it = index.find(t);
         return it == index.end() ? nullptr : &held[it->second];
     }
 };
+
+// Whether so many bytes of a tensor, as they are in the file, are numbers. Else the error names it.
+bool weight_is_valid(const ggml_tensor * t, const void * data, size_t bytes, std::string * error);
 
 } // namespace superllama

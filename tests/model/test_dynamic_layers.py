@@ -184,10 +184,10 @@ def test_a_damaged_file_of_repacked_blocks(q4_0: Path, cache: Path) -> None:
     good = file.read_bytes()
     middle = len(good) // 2
     file.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
-    with pytest.raises(superllama.DecodeError, match=r"damaged: block \d+ of layer \d+.*superllama cache prune"):
-        run()
-    file.unlink()
+    assert same(run(), reference)  # the model has it all
+    assert not file.exists()
     assert same(run(), reference)
+    assert file.read_bytes() == good
 
 
 def test_without_dynamic_layers(demo: superllama.Model) -> None:
@@ -243,7 +243,7 @@ def test_budgets_change_during_generation(demo_model: Path, async_prefetch: bool
             done.set()
             thread.join()
         assert same(result, reference)
-        assert n_changes > 10
+        assert n_changes > 2
         assert ctx.metrics().layers_evicted > 10
 
         # down and up, seen in what is resident
@@ -260,9 +260,7 @@ def test_budgets_change_during_generation(demo_model: Path, async_prefetch: bool
 
 
 def test_a_budget_too_small_names_one_that_works(demo_model: Path) -> None:
-    with pytest.raises(
-        superllama.ModelError, match=r"--mem-budget: 5 MiB are too few.*the least that works is \d+ MiB"
-    ):
+    with pytest.raises(superllama.ModelError, match=r"mem_budget: 5 MiB are too few.*the least that works is \d+ MiB"):
         superllama.Model(demo_model, dynamic_layers=True, mem_budget="5MiB")
 
     with superllama.Model(demo_model, dynamic_layers=True, mem_budget="60MiB") as model:
@@ -274,7 +272,7 @@ def test_a_budget_too_small_names_one_that_works(demo_model: Path) -> None:
         assert named_least(too_small) < 60
         assert model.layers()  # usable still
 
-    with superllama.Model(demo_model, dynamic_layers=True, mem_budget=f"{least + 1}MiB") as model:
+    with superllama.Model(demo_model, dynamic_layers=True, mem_budget=f"{least}MiB") as model:
         ctx = superllama.Context(model, **CONTEXT | {"n_ctx": 2048})
         result = greedy(ctx, 2)
         assert ctx.metrics().layers_evicted > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import superllama
 from superllama import Context, Model
+from superllama._stderr import printed_to_stderr
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
@@ -158,6 +160,32 @@ def test_a_grammar_that_allows_nothing_more(ctx: Context) -> None:
     with pytest.raises(superllama.GrammarError, match="no further token"):
         list(ctx.generate("the", grammar='root ::= "yes"', temperature=0, ignore_eos=True, max_tokens=9))
     assert len(list(ctx.generate("the", max_tokens=3, **GREEDY))) == 3  # still usable
+
+
+@pytest.mark.parametrize(
+    ("grammar", "says"),
+    [
+        ("root ::= (", "expecting '\\)'"),
+        ("root ::= foo", "Undefined rule identifier 'foo'"),
+        ('x ::= "a"', "'root' symbol"),
+        ("root ::= [", "expecting|unexpected end"),
+        ("root = x", "expecting"),
+    ],
+)
+def test_what_is_wrong_with_a_grammar_is_in_the_exception(
+    ctx: Context, grammar: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(superllama.GrammarError, match=says):
+        ctx.generate("the", grammar=grammar)
+    assert capfd.readouterr().err == ""  # and nowhere else
+
+
+def test_what_others_print_while_a_grammar_is_parsed_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    with printed_to_stderr(b"marker") as found:
+        os.write(2, b"of another thread\n")
+        os.write(2, b"parse: marker: why\n")
+    assert found.getvalue() == b"parse: marker: why\n"
+    assert capfd.readouterr().err == "of another thread\n"
 
 
 def test_long_prompts_are_split(model: Model) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import superllama
 
 path, scenario, lora, state = sys.argv[1:5]
-TEXT = list(range(100, 700))
+TEXT = list(range(100, 500))
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -34,22 +34,20 @@ def anonymous():
             return int(line.split()[1]) << 10
 
 def run(model):
-    options = dict(n_ctx=1024, n_ubatch=256, n_batch=1024, n_threads=2)
+    options = dict(n_ctx=512, n_ubatch=256, n_batch=512, n_threads=2)
     if scenario == "no_flash_attention":
         options |= dict(flash_attn="off")
     if scenario == "paged_kv":
         options |= dict(paged_kv=True, kv_budget="32MiB", flash_attn="on")
     if scenario == "long_prompt":
-        options |= dict(n_ctx=4096, n_ubatch=1024)
-    if scenario == "two_contexts":
-        options |= dict(n_seq_max=2)
+        options |= dict(n_ctx=2048, n_ubatch=512)
     tokens = [t % model.n_vocab for t in TEXT] * (4 if scenario == "long_prompt" else 1)
     contexts = [superllama.Context(model, **options) for _ in range(2 if scenario == "two_contexts" else 1)]
     for ctx in contexts:
         if scenario == "lora":
-            ctx.set_lora(model.load_lora(lora))
-        for i in range(0, len(tokens), 1024):
-            ctx.decode(tokens[i : i + 1024])
+            ctx.set_lora([(model.load_lora(lora), 1.0)])
+        for i in range(0, len(tokens), 512):
+            ctx.decode(tokens[i : i + 512])
         for _ in range(4):
             ctx.decode([int(np.argmax(ctx.logits()[-1]))])
         if scenario == "state_file":
@@ -118,7 +116,7 @@ def test_the_ledger_is_the_memory_of_a_dense_model(
 def test_the_ledger_is_the_memory_of_experts(
     run_python: Runner, moe: Path, scenario: str, tmp_path: Path, tiny_lora: Path
 ) -> None:
-    check(run_python, moe, scenario, 120 * MIB, tiny_lora, tmp_path / "state")
+    check(run_python, moe, scenario, (170 if scenario == "plain" else 220) * MIB, tiny_lora, tmp_path / "state")
 
 
 def test_a_model_without_a_budget_has_no_ledger(model: superllama.Model, ctx: superllama.Context) -> None:

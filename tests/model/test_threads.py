@@ -52,31 +52,48 @@ def test_two_contexts_in_two_threads(model: Model) -> None:
     assert [together[prompt] for prompt in prompts] == alone
 
 
-def test_a_context_generating_in_one_thread_refuses_another(ctx: Context) -> None:
-    expected = [p.token for p in ctx.generate("the one", max_tokens=10, **GREEDY)]
-    running = ctx.generate("the one", max_tokens=10, **GREEDY)
-    tokens = [next(running).token]
-    for misuse in (
-        lambda: ctx.decode([1]),
-        lambda: list(ctx.generate("x", max_tokens=1)),
-        lambda: ctx.clear(),
-        lambda: ctx.state_save(),
-        lambda: ctx.logits(),
-    ):
-        assert isinstance(in_thread(misuse), superllama.ConcurrentUseError)
-    assert in_thread(ctx.metrics).token > 0
-    tokens += [p.token for p in running]
-    assert tokens == expected
-    in_thread(ctx.clear)  # the generator has ended
-    assert ctx.seq_pos_max() == -1
-
-
 def test_a_generator_may_move_to_another_thread(ctx: Context) -> None:
     expected = [p.token for p in ctx.generate("the one", max_tokens=4, **GREEDY)]
     running = ctx.generate("the one", max_tokens=4, **GREEDY)
     tokens = [next(running).token, in_thread(lambda: next(running)).token, next(running).token]
     assert [*tokens, in_thread(lambda: next(running)).token] == expected
     running.close()
+
+
+def test_generators_of_one_context_go_on_in_whatever_thread_asks(model: Model) -> None:
+    """As in a pool of threads, each piece in one that is free: two sequences, never at the same time."""
+    prompts = ["the one", "of and to"]
+    with Context(model, n_ctx=512, n_seq_max=2) as ctx:
+        alone = [[p.token for p in ctx.generate(q, seq=i, max_tokens=6, **GREEDY)] for i, q in enumerate(prompts)]
+        running = [ctx.generate(q, seq=i, max_tokens=6, **GREEDY) for i, q in enumerate(prompts)]
+        together = [[in_thread(lambda r=r: next(r)).token for r in running] for _ in range(6)]
+        assert [list(tokens) for tokens in zip(*together, strict=True)] == alone
+
+
+def test_other_threads_may_use_a_context_between_two_pieces(ctx: Context) -> None:
+    expected = [p.token for p in ctx.generate("the one", max_tokens=10, **GREEDY)]
+    running = ctx.generate("the one", max_tokens=10, **GREEDY)
+    tokens = [next(running).token]
+    assert in_thread(ctx.seq_pos_max) > 0
+    assert isinstance(in_thread(ctx.state_save), bytes)
+    assert in_thread(ctx.metrics).token > 0
+    tokens += [p.token for p in running]
+    assert tokens == expected
+    # one that changes the generator's sequence is found by its next piece
+    running = ctx.generate("the one", max_tokens=10, **GREEDY)
+    next(running)
+    in_thread(ctx.clear)
+    with pytest.raises(superllama.DecodeError, match="was changed"):
+        next(running)
+
+
+def test_an_abandoned_generator_locks_nobody_out(ctx: Context) -> None:
+    abandoned = ctx.generate("the one", **GREEDY)
+    next(abandoned)
+    never_begun = ctx.generate("the one", **GREEDY)
+    assert len(in_thread(lambda: list(ctx.generate("of", max_tokens=3, **GREEDY)))) == 3
+    assert in_thread(ctx.close) is None
+    del abandoned, never_begun
 
 
 def test_a_call_at_the_same_time_raises(model: Model) -> None:

@@ -87,6 +87,39 @@ print("exact")
 """
 )
 
+TOUCHED = (
+    PRELUDE
+    + """
+with superllama.Model(path, use_extra_bufts=False) as plain, superllama.Context(plain, **CONTEXT) as ctx:
+    reference = logits(ctx)
+model, ctx = streaming(path)
+for _ in range(3):
+    os.utime(path)
+    os.chmod(path, 0o600)
+    assert np.array_equal(logits(ctx), reference)
+print("exact")
+"""
+)
+
+OVERWRITTEN = (
+    PRELUDE
+    + """
+model, ctx = streaming(path)
+logits(ctx)
+size = os.path.getsize(path)
+with open(path, "r+b") as f:
+    f.seek(size // 2)
+    f.write(bytes(size - size // 2))
+os.utime(path, (0, 0))
+for _ in range(2):
+    try:
+        ctx.decode([1])
+    except superllama.DecodeError as e:
+        print(e)
+print(size)
+"""
+)
+
 ADDRESS_SPACE = """
 import resource, sys
 import superllama
@@ -140,6 +173,29 @@ def test_stock_dies_of_it(copy: Path, run_python: Runner) -> None:
 @pytest.mark.parametrize("mode", ["async", "sync"])
 def test_a_file_replaced_by_another_goes_on(copy: Path, mode: str, run_python: Runner) -> None:
     done = run_python(REPLACED, copy, mode)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "exact\n"
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_a_file_that_is_touched_goes_on(copy: Path, mode: str, run_python: Runner) -> None:
+    done = run_python(TOUCHED, copy, mode)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "exact\n"
+
+
+def test_a_file_that_is_overwritten_is_an_error(copy: Path, run_python: Runner) -> None:
+    done = run_python(OVERWRITTEN, copy, "async")
+    assert done.returncode == 0, done.stderr
+    *errors, size = done.stdout.splitlines()
+    assert len(errors) == 2
+    for error in errors:
+        assert "model.gguf changed while the model was in use" in error
+        assert f"it still has {size} bytes, but others at offset " in error
+
+
+def test_without_proc(copy: Path, fault_shim: Path, run_python: Runner) -> None:
+    done = run_python(TOUCHED, copy, "async", env={**os.environ, "LD_PRELOAD": str(fault_shim), "FAULT_NO": "proc"})
     assert done.returncode == 0, done.stderr
     assert done.stdout == "exact\n"
 

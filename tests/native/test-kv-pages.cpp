@@ -20,7 +20,7 @@ void * operator new[](size_t size, const std::nothrow_t &) noexcept {
     return no_memory ? nullptr : ::operator new[](size);
 }
 
-struct faulty : kv_spill::system {
+struct faulty : file_calls {
     std::atomic<int> write_errno{ 0 };
     std::atomic<int> read_errno{ 0 };
 
@@ -29,14 +29,14 @@ struct faulty : kv_spill::system {
             errno = read_errno;
             return -1;
         }
-        return system::read(fd, data, size, offset);
+        return file_calls::read(fd, data, size, offset);
     }
     int64_t write(int fd, const void * data, size_t size, int64_t offset) override {
         if (write_errno != 0) {
             errno = write_errno;
             return -1;
         }
-        return system::write(fd, data, size, offset);
+        return file_calls::write(fd, data, size, offset);
     }
 };
 

@@ -28,7 +28,7 @@ struct buffer {
     ~buffer() { free(data); }
 };
 
-struct faulty : kv_spill::system {
+struct faulty : file_calls {
     int fail_errno = 0;       // of the next call
     int64_t most = INT64_MAX; // bytes that one call owns to
     int interrupts = 0;
@@ -46,10 +46,10 @@ struct faulty : kv_spill::system {
         return 0;
     }
     int64_t read(int fd, void * data, size_t size, int64_t offset) override {
-        return fault() < 0 ? -1 : std::min(most, system::read(fd, data, size, offset));
+        return fault() < 0 ? -1 : std::min(most, file_calls::read(fd, data, size, offset));
     }
     int64_t write(int fd, const void * data, size_t size, int64_t offset) override {
-        return fault() < 0 ? -1 : std::min(most, system::write(fd, data, size, offset));
+        return fault() < 0 ? -1 : std::min(most, file_calls::write(fd, data, size, offset));
     }
 };
 
@@ -140,7 +140,23 @@ static void test_folders(const std::string & dir) {
     CHECK(file.write(file.acquire(), 0, ones.data, block, &error));
 }
 
+// A folder that is memory is used where it was asked for, and not by default where there is a disk.
+static void test_folder_in_memory() {
+    const char * const memory = "/dev/shm";
+    if (access(memory, W_OK) != 0 || !kv_spill(memory, kv_spill::alignment).is_memory()) {
+        return; // there is none here
+    }
+    CHECK(kv_spill(memory, kv_spill::alignment).folder() == memory);
+    const bool disk = !kv_spill("/var/tmp", kv_spill::alignment).is_memory();
+    setenv("TMPDIR", memory, 1);
+    const kv_spill by_default("", kv_spill::alignment);
+    unsetenv("TMPDIR");
+    CHECK(by_default.is_memory() == !disk);
+    CHECK(by_default.folder() == (disk ? "/var/tmp" : memory));
+}
+
 int main(int argc, char ** argv) {
+    test_folder_in_memory();
     CHECK(argc == 2); // a folder to write to
     const std::string dir = std::string(argv[1]) + "/spill-" + std::to_string(getpid());
     CHECK(mkdir(dir.c_str(), 0700) == 0);

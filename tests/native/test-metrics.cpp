@@ -13,6 +13,7 @@
 #ifndef _WIN32
 #    include <fcntl.h>
 #    include <sys/stat.h>
+#    include <sys/wait.h>
 #    include <unistd.h>
 #endif
 
@@ -86,8 +87,9 @@ static void test_threads(const std::string & path) {
     }
     CHECK(lines.size() == (size_t) n_threads * n_lines);
 
-    metrics_sink::open(path)->push("{}"); // the second use in a process continues the file
-    CHECK(read_all(path).size() > lines.size());
+    const size_t before = read_all(path).size();
+    metrics_sink::open(path)->push("{}"); // a file is continued, whoever wrote it
+    CHECK(read_all(path).size() == before + 3);
 }
 
 #ifndef _WIN32
@@ -95,10 +97,10 @@ static void test_slow_disk(const std::string & path) {
     // a pipe that nobody reads stands for a disk that hangs: push() must neither wait nor grow without end
     CHECK(mkfifo(path.c_str(), 0600) == 0);
     const int reader = open(path.c_str(), O_RDONLY | O_NONBLOCK);
-    FILE * writer = fopen(path.c_str(), "w");
+    const int writer = open(path.c_str(), O_WRONLY | O_NONBLOCK);
     std::thread drain;
     {
-        metrics_sink sink(writer, true, "");
+        metrics_sink sink(writer, "");
         const std::string line(1000, 'x');
         for (int i = 0; i < 5000; ++i) {
             sink.push(line);
@@ -118,18 +120,82 @@ static void test_slow_disk(const std::string & path) {
 }
 
 static void test_full_disk() {
-    FILE * full = fopen("/dev/full", "w");
-    if (full == nullptr) {
+    const int full = open("/dev/full", O_WRONLY);
+    if (full < 0) {
         return;
     }
-    metrics_sink sink(full, true, "");
+    metrics_sink sink(full, "");
     sink.push("{}");
     sink.flush();
     CHECK(sink.dropped() == 1);
 }
 #endif
 
+#ifndef _WIN32
+// A reader that is there and stopped: everything that waits for it is dropped, and half of the pipe stays free.
+static void test_stopped_reader(const std::string & path) {
+    CHECK(mkfifo(path.c_str(), 0600) == 0);
+    check_metrics_path(path); // opens nothing
+    const int reader = open(path.c_str(), O_RDONLY | O_NONBLOCK);
+    const int n_lines = 1000;
+    int64_t n_dropped = 0;
+    {
+        auto sink = metrics_sink::open(path);
+        for (int i = 0; i < n_lines; ++i) {
+            sink->push(std::string(999, 'x'));
+        }
+        sink->flush();
+        n_dropped = sink->dropped();
+        char buf[65536];
+        const ssize_t n = read(reader, buf, sizeof(buf));
+        CHECK(n > 0 && n % 1000 == 0); // whole lines
+        CHECK(n / 1000 + n_dropped == n_lines);
+        CHECK(n <= (ssize_t) sizeof(buf) / 2);
+
+        sink->push("{}"); // it goes on when there is room again
+        sink->flush();
+        CHECK(read(reader, buf, sizeof(buf)) == 3);
+        CHECK(sink->dropped() == n_dropped);
+    }
+    close(reader);
+}
+
+// A FIFO whose reader comes later, or never.
+static void test_no_reader(const std::string & path) {
+    CHECK(mkfifo(path.c_str(), 0600) == 0);
+    auto sink = metrics_sink::open(path);
+    sink->push("{}");
+    sink->flush();
+    const int reader = open(path.c_str(), O_RDONLY | O_NONBLOCK);
+    char buf[16];
+    CHECK(read(reader, buf, sizeof(buf)) == 3);
+    close(reader);
+}
+
+// A child of a fork has the sink, but not its thread.
+static void test_fork(const std::string & path) {
+    auto sink = metrics_sink::open(path);
+    const pid_t child = fork();
+    if (child == 0) {
+        sink->flush();
+        sink.reset();
+        _exit(7);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+#endif
+
 static void test_unwritable() {
+    for (const char * path : { "/nonexistent-folder/metrics.jsonl", "/" }) {
+        try {
+            check_metrics_path(path);
+            CHECK(false);
+        } catch (const std::exception & e) {
+            CHECK(std::string(e.what()).find(path) != std::string::npos);
+        }
+    }
     try {
         metrics_sink::open("/nonexistent-folder/metrics.jsonl");
         CHECK(false);
@@ -148,6 +214,9 @@ int main(int argc, char ** argv) {
 #ifndef _WIN32
     test_slow_disk(dir + "/pipe");
     test_full_disk();
+    test_stopped_reader(dir + "/stopped");
+    test_no_reader(dir + "/alone");
+    test_fork(dir + "/fork.jsonl");
 #endif
     printf("ok\n");
 }

@@ -65,10 +65,10 @@ static void test_pressure() {
         const double differs = marks.change(1000, available) - change;
         CHECK(differs < 1e-6 && differs > -1e-6);
     };
-    is(150, 0);    // on the high mark
-    is(300, 0);    // on the low one
-    is(200, 0);    // between
-    is(100, -50);  // 0.90: back to 0.85
+    is(150, 0);   // on the high mark
+    is(300, 0);   // on the low one
+    is(200, 0);   // between
+    is(100, -50); // 0.90: back to 0.85
     is(0, -150);
     is(-100, -250); // more was promised than there is
     is(400, 240);   // 0.60: up to 0.84

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from bench import make_model
 from native_build import native_programs
 
 UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
+if sys.platform == "linux":
+    UNITS.append("files")
 
 
 @pytest.mark.parametrize("variant", ["", "-asan", "-tsan"])

@@ -225,7 +225,7 @@ def browser() -> Iterator[Browser]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Debian's chromium")
 def test_a_chat_in_chromium(server: str, browser: Browser, tmp_path: Path) -> None:
-    """Types a question, sees the answer grow, opens the settings. SUPERLLAMA_SCREENSHOTS is a folder to look at."""
+    """Types a question, sees the answer grow, opens the settings. SUPERLLAMA_SCREENSHOTS: a folder for pictures."""
     if not build_facts()["page"]:
         pytest.skip("this build has no page")
     folder = Path(os.environ.get("SUPERLLAMA_SCREENSHOTS", tmp_path))

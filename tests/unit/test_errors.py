@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import copy
 import logging
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,32 @@ GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
 @pytest.mark.parametrize("name", [n for n in superllama.__all__ if n.endswith("Error")])
 def test_every_error_is_an_error(name: str) -> None:
     assert issubclass(getattr(superllama, name), superllama.Error)
+
+
+@pytest.mark.parametrize("name", [n for n in superllama.__all__ if n.endswith("Error")])
+def test_every_error_pickles(name: str) -> None:
+    """With its type, its text and its attributes, those that a caller added included."""
+    kind = getattr(superllama, name)
+    error = kind("text", 5, 3) if name == "PromptTooLongError" else kind("text")
+    error.mine = "note"
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is kind
+        assert str(again) == "text"
+        assert again.args == error.args
+        assert again.__dict__ == error.__dict__
+
+
+def raising(path: str) -> None:
+    """In another process."""
+    with superllama.Context(path, n_ctx=256) as ctx:
+        ctx.decode([5] * 600)
+
+
+def test_errors_come_out_of_a_process_pool(tiny_model: Path) -> None:
+    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    with pool, pytest.raises(superllama.PromptTooLongError, match="600 tokens") as e:
+        pool.submit(raising, str(tiny_model)).result(120)
+    assert (e.value.n_tokens, e.value.n_room) == (600, 256)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +86,8 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:  # as root, a file's mode refuses nothing
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    (tmp_path / "secret.gguf").write_bytes(GGUF)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(superllama.ModelError, match=r"cannot open .*secret\.gguf.*: Permission denied"):
         check_gguf(tmp_path / "secret.gguf")
 

@@ -253,3 +253,12 @@ def test_wrong_flags_are_one_line(tiny_model: Path, arguments: list[str], capsys
     error = capsys.readouterr().err
     assert error.startswith(f"superllama plan: {arguments[0]} {arguments[1]}: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", [["-m", "{}"], ["-m{}"], ["--model", "{}"], ["--model={}"], ["{}"]])
+def test_every_form_of_the_option_names_a_model(
+    tmp_path: Path, form: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", *(part.format(tmp_path / "no.gguf") for part in form)]) == 1
+    assert "no.gguf does not exist" in capsys.readouterr().err
+    assert cli.main(["plan", "a.gguf", "-m", "b.gguf"]) == 2

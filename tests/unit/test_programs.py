@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from running import Runner
 
-from superllama._programs import MODEL_VARIABLES, find_program, names_model, server_environment
+from superllama._programs import (
+    MODEL_OPTIONS,
+    MODEL_VARIABLES,
+    find_program,
+    names_model,
+    separated,
+    server_environment,
+)
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX programs")
 
@@ -21,6 +28,9 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX programs")
     [
         "-m x.gguf",
         "--model x.gguf",
+        "--model=x.gguf",
+        "-mx.gguf",
+        "--hf-repo=user/repo",
         "-p hello -m x.gguf",
         "-hf user/repo",
         "-hfr user/repo",
@@ -50,6 +60,18 @@ def test_no_default_model(line: str) -> None:
 @pytest.mark.parametrize("line", ["", "-p hello", "-n 16 --temp 0", "-p x --metrics-file m.jsonl", "--model-alias x"])
 def test_default_model(line: str) -> None:
     assert not names_model(line.split(), {"LLAMA_ARG_CTX_SIZE": "512", "LLAMA_ARG_MODEL": ""})
+
+
+@pytest.mark.parametrize("option", sorted(MODEL_OPTIONS))
+def test_an_option_and_its_value_in_one_argument(option: str) -> None:
+    assert names_model([f"{option}=x"], {})
+    assert separated(["-p", "a=b", f"{option}=x=y"]) == ["-p", "a=b", option, "x=y"]
+
+
+def test_what_only_looks_like_a_model_option() -> None:
+    line = ["-mg", "1", "-mmap", "--models=x", "--model=", "x=-m"]
+    assert separated(line) == line
+    assert separated(["-m/a b.gguf"]) == ["-m", "/a b.gguf"]
 
 
 @pytest.mark.parametrize("name", MODEL_VARIABLES)
@@ -122,6 +144,14 @@ def test_a_missing_model_is_one_line(bin_dir: Path, run_python: Runner, entry: s
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("superllama: missing.gguf does not exist")
     assert len(done.stderr.splitlines()) == 1
+
+
+@POSIX
+@pytest.mark.parametrize("argument", ["--model=missing.gguf", "-mmissing.gguf"])
+def test_a_missing_model_in_one_argument_fetches_no_other(bin_dir: Path, run_python: Runner, argument: str) -> None:
+    done = run_python(SCRIPT, bin_dir, "cli", argument)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("superllama: missing.gguf does not exist")
 
 
 @POSIX

@@ -1,0 +1,60 @@
+"""Paths that users name: a file that can be read from its beginning again, or an error at once.
+
+Opening a FIFO waits for its other end, a device may have no end, and over either a library that maps files or reads
+them twice fails in ways that say nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO or a pipe (a shell's <(...) is one)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+Kind = Callable[[str], Exception]
+
+
+def open_regular(path: str | os.PathLike[str] | bytes, error: Kind) -> BinaryIO:
+    """The file, open for reading. Raises: `error` if it is none, without waiting; OSError if it cannot be opened."""
+    _check_type(path, error)
+    check_mode(path, os.stat(path).st_mode, error)  # noqa: PTH116 - a socket cannot even be opened
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        check_mode(path, os.fstat(fd).st_mode, error)
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def replaceable(path: str | os.PathLike[str], error: Kind) -> Path:
+    """The path of the file that is written when this one is: behind links, and a file or nothing yet.
+
+    Raises: `error` if it is something that a file must not take the place of.
+    """
+    _check_type(path, error)
+    target = Path(os.path.realpath(os.fsdecode(path)))
+    if target.exists():
+        check_mode(path, target.stat().st_mode, error)
+    return target
+
+
+def check_mode(path: object, mode: int, error: Kind) -> None:
+    """Raises: `error` if this is the mode of something else than a file."""
+    if not stat.S_ISREG(mode):
+        what = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise error(f"{os.fsdecode(path)} is {what}, and a regular file is needed")  # type: ignore[arg-type]
+
+
+def _check_type(path: object, error: Kind) -> None:
+    if isinstance(path, int) or not isinstance(path, str | bytes | os.PathLike):  # a number would be a descriptor
+        raise error(f"a path is expected, not {path!r:.60}")

@@ -1,0 +1,180 @@
+#include "api/grammar_limits.h"
+
+#include "llama-grammar.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+namespace superllama {
+
+[[noreturn]] static void refuse(const std::string & what) {
+    LLAMA_LOG_ERROR("%s\n", what.c_str()); // upstream tells a caller only that the grammar cannot be parsed
+    throw std::runtime_error(what);
+}
+
+// ---------------------------------------------------------------------------------------------------- text
+
+// Past a literal, a set of characters or a token, to the character that ends it.
+static size_t skip_to(const std::string & text, size_t at, char end) {
+    for (++at; at < text.size() && text[at] != end; ++at) {
+        at += text[at] == '\\' ? 1 : 0;
+    }
+    return at;
+}
+
+void check_grammar_text(const std::string & text) {
+    const size_t most = 500;
+    size_t depth = 0;
+    for (size_t i = 0; i < text.size(); ++i) {
+        switch (text[i]) {
+            case '"':
+                i = skip_to(text, i, '"');
+                break;
+            case '[':
+                i = skip_to(text, i, ']');
+                break;
+            case '#':
+                i = std::min(text.size(), text.find_first_of("\r\n", i));
+                break;
+            case '(':
+                if (++depth > most) {
+                    refuse("the grammar has more than " + std::to_string(most) +
+                           " parentheses within each other; give inner parts names of their own");
+                }
+                break;
+            case ')':
+                depth -= depth > 0 ? 1 : 0;
+                break;
+            default:
+                break;
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- rules
+
+static bool ends(const llama_grammar_element & element) {
+    return element.type == LLAMA_GRETYPE_END || element.type == LLAMA_GRETYPE_ALT;
+}
+
+static bool may_be_empty(const llama_grammar_rule & rule) {
+    bool at_start = true;
+    for (const llama_grammar_element & element : rule) {
+        if (ends(element) && at_start) {
+            return true;
+        }
+        at_start = ends(element);
+    }
+    return false;
+}
+
+// The rules that a rule can begin with, as upstream's search for left recursion sees it.
+static std::vector<uint32_t> first_rules(const llama_grammar_rule & rule, const std::vector<bool> & empty) {
+    std::vector<uint32_t> first;
+    bool at_start = true;
+    for (const llama_grammar_element & element : rule) {
+        if (element.type == LLAMA_GRETYPE_RULE_REF && at_start) {
+            first.push_back(element.value);
+            at_start = empty[element.value];
+        } else {
+            at_start = ends(element);
+        }
+    }
+    return first;
+}
+
+static std::string name_of(const llama_grammar_parser & parser, uint32_t rule) {
+    for (const auto & symbol : parser.symbol_ids) {
+        if (symbol.second == rule) {
+            return symbol.first;
+        }
+    }
+    return std::to_string(rule);
+}
+
+// What upstream's search for left recursion, and then every step of sampling, would do: how deep, and how often.
+class rule_walk {
+  public:
+    explicit rule_walk(const llama_grammar_parser & parser) : parser(parser), rules(parser.rules.size()) {
+        std::vector<bool> empty;
+        for (const llama_grammar_rule & rule : parser.rules) {
+            empty.push_back(may_be_empty(rule));
+        }
+        for (size_t i = 0; i < rules.size(); ++i) {
+            rules[i].first = first_rules(parser.rules[i], empty);
+        }
+    }
+
+    void follow(uint32_t start) {
+        enter(start);
+        while (!path.empty()) {
+            rule & at = rules[path.back()];
+            if (at.next == at.first.size()) {
+                leave();
+            } else {
+                enter(at.first[at.next++]);
+            }
+        }
+    }
+
+  private:
+    static const uint32_t most_depth = 4096;
+    static constexpr double most_calls = 1e7;
+
+    enum rule_state { UNSEEN, OPEN, DONE };
+
+    struct rule {
+        std::vector<uint32_t> first;
+        size_t next = 0;
+        rule_state state = UNSEEN;
+        uint32_t depth = 0; // of the rules below
+        double calls = 1;
+    };
+
+    void enter(uint32_t id) {
+        rule & it = rules[id];
+        if (it.state == OPEN) {
+            refuse("the grammar's rule \"" + name_of(parser, id) + "\" can begin with itself (left recursion)");
+        }
+        if (it.state == DONE) {
+            add_to_parent(it);
+            return;
+        }
+        it.state = OPEN;
+        path.push_back(id);
+    }
+
+    void leave() {
+        rule & it = rules[path.back()];
+        if (it.depth > most_depth || it.calls > most_calls) {
+            refuse("the grammar's rule \"" + name_of(parser, path.back()) + "\" begins with too many rules within " +
+                   "each other: more than " + std::to_string(most_depth) + " deep, or in too many ways");
+        }
+        it.state = DONE;
+        path.pop_back();
+        add_to_parent(it);
+    }
+
+    void add_to_parent(const rule & child) {
+        if (!path.empty()) {
+            rule & parent = rules[path.back()];
+            parent.depth = std::max(parent.depth, child.depth + 1);
+            parent.calls += child.calls;
+        }
+    }
+
+    const llama_grammar_parser & parser;
+    std::vector<rule> rules;
+    std::vector<uint32_t> path;
+};
+
+void check_grammar_rules(const llama_grammar_parser & parser) {
+    rule_walk walk(parser);
+    for (uint32_t i = 0; i < parser.rules.size(); ++i) {
+        walk.follow(i);
+    }
+}
+
+} // namespace superllama

@@ -1,0 +1,206 @@
+// What the HTTP server's slots need beside upstream's code: adapters that a prompt was computed with, requests that do
+// not fit together, an answer's last bytes. Templates, for the slots are a type of the patched source file.
+#pragma once
+
+#include "api/schema_check.h"
+#include "server-task.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace superllama {
+
+// ---------------------------------------------------------------------------------------------- adapters
+
+// The adapters that are on, as a text to compare; those with an invocation sequence (aLoRA) are marked.
+std::string adapters_of(const std::vector<common_adapter_lora_info> & adapters);
+
+// Whether tokens computed with the adapters `have` are as good as computed with `want`: the same ones, or none where
+// all that are wanted begin at an invocation, up to which the server reuses tokens at most.
+bool adapters_match(const std::string & have, const std::string & want);
+
+// --lora-init-without-apply, which upstream's server reads and forgets: its adapters wait until they are asked for.
+void switch_off(common_params & params);
+
+// ------------------------------------------------------------------------------------------ kept prompts
+// What the server keeps beside its slots, prompts that others may go on with and checkpoints, lies in the model's
+// budget. For the thread that runs the slots; without a budget there is room for everything.
+
+bool charge_prompts(uint64_t bytes);     // of prompts; false: the weights cannot make so much room
+bool charge_checkpoints(uint64_t bytes); // of prompts in slots
+void log_dropped(const char * what, uint64_t bytes);
+
+template <class States>
+uint64_t bytes_of(const States & states) {
+    uint64_t bytes = 0;
+    for (const auto & state : states) {
+        bytes += state.size();
+    }
+    return bytes;
+}
+
+// Before a prompt of so many bytes is kept: the oldest ones go for it. False: there is no room for it alone.
+template <class States>
+bool room_for_prompt(States & states, uint64_t bytes) {
+    while (!charge_prompts(bytes_of(states) + bytes)) {
+        if (states.empty()) {
+            return false;
+        }
+        log_dropped("a kept prompt", states.front().size());
+        states.pop_front();
+    }
+    return true;
+}
+
+inline void count_prompts(uint64_t bytes) {
+    charge_prompts(bytes);
+}
+
+// Between two batches: the oldest checkpoints of slots go where there is no room for all of them.
+template <class Slots>
+void count_checkpoints(Slots & slots) {
+    for (;;) {
+        uint64_t bytes = 0;
+        typename Slots::value_type * largest = nullptr;
+        for (auto & slot : slots) {
+            bytes += bytes_of(slot.prompt.checkpoints);
+            const bool more =
+                largest == nullptr || bytes_of(slot.prompt.checkpoints) > bytes_of(largest->prompt.checkpoints);
+            largest = !slot.prompt.checkpoints.empty() && more ? &slot : largest;
+        }
+        if (charge_checkpoints(bytes) || largest == nullptr) {
+            return;
+        }
+        log_dropped("a checkpoint", largest->prompt.checkpoints.front().size());
+        largest->prompt.checkpoints.pop_front();
+    }
+}
+
+// ---------------------------------------------------------------------------------------- end of the server
+
+// From now on whoever waits for a result gets an error: a client that stays connected would hold up the exit.
+void stop_waiting();
+server_task_result_ptr or_stopped(server_task_result_ptr result);
+
+// ------------------------------------------------------------------------------------- batches and errors
+
+// The most tokens in one batch: one ubatch, so that a client that is gone, or a signal, is heard after it. More where
+// the `n_taken` tokens of other requests would leave little of it; all of a batch where ubatches overlap on several
+// devices, or have to be in one.
+int32_t batch_tokens(llama_context * ctx, int32_t n_taken, bool whole);
+void serve_with(llama_context * ctx); // the context whose model's budget what is kept lies in
+
+template <class Slots>
+int32_t prompt_batch(llama_context * ctx, Slots & slots, int32_t n_taken) {
+    serve_with(ctx);
+    count_checkpoints(slots);
+    bool whole = false;
+    for (const auto & slot : slots) {
+        whole = whole || (slot.task && slot.task->type == SERVER_TASK_TYPE_DECISION);
+    }
+    return batch_tokens(ctx, n_taken, whole);
+}
+
+// The reason that our part gave for the decode that failed in this thread, else upstream's text.
+std::string why_decode_failed();
+
+std::string why_no_room(int32_t n_held, int32_t n_prompt, int32_t n_others, int32_t n_held_by_others);
+
+// Takes the entries of slots that `gone` names out of the part of the batch that is not decoded yet; the others'
+// places in it move up.
+template <class Slots, class Batch, class Gone>
+void remove_from_batch(Slots & slots, Batch & batch, int32_t off, const Gone & gone) {
+    const auto moved = [&](int32_t i) {
+        return i - (int32_t) std::count_if(batch.tokens.begin() + off, batch.tokens.begin() + std::max(off, i),
+                                           [&](const auto & token) { return gone(token.id_slot); });
+    };
+    for (auto & slot : slots) {
+        if (slot.i_batch >= off && slot.i_batch < batch.size()) {
+            slot.i_batch = moved(slot.i_batch);
+        }
+        for (auto & i : slot.spec_i_batch) {
+            i = i >= off && i < batch.size() ? moved(i) : i;
+        }
+    }
+    batch.tokens.erase(std::remove_if(batch.tokens.begin() + off, batch.tokens.end(),
+                                      [&](const auto & token) { return gone(token.id_slot); }),
+                       batch.tokens.end());
+}
+
+// Where the cells are full: ends the youngest request, with those that wait for it, and leaves the others their turn.
+// `end` gets the slot, the reason with numbers, and its kind. False where there is no request to end.
+template <class Slots, class Batch, class End>
+bool give_up_one(Slots & slots, Batch & batch, int32_t off, const End & end) {
+    const auto n_held = [&](const auto & slot) { // what waits in the batch has no cells yet
+        return slot.prompt.n_tokens() - (int32_t) std::count_if(batch.tokens.begin() + off, batch.tokens.end(),
+                                                                [&](const auto & t) { return t.id_slot == slot.id; });
+    };
+    typename Slots::value_type * youngest = nullptr;
+    int32_t n_busy = 0;
+    int32_t n_held_by_all = 0;
+    for (auto & slot : slots) {
+        if (!slot.is_processing()) {
+            continue;
+        }
+        n_busy++;
+        n_held_by_all += n_held(slot);
+        if (slot.prompt.n_tokens() > 0 && (youngest == nullptr || slot.task->id > youngest->task->id)) {
+            youngest = &slot;
+        }
+    }
+    if (youngest == nullptr) {
+        return false;
+    }
+    const int id_task = youngest->task->id;
+    const std::string why =
+        why_no_room(n_held(*youngest), youngest->task->n_tokens(), n_busy - 1, n_held_by_all - n_held(*youngest));
+    const error_type type = n_busy > 1 ? ERROR_TYPE_UNAVAILABLE : ERROR_TYPE_EXCEED_CONTEXT_SIZE;
+    std::vector<int> ended;
+    for (auto & slot : slots) {
+        if (slot.is_processing() && (&slot == youngest || slot.task->id_parent == id_task)) {
+            ended.push_back(slot.id);
+        }
+    }
+    remove_from_batch(slots, batch, off,
+                      [&](int id) { return std::find(ended.begin(), ended.end(), id) != ended.end(); });
+    for (auto & slot : slots) {
+        if (std::find(ended.begin(), ended.end(), slot.id) != ended.end()) {
+            end(slot, why, type);
+        }
+    }
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------- ends of answers
+
+// An answer that ends inside a character: its bytes so far are the last token's. True where they are to be streamed.
+template <class Slot, class Token>
+bool take_rest(Slot & slot, Token & token) {
+    token.text_to_send = slot.generated.text.substr(std::min(slot.n_sent_text, slot.generated.text.size()));
+    slot.n_sent_text += token.text_to_send.size();
+    slot.add_token(token);
+    return slot.task->params.stream;
+}
+
+// Tokens at the end of which nothing was sent: those of a stop word, which an answer leaves out, are among them.
+template <class Tokens>
+size_t n_unsent(const Tokens & tokens) {
+    size_t n = 0;
+    while (n < tokens.size() && tokens[tokens.size() - 1 - n].text_to_send.empty()) {
+        n++;
+    }
+    return n;
+}
+
+// ------------------------------------------------------------------------------------------ restored slots
+
+extern const char * const nothing_restored; // the reason for a client
+
+// A slot's prompt that came from a file is one of the adapters that are on now. Returns whether any of it can be used:
+// not where the cache keeps a window or a state only, and the file has no checkpoint of an earlier position.
+bool restored(server_prompt & prompt, const std::vector<common_adapter_lora_info> & adapters, llama_context * ctx,
+              int id_slot, int32_t n_swa);
+
+} // namespace superllama

@@ -1,0 +1,231 @@
+// Meeting the other side of an RPC connection: is it one of ours, and does it speak?
+
+#include "io/rpc_messages.h"
+
+#include "ggml-rpc.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#ifndef _WIN32
+#    include <arpa/inet.h>
+#    include <cerrno>
+#    include <fcntl.h>
+#    include <netdb.h>
+#    include <netinet/in.h>
+#    include <netinet/tcp.h>
+#    include <poll.h>
+#    include <sys/socket.h>
+#    include <unistd.h>
+#endif
+
+namespace superllama {
+
+#ifdef _WIN32
+
+void check_rpc_peer(const char *) {}
+
+uintptr_t accept_client(uintptr_t listener) {
+    return (uintptr_t) ::accept((SOCKET) listener, nullptr, nullptr);
+}
+
+#else
+
+using clock = std::chrono::steady_clock;
+
+static int left_ms(clock::time_point deadline) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now()).count();
+    return (int) std::max<int64_t>(0, left);
+}
+
+static bool wait_for(int fd, short events, clock::time_point deadline) {
+    for (;;) {
+        pollfd p = { fd, events, 0 };
+        const int n = poll(&p, 1, left_ms(deadline));
+        if (n >= 0 || errno != EINTR) {
+            return n > 0;
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------- a server to be used
+
+// One short conversation with a deadline; every failure is an exception that says what the peer did.
+class rpc_probe {
+  public:
+    rpc_probe(const std::string & endpoint, int timeout_s) :
+        endpoint(endpoint),
+        timeout_s(timeout_s),
+        deadline(clock::now() + std::chrono::seconds(timeout_s)) {}
+
+    ~rpc_probe() {
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+
+    rpc_probe(const rpc_probe &) = delete;
+    rpc_probe & operator=(const rpc_probe &) = delete;
+
+    [[noreturn]] void fail(const std::string & what) const { throw std::runtime_error(endpoint + ": " + what); }
+
+    void connect() {
+        const size_t colon = endpoint.find(':');
+        if (colon == std::string::npos) {
+            fail("no endpoint of an RPC server; write host:port");
+        }
+        addrinfo hints = {};
+        hints.ai_family = AF_INET; // as upstream's connection will be
+        hints.ai_socktype = SOCK_STREAM;
+        addrinfo * found = nullptr;
+        const int error =
+            getaddrinfo(endpoint.substr(0, colon).c_str(), endpoint.substr(colon + 1).c_str(), &hints, &found);
+        if (error != 0) {
+            fail(std::string("cannot resolve it: ") + gai_strerror(error));
+        }
+        fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd >= 0) {
+            fcntl(fd, F_SETFD, FD_CLOEXEC);
+            fcntl(fd, F_SETFL, O_NONBLOCK);
+        }
+        int failed = fd < 0 ? errno : ::connect(fd, found->ai_addr, found->ai_addrlen) == 0 ? 0 : errno;
+        freeaddrinfo(found);
+        if (failed == EINPROGRESS) {
+            socklen_t size = sizeof(failed);
+            if (!wait_for(fd, POLLOUT, deadline)) {
+                fail("no connection within " + std::to_string(timeout_s) + " s");
+            }
+            getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &size);
+        }
+        if (failed != 0) {
+            fail(std::string("no connection: ") + strerror(failed));
+        }
+    }
+
+    // An answer of exactly `size` bytes to one command.
+    void ask(uint8_t command, const void * input, uint64_t input_size, void * output, uint64_t size) {
+        std::string message(1, (char) command);
+        message.append((const char *) &input_size, sizeof(input_size));
+        message.append((const char *) input, input_size);
+        if (send(fd, message.data(), message.size(), MSG_NOSIGNAL) != (ssize_t) message.size()) {
+            fail(std::string("does not take a message: ") + strerror(errno));
+        }
+        uint64_t announced = 0;
+        receive(&announced, sizeof(announced));
+        if (memcmp(&announced, "HTTP/", 5) == 0) {
+            fail("answers in HTTP: it is a web server, not superllama-rpc-server");
+        }
+        if (announced != size) {
+            fail("answers with " + std::to_string(announced) + " bytes where " + std::to_string(size) +
+                 " are due: no RPC server, or one of another version");
+        }
+        receive(output, size);
+    }
+
+  private:
+    void receive(void * to, size_t size) {
+        for (size_t n = 0; n < size;) {
+            if (!wait_for(fd, POLLIN, deadline)) {
+                fail("takes a connection, but does not answer within " + std::to_string(timeout_s) +
+                     " s; an RPC server has one client at a time: is another one using it?");
+            }
+            const ssize_t got = recv(fd, (char *) to + n, size - n, 0);
+            if (got == 0) {
+                fail("closes the connection: no RPC server, or one of another version");
+            }
+            if (got < 0 && errno != EINTR && errno != EAGAIN) {
+                fail(std::string("the connection fails: ") + strerror(errno));
+            }
+            n += got > 0 ? (size_t) got : 0;
+        }
+    }
+
+    std::string endpoint;
+    int timeout_s;
+    clock::time_point deadline;
+    int fd = -1;
+};
+
+void check_rpc_peer(const char * endpoint) {
+    // the protocol's numbers of HELLO, which never changes, and of DEVICE_COUNT in the version that HELLO reports
+    const uint8_t command_hello = 14;
+    const uint8_t command_device_count = 15;
+    const int timeout_s = 5;
+    const uint32_t max_devices = 4096;
+
+    rpc_probe probe(endpoint, timeout_s);
+    probe.connect();
+    const uint8_t capabilities[24] = {};
+    uint8_t version[4 + sizeof(capabilities)] = {};
+    probe.ask(command_hello, capabilities, sizeof(capabilities), version, sizeof(version));
+    if (version[0] != RPC_PROTO_MAJOR_VERSION || version[1] > RPC_PROTO_MINOR_VERSION) {
+        probe.fail("speaks version " + std::to_string(version[0]) + "." + std::to_string(version[1]) +
+                   " of the protocol, this program " + std::to_string(RPC_PROTO_MAJOR_VERSION) + "." +
+                   std::to_string(RPC_PROTO_MINOR_VERSION) + "; use the same version of superllama on both sides");
+    }
+    uint32_t n_devices = 0;
+    probe.ask(command_device_count, nullptr, 0, &n_devices, sizeof(n_devices));
+    if (n_devices == 0 || n_devices > max_devices) {
+        probe.fail("says that it has " + std::to_string(n_devices) + " devices");
+    }
+}
+
+// ---------------------------------------------------------------------------------- a client to be served
+
+static void watch(int fd) {
+    const auto set = [fd](int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); };
+    set(SOL_SOCKET, SO_KEEPALIVE, 1);
+#    ifdef TCP_KEEPIDLE
+    set(IPPROTO_TCP, TCP_KEEPIDLE, 30);
+    set(IPPROTO_TCP, TCP_KEEPINTVL, 10);
+    set(IPPROTO_TCP, TCP_KEEPCNT, 3);
+#    endif
+}
+
+// Whether the first words of a client are there within ten seconds. The shortest are those of another server.
+static bool speaks(int fd) {
+    int words = 24;
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &words, sizeof(words));
+    const bool here = wait_for(fd, POLLIN, clock::now() + std::chrono::seconds(10));
+    words = 1;
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &words, sizeof(words));
+    char first = 0;
+    return here && recv(fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+}
+
+// The process that watches this one learns that it came as far as serving somebody: if it dies now, a message did it.
+static void tell_supervisor() {
+    const char * pipe = getenv("SUPERLLAMA_RPC_SERVES");
+    if (pipe != nullptr) {
+        const bool told = write(atoi(pipe), "1", 1) == 1;
+        (void) told; // the pipe is full: it was told often enough
+    }
+}
+
+int accept_client(int listener) {
+    for (;;) {
+        const int fd = ::accept(listener, nullptr, nullptr);
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+                poll(nullptr, 0, 100); // until there is room again
+                continue;
+            }
+            if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO) {
+                continue;
+            }
+            return fd;
+        }
+        if (speaks(fd)) {
+            watch(fd);
+            tell_supervisor();
+            return fd;
+        }
+        close(fd);
+    }
+}
+
+#endif
+
+} // namespace superllama

@@ -1,0 +1,56 @@
+// Failed assertions of upstream as exceptions: see the header.
+#include "model/assert_guard.h"
+
+#include "ggml.h"
+
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace superllama {
+
+static thread_local int depth = 0;
+static ggml_abort_callback_t next_callback = nullptr; // of the application, asked outside of our scopes
+
+// "path/file.cpp:12: GGML_ASSERT(a == b) failed" without the path, in one line.
+static std::string shortened(const char * message) {
+    const char * colon = strchr(message, ':');
+    const char * name = message;
+    for (const char * p = message; colon != nullptr && p < colon; ++p) {
+        name = *p == '/' || *p == '\\' ? p + 1 : name;
+    }
+    std::string text = name;
+    for (char & c : text) {
+        c = c == '\n' || c == '\r' ? ' ' : c;
+    }
+    return text;
+}
+
+static void on_abort(const char * message) {
+    if (depth > 0) {
+        throw std::runtime_error("the model's metadata and tensors contradict each other, or are of a kind that this "
+                                 "library cannot run (" +
+                                 shortened(message) + "); fetch the file or convert it again");
+    }
+    if (next_callback != nullptr) {
+        next_callback(message);
+        return;
+    }
+    fprintf(stderr, "%s\n", message); // as ggml does without a callback; a debugger shows the rest
+}
+
+assert_guard::assert_guard() {
+    static const bool installed = [] {
+        next_callback = ggml_set_abort_callback(on_abort);
+        return true;
+    }();
+    (void) installed;
+    ++depth;
+}
+
+assert_guard::~assert_guard() {
+    --depth;
+}
+
+} // namespace superllama

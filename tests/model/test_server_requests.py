@@ -1,0 +1,173 @@
+"""What a request may hold: what the server cannot do is refused with a reason, and the server goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import HttpServer, http_server
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
+    with http_server(tiny_model, tmp_path_factory.mktemp("server") / "log", "-np", 1, "-c", 512) as s:
+        yield s
+
+
+def chat(server: HttpServer, schema: object) -> tuple[int, Any]:
+    wrapped = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return server.request("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4, "response_format": wrapped})
+
+
+# ------------------------------------------------------------------------------------------------- depth
+
+
+@pytest.mark.parametrize("depth", [30_000, 1_000_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nested_json(server: HttpServer, depth: int, opening: str, closing: str) -> None:
+    nested = opening * depth + "1" + closing * depth
+    for path in ("/completion", "/v1/chat/completions", "/v1/messages", "/tokenize", "/apply-template"):
+        assert "nested" in server.refused(path, f'{{"prompt": "a", "json_schema": {nested}}}'.encode())
+
+
+def test_nested_json_in_a_string(server: HttpServer) -> None:
+    """Arguments of a tool call are JSON in JSON."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000 + "]" * 100_000}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    status, _ = server.request("/v1/chat/completions", {"messages": [*MESSAGES, message, *MESSAGES], "max_tokens": 1})
+    assert status in (200, 400)
+    assert server.process.poll() is None
+    assert server.complete("a", n_predict=1)["content"] is not None
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000,
+        "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(30_000)) + 'r30000 ::= "a"\n',
+        "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(30_000)) + 'r30000 ::= r0 | "a"\n',
+        "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}? r{i + 1}? \n" for i in range(60)) + 'r60 ::= "a"\n',
+    ],
+    ids=["parentheses", "chain", "left recursion", "exponential"],
+)
+def test_nested_grammar(server: HttpServer, grammar: str) -> None:
+    assert "grammar" in server.refused("/completion", {"prompt": "a", "grammar": grammar})
+
+
+def test_deep_grammars_that_are_not_too_deep(server: HttpServer) -> None:
+    nested = "root ::= " + "(" * 400 + '"a"' + ")" * 400
+    chain = "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(2000)) + 'r2000 ::= "a"\n'
+    quoted = 'root ::= "' + "(" * 2000 + '" | [(((] # ' + "(" * 2000
+    for grammar in (nested, chain):
+        assert server.complete("a", grammar=grammar, n_predict=3)["content"] == "a"
+    assert server.complete("a", grammar=quoted, n_predict=3)["content"].startswith("(")
+
+
+@pytest.mark.parametrize("name", ["repeat_last_n", "dry_penalty_last_n"])
+def test_window_of_a_sampler(server: HttpServer, name: str) -> None:
+    body = {"prompt": "a", "repeat_penalty": 1.1, "dry_multiplier": 0.8, name: 2**31 - 1}
+    assert name in server.refused("/completion", body)
+    assert server.complete(**{**body, name: 4096}, n_predict=1)["content"] is not None
+
+
+def test_long_keys(server: HttpServer) -> None:
+    schema = {"type": "object", "properties": {"_" * 100_000: {"type": "string"}}}
+    assert "key" in server.refused("/completion", {"prompt": "a", "json_schema": schema})
+
+
+# ----------------------------------------------------------------------------------------------- schemas
+
+HELD: list[Any] = [
+    {"type": "string", "pattern": "^(a|b)+[0-9]{2,3}$"},
+    {"type": "string", "minLength": 2, "maxLength": 5},
+    {"type": "string", "format": "date-time"},
+    {"type": "string", "format": "email"},  # an annotation
+    {"type": ["integer", "null"], "minimum": 3, "maximum": 9, "description": "a number"},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3, "uniqueItems": False},
+    {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"], "$defs": {"x": {"enum": [1, 2]}}},
+    {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None, "title": "T"},
+    {"oneOf": [{"const": 1}, {"const": "b"}], "type": ["integer", "string"]},
+    {"allOf": [{"type": "object", "properties": {"a": {"type": "null"}}}]},
+    {"type": "object", "additionalProperties": {"type": "number"}},
+    {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}}},
+]
+
+DROPPED: list[tuple[Any, str]] = [
+    ({"type": "string", "pattern": "^hello\\!$"}, "pattern"),
+    ({"type": "string", "pattern": "hello"}, "pattern"),
+    ({"type": "string", "pattern": "^(?=a)a$"}, "pattern"),
+    ({"type": "string", "pattern": "^a$", "maxLength": 3}, "maxLength"),
+    ({"type": "string", "format": "date", "minLength": 3}, "minLength"),
+    ({"type": "string", "maxLength": 5000}, "maxLength"),
+    ({"type": "number", "minimum": 0}, "minimum"),
+    ({"type": "integer", "multipleOf": 5}, "multipleOf"),
+    ({"type": "integer", "minimum": 1, "exclusiveMinimum": 1}, "exclusiveMinimum"),
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
+    ({"type": "array", "prefixItems": [{"type": "integer"}], "minItems": 1}, "minItems"),
+    ({"type": "array", "contains": {"const": 1}}, "contains"),
+    ({"type": "object", "properties": {"a": {"type": "null"}}, "minProperties": 1}, "minProperties"),
+    ({"type": "object", "patternProperties": {"^a": {"type": "null"}}}, "patternProperties"),
+    ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}, '"b"'),
+    ({"type": "string", "not": {"const": "a"}}, "not"),
+    ({"type": "object", "properties": {"a": {"type": "null"}}, "if": {}, "then": {}}, "if"),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}], "minLength": 3}, "minLength"),
+    ({"oneOf": [{"type": "string"}], "anyOf": [{"type": "string"}]}, "anyOf"),
+    ({"$ref": "#/$defs/a", "minLength": 3, "$defs": {"a": {"type": "string"}}}, "minLength"),
+    ({"enum": ["a", "bb"], "minLength": 2}, "minLength"),
+    ({"allOf": [{"type": "string", "minLength": 3}]}, "allOf"),
+    ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}, "$ref"),
+    ({"type": "object", "properties": {"a": {"properties": {"b": {"type": "number", "maximum": 1}}}}}, "properties/b"),
+    ({"minimum": 3}, "minimum"),
+]
+
+
+@pytest.mark.parametrize("schema", HELD, ids=str)
+def test_schemas_that_can_be_held(server: HttpServer, schema: Any) -> None:
+    assert server.complete("a", json_schema=schema, n_predict=4)["content"] is not None
+    status, answer = chat(server, schema)
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize(("schema", "reason"), DROPPED, ids=str)
+def test_schemas_that_cannot_be_held(server: HttpServer, schema: Any, reason: str) -> None:
+    assert reason in server.refused("/completion", {"prompt": "a", "json_schema": schema})
+    status, answer = chat(server, schema)
+    assert status == 400, answer
+    assert reason in answer["error"]["message"]
+
+
+def test_schemas_that_stand_for_too_many(server: HttpServer) -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(30):
+        schema = {"type": ["object", "object"], "properties": {"a": schema}}  # each type is a schema of its own
+    status, answer = chat(server, schema)
+    assert status == 400
+    assert "more than" in answer["error"]["message"]
+
+
+def test_strict_tools_only(server: HttpServer) -> None:
+    """A tool's schema is a description for the model, unless it says that it is more."""
+    parameters = {"type": "object", "properties": {"a": {"type": "number", "minimum": 0}}}
+    for strict, expected in ((False, 200), (True, 400)):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": strict}}
+        body = {"messages": MESSAGES, "max_tokens": 2, "tools": [tool], "tool_choice": "auto"}
+        status, answer = server.request("/v1/chat/completions", body)
+        assert status == expected, answer
+
+
+# ----------------------------------------------------------------------------------------------- answers
+
+
+def test_probabilities_of_an_answer_that_ends_inside_a_character(server: HttpServer) -> None:
+    grammar = 'root ::= "😀é😀"'
+    for n_predict in range(1, 11):
+        answer = server.complete("a", grammar=grammar, n_predict=n_predict, n_probs=2)
+        found = bytes(b for token in answer["completion_probabilities"] for b in token["bytes"])
+        assert found == "😀é😀".encode()[:n_predict]
+    answer = server.complete("a", grammar=grammar, n_predict=10, n_probs=2, stop=["é"])
+    assert answer["content"] == "😀"
+    assert bytes(b for token in answer["completion_probabilities"] for b in token["bytes"]) == "😀".encode()

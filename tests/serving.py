@@ -1,0 +1,71 @@
+"""superllama-server on a tiny model, in a process of its own: what it answers, with its status, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpc_devices import free_port
+
+from superllama._programs import find_program, server_environment
+
+
+@dataclass
+class HttpServer:
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def request(self, path: str, body: object = None, timeout: float = 300) -> tuple[int, Any]:
+        """A status, and the JSON of the answer. `body` may be bytes, for what is no JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as e:
+            return e.code, json.load(e)
+
+    def complete(self, prompt: object, **body: object) -> Any:
+        status, answer = self.request("/completion", {"prompt": prompt, "temperature": 0, **body})
+        assert status == 200, answer
+        return answer
+
+    def refused(self, path: str, body: object) -> str:
+        """The reason for which the server refuses a request as the client's mistake; it goes on afterwards."""
+        status, answer = self.request(path, body)
+        assert status == 400, answer
+        assert self.process.poll() is None
+        return str(answer["error"]["message"])
+
+
+@contextlib.contextmanager
+def http_server(model: Path, log: Path, *flags: object) -> Iterator[HttpServer]:
+    port = free_port()
+    command = [find_program("llama-server"), "-m", model, "--port", port, "-t", 1, "--no-ui", "--no-warmup", *flags]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=out, stderr=out, env=server_environment() | {"PATH": os.environ["PATH"]}
+        )
+    try:
+        while True:
+            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                break
+            time.sleep(0.05)
+        yield HttpServer(process, port, log)
+    finally:
+        process.kill()
+        process.wait()

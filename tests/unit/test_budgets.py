@@ -1,0 +1,175 @@
+"""One rule for budgets: what is given switches on what enforces it, nothing is ignored, and all change or none."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import superllama
+from superllama import ContextParams, ModelParams
+from superllama import _budgets as budgets
+from superllama._params import merged
+
+MODEL_BUDGETS: list[dict[str, Any]] = [
+    {"mem_budget": "1GiB"},
+    {"mem_budget": 10**9},
+    {"mem_budget": "50%"},
+    {"vram_budget": 0},
+    {"vram_budget": ["auto", "1GiB"]},
+    {"async_prefetch": True},
+]
+CONTEXT_BUDGETS: list[dict[str, Any]] = [{"kv_budget": "1GiB"}, {"spill_dir": "/tmp"}, {"async_prefetch": True}]
+
+
+@pytest.mark.parametrize("given", MODEL_BUDGETS)
+def test_a_budget_of_a_model_switches_dynamic_layers_on(given: dict[str, Any]) -> None:
+    params = ModelParams(**given)
+    assert params.dynamic_layers
+    assert params.to_c([]).superllama.dynamic_layers
+    with pytest.raises(ValidationError, match="dynamic_layers=False"):
+        ModelParams(**given, dynamic_layers=False)
+
+
+@pytest.mark.parametrize("given", CONTEXT_BUDGETS)
+def test_a_budget_of_a_context_switches_paged_kv_on(given: dict[str, Any]) -> None:
+    assert ContextParams(**given).paged_kv
+    with pytest.raises(ValidationError, match="paged_kv=False"):
+        ContextParams(**given, paged_kv=False)
+
+
+def test_auto_switches_nothing_on() -> None:
+    assert not ModelParams(mem_budget="auto", vram_budget="auto", async_prefetch=False).dynamic_layers
+    assert not ModelParams(vram_budget=["auto", "auto"]).dynamic_layers
+    assert not ContextParams(kv_budget="auto", spill_dir=None).paged_kv
+
+
+def test_what_was_switched_on_goes_with_the_budget() -> None:
+    params = ModelParams(mem_budget="1GiB")
+    assert not merged(ModelParams, params, {"mem_budget": "auto"}).dynamic_layers
+    assert merged(ModelParams, params, {"mem_budget": "2GiB"}).dynamic_layers
+
+
+@pytest.mark.parametrize("nothing", [0, "0", "", " ", "0MiB", "0%"])
+def test_nothing_is_no_budget(nothing: object) -> None:
+    for kind, name in ((ModelParams, "mem_budget"), (ContextParams, "kv_budget")):
+        with pytest.raises(ValidationError, match=name):
+            kind(**{name: nothing})
+    if nothing not in (0, "0", "0MiB"):  # 0 on a device means no layers
+        with pytest.raises(ValidationError):
+            ModelParams(vram_budget=nothing)
+    with pytest.raises(ValidationError):
+        ModelParams(vram_budget=[])
+
+
+def test_one_line_of_log_says_what_was_switched_on(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def lines(name: str) -> list[str]:
+        return [m for m in caplog.messages if f"{name} is on" in m]
+
+    with caplog.at_level(logging.INFO, logger="superllama"):
+        with superllama.Model(tiny_model, mem_budget="1GiB", async_prefetch=True) as model:
+            assert lines("dynamic_layers") == ["dynamic_layers is on, for mem_budget and async_prefetch"]
+            superllama.Context(model, kv_budget="64MiB").close()
+            assert len(lines("paged_kv")) == 1
+        caplog.clear()
+        superllama.Model(tiny_model, dynamic_layers=True, mem_budget="1GiB").close()
+        assert lines("dynamic_layers") == []
+
+
+@pytest.fixture
+def dynamic(tiny_model: Path) -> Any:
+    with superllama.Model(tiny_model, mem_budget="1GiB") as model:
+        yield model
+
+
+@pytest.mark.parametrize("nothing", [0, "0", "", "0MiB"])
+def test_set_budget_takes_no_nothing(dynamic: superllama.Model, nothing: Any) -> None:
+    with pytest.raises(ValidationError, match="mem_budget"):
+        dynamic.set_budget(nothing)
+    assert dynamic._budgets.mem == 1 << 30
+
+
+def test_a_budget_is_set_without_naming_the_switch(dynamic: superllama.Model) -> None:
+    dynamic.set_budget("2GiB")
+    assert dynamic._budgets.mem == 2 << 30
+    dynamic.set_budget()  # nothing named, nothing changed
+    assert dynamic._budgets.mem == 2 << 30
+
+
+class Library:
+    """Stands for the calls that set budgets: `refuses` names what fails, `set` is what is in force."""
+
+    def __init__(self) -> None:
+        self.set: dict[str, Any] = {}
+        self.refuses: Any = lambda name, value: False
+
+    def __call__(self, model: Any, name: str, value: Any) -> int:
+        if self.refuses(name, value):
+            return -1
+        self.set[name] = value
+        return 0
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    library = Library()
+    monkeypatch.setattr(budgets, "_set", library)
+    monkeypatch.setattr(budgets, "last_error", lambda: "mem_budget: too few")
+    return library
+
+
+def in_force(b: budgets.Budgets) -> dict[str, Any]:
+    return {"mem": b.mem, "vram": b.vram}
+
+
+def test_several_budgets_change_together_or_not_at_all(library: Library) -> None:
+    b = budgets.Budgets(ModelParams(mem_budget="1GiB", vram_budget="1GiB"))
+    before = in_force(b)
+    library.set = dict(before)
+    for refused in ("mem", "vram"):
+        library.refuses = lambda name, value, refused=refused: name == refused and value != before[name]
+        with pytest.raises(superllama.ModelError, match="too few"):
+            b.change(None, "2GiB", "2GiB")
+        assert library.set == before == in_force(b)
+    library.refuses = lambda name, value: False
+    b.change(None, "2GiB", "2GiB")
+    assert library.set == in_force(b)
+    assert b.mem == 2 << 30
+
+
+def test_a_host_that_shrinks_while_devices_grow(library: Library) -> None:
+    """The host's budget only works once the layers are on the device: the order is found."""
+    b = budgets.Budgets(ModelParams(mem_budget="1GiB", vram_budget=0))
+    grown = ModelParams(vram_budget="1GiB").to_c([]).superllama.vram_budget_bytes[0]
+    library.set = in_force(b)
+    library.refuses = lambda name, value: name == "mem" and value < 1 << 30 and library.set["vram"][0] != grown
+    b.change(None, "512MiB", "1GiB")
+    assert library.set == in_force(b)
+    assert b.mem == 512 << 20
+
+
+def test_ctrl_c_between_two_budgets(library: Library) -> None:
+    b = budgets.Budgets(ModelParams(mem_budget="1GiB"))
+    before = in_force(b)
+    library.set = dict(before)
+
+    def interrupt(name: str, value: Any) -> bool:
+        if name == "vram" and value != before["vram"]:
+            raise KeyboardInterrupt
+        return False
+
+    library.refuses = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        b.change(None, "2GiB", "2GiB")
+    assert library.set == before == in_force(b)
+
+
+def test_without_a_device_nothing_of_the_call_happens(dynamic: superllama.Model) -> None:
+    if any(d.kind in ("gpu", "igpu") for d in superllama.devices()):
+        pytest.skip("there is a device")
+    with pytest.raises(superllama.ModelError, match="vram='1GiB'"):
+        dynamic.set_budget("2GiB", vram="1GiB")
+    assert dynamic._budgets.mem == 1 << 30
