@@ -25,11 +25,15 @@ class Server:
     process: subprocess.Popen[bytes]
     endpoint: str
 
-    def resident_bytes(self) -> int:
-        """Memory of the process that serves which is its own: the program is one that watches another."""
+    def serving_pid(self) -> int:
+        """The process that has the device's memory: the program watches another one, which serves."""
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        fields = Path(f"/proc/{children[0] if children else pid}/statm").read_text().split()
+        return int(children[0]) if children else pid
+
+    def resident_bytes(self) -> int:
+        """Memory of that process that is its own."""
+        fields = Path(f"/proc/{self.serving_pid()}/statm").read_text().split()
         return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
 
 

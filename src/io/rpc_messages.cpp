@@ -95,7 +95,8 @@ class graph_walk {
     }
 
   private:
-    static const size_t max_depth = 4096; // of a graph that is in order, a few
+    // a client sends what a node is computed from first, but of a part of a graph all that led to it on this device
+    static const size_t max_depth = 16384;
 
     struct step {
         const rpc_node_claim * tensor;

@@ -51,7 +51,7 @@ class Device:
 @pytest.fixture(params=["rpc", "gpu"])
 def device(request: pytest.FixtureRequest, servers: list[Server]) -> Device:
     if request.param == "rpc":
-        return Device(servers[0].endpoint, servers[0].process.pid)
+        return Device(servers[0].endpoint, servers[0].serving_pid())
     if not any(d.kind == "gpu" and d.backend != "RPC" for d in superllama.devices()):
         pytest.skip("this build, or this machine, has no GPU")
     return Device("gpu", 0)
@@ -201,7 +201,7 @@ print(json.dumps({"samples": samples, "own": own}))
 def test_memory_of_the_device(demo_model: Path, device: Device, run_python: Runner) -> None:
     with rpc_server() as fresh:  # the allocator of a server keeps some of what earlier tests freed
         if device.endpoint != "gpu":
-            device = Device(fresh.endpoint, fresh.process.pid)
+            device = Device(fresh.endpoint, fresh.serving_pid())
         done = run_python(MEMORY, demo_model, device.endpoint, device.pid)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -245,7 +245,7 @@ print(json.dumps({"budget": budget, "highest": highest, "own": own,
 
 def test_the_budget_is_not_exceeded(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
     server = servers[0]
-    done = run_python(BUDGET, demo_model, server.endpoint, server.process.pid)
+    done = run_python(BUDGET, demo_model, server.endpoint, server.serving_pid())
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert 0 < seen["own"] <= seen["budget"]
@@ -288,7 +288,7 @@ print(json.dumps({"tokens": tokens, "placed": placed, "moves": moves, "static": 
 
 def test_tokens_are_those_of_a_static_placement(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
     """Repacked weights on the host, before, during and after a cut of the budget in half."""
-    done = run_python(CUT, demo_model, servers[0].endpoint, servers[0].process.pid)
+    done = run_python(CUT, demo_model, servers[0].endpoint, servers[0].serving_pid())
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["placed"][0] == seen["placed"][2] == 31
@@ -305,7 +305,7 @@ def test_tokens_are_those_of_a_static_placement(demo_model: Path, servers: list[
 def on_limited_server(script: str, path: Path, total: int, run_python: Runner, folder: Path, *more: object) -> Any:
     """What a script prints that runs beside a server with little memory."""
     with limited_server(total, folder) as server:
-        done = run_python(script, path, server.endpoint, server.process.pid, server.taken, total, *more)
+        done = run_python(script, path, server.endpoint, server.serving_pid(), server.taken, total, *more)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -626,7 +626,7 @@ def test_tensors_pinned_to_the_host(
 
 def test_tensors_pinned_to_a_device_are_refused(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
     script = PRELUDE + "open_model(override_tensor={'ffn_up': f'RPC0[{endpoint}]'})"
-    done = run_python(script, demo_model, servers[0].endpoint, servers[0].process.pid)
+    done = run_python(script, demo_model, servers[0].endpoint, servers[0].serving_pid())
     assert done.returncode != 0
     assert "pinned to the host only" in done.stderr
 
@@ -636,7 +636,7 @@ def test_tensors_pinned_to_a_device_are_refused(demo_model: Path, servers: list[
 LOST = (
     PRELUDE
     + """
-import signal, subprocess
+import signal, socket, subprocess
 
 port = sys.argv[4].rpartition(":")[2]
 superllama.add_rpc_server(sys.argv[4])
@@ -647,6 +647,12 @@ reference = greedy(healthy, 8)
 on_both = {l.device for l in model.layers()} >= {"RPC1"}
 ctx.decode(model.tokenize(PROMPT))
 os.kill(int(sys.argv[5]), signal.SIGKILL)
+try: # the process that serves ends a moment after the one that watches it
+    while True:
+        socket.create_connection(("127.0.0.1", int(port))).close()
+        time.sleep(0.01)
+except OSError:
+    pass
 errors = []
 for _ in range(2):
     try:
@@ -677,7 +683,7 @@ def test_a_server_that_is_killed(demo_model: Path, servers: list[Server], run_py
             LOST,
             demo_model,
             servers[0].endpoint,
-            servers[0].process.pid,
+            servers[0].serving_pid(),
             victim.endpoint,
             victim.process.pid,
             find_program("ggml-rpc-server"),

@@ -146,11 +146,6 @@ def server() -> Iterator[Server]:
         yield s
 
 
-def pid_that_serves(server: Server) -> int:
-    pid = server.process.pid
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-
-
 def one_tensor(connection: Connection) -> Tensor:
     return Tensor(1, *connection.buffer(4096))
 
@@ -217,7 +212,7 @@ CHECKED += [no_node, deep_graph]
 @pytest.mark.parametrize("message", CHECKED)
 def test_a_message_that_is_refused(server: Server, message: Callable[[Connection], None]) -> None:
     """Its connection ends, and the process that got it serves the next."""
-    serving = pid_that_serves(server)
+    serving = server.serving_pid()
     connection = Connection(server.endpoint)
     with contextlib.suppress(OSError):
         message(connection)
@@ -225,12 +220,12 @@ def test_a_message_that_is_refused(server: Server, message: Callable[[Connection
         assert connection.socket.recv(1) == b""
     connection.socket.close()
     assert is_served(server.endpoint)
-    assert pid_that_serves(server) == serving
+    assert server.serving_pid() == serving
 
 
 def test_a_message_that_ends_the_process_ends_one_connection(server: Server) -> None:
     """Shapes that do not go together are found by the kernel, which aborts."""
-    serving = pid_that_serves(server)
+    serving = server.serving_pid()
     connection = Connection(server.endpoint)
     tensors, nodes = sum_graph(*connection.buffer(4096))
     tensors[1].ne = [7, 3, 1, 1]
@@ -239,7 +234,7 @@ def test_a_message_that_ends_the_process_ends_one_connection(server: Server) -> 
         assert connection.socket.recv(1) == b""
     connection.socket.close()
     assert wait_until_served(server.endpoint)
-    assert pid_that_serves(server) != serving
+    assert server.serving_pid() != serving
     assert server.process.poll() is None
 
 

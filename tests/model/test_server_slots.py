@@ -173,3 +173,22 @@ def test_files_that_are_no_slots(tiny_model: Path, tmp_path: Path) -> None:
         again = server.complete(PROMPT, n_predict=8)
         assert again["content"] == expected
         assert again["timings"]["cache_n"] > 100
+
+
+@pytest.mark.parametrize(("n_checkpoints", "status"), [(4, 200), (0, 501)])
+def test_a_restored_slot_of_a_window(
+    architectures: dict[str, Path], tmp_path: Path, n_checkpoints: int, status: int
+) -> None:
+    """Where the cache holds a window only, a file without a checkpoint before its end is of no use: that is said."""
+    flags = ["-np", 1, "-c", 1024, "--ctx-checkpoints", n_checkpoints, "--slot-save-path", tmp_path]
+    prompt = [1] + [(i * 37 + i * i) % 90 + 5 for i in range(100)]
+    with http_server(architectures["gemma3-dense"], tmp_path / "log", *flags) as server:
+        expected = server.complete(prompt, n_predict=8)["content"]
+        assert server.request("/slots/0?action=save", {"filename": "x"})[0] == 200
+    with http_server(architectures["gemma3-dense"], tmp_path / "log2", *flags) as server:
+        found, answer = server.request("/slots/0?action=restore", {"filename": "x"})
+        assert found == status, answer
+        assert status == 200 or "checkpoint" in answer["error"]["message"]
+        again = server.complete(prompt, n_predict=8)
+        assert again["content"] == expected
+        assert (again["timings"]["cache_n"] > 0) == (status == 200)
