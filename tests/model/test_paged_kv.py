@@ -223,4 +223,4 @@ def test_layers_with_their_cache_on_a_device_are_not_paged(
     reason = f"{n_device} of 4 layers keep their cache on a device; -nkvo keeps it in host memory"
     assert (seen["paged"], seen["reason"]) == (False, reason)
     assert len(seen["lines"]) == 1
-    assert f"--paged-kv: standard KV cache: {reason}" in seen["lines"][0]
+    assert f"paged_kv: standard KV cache: {reason}" in seen["lines"][0]
