@@ -553,7 +553,7 @@ def test_the_host_budget_with_layers_on_a_device(demo_model: Path, run_python: R
     assert seen["both"] < seen["host"] - 10
     assert len(seen["errors"]) == 2
     for error in seen["errors"]:
-        assert re.search(r"the host needs (\d+) MiB at least, --mem-budget is (\d+) MiB", error)
+        assert re.search(r"the host needs (\d+) MiB at least, mem_budget is (\d+) MiB", error)
     assert "stays on RPC0" in seen["errors"][0]
     assert seen["placed"][0] > 0
     assert seen["placed"][0] >= seen["placed"][1] == seen["placed"][2] > 0

@@ -139,7 +139,7 @@ def test_page_sizes_that_there_are_not(size: int, model: superllama.Model) -> No
     with pytest.raises(ValueError, match="kv_page_size"):
         superllama.ContextParams(kv_page_size=size)
     unchecked = superllama.ContextParams(paged_kv=True).model_copy(update={"kv_page_size": size})
-    with pytest.raises(superllama.Error, match=rf"--kv-page-size {size}: a page has 16 to 8192 cells"):
+    with pytest.raises(superllama.Error, match=rf"kv_page_size {size}: a page has 16 to 8192 cells"):
         superllama.Context(model, unchecked)
 
 
@@ -192,7 +192,7 @@ lines.clear()
 found, pages = run(paged_kv=True, kv_page_size=16, kv_budget=800 << 10, spill_dir=spill)
 assert np.array_equal(found, expected)
 print(json.dumps({"paged": pages.paged, "reason": pages.reason, "restored": pages.restored,
-                  "lines": [line for line in lines if "--paged-kv" in line]}))
+                  "lines": [line for line in lines if "paged_kv: " in line]}))
 """
 
 
@@ -220,7 +220,7 @@ def test_layers_with_their_cache_on_a_device_are_not_paged(
         assert seen == {"paged": True, "reason": "", "restored": seen["restored"], "lines": []}
         assert seen["restored"] > 0
         return
-    reason = f"{n_device} of 4 layers keep their cache on a device; -nkvo keeps it in host memory"
+    reason = f"{n_device} of 4 layers keep their cache on a device; offload_kqv=False keeps it in host memory"
     assert (seen["paged"], seen["reason"]) == (False, reason)
     assert len(seen["lines"]) == 1
-    assert f"--paged-kv: standard KV cache: {reason}" in seen["lines"][0]
+    assert f"paged_kv: standard KV cache: {reason}" in seen["lines"][0]
