@@ -7,6 +7,7 @@ from typing import Any
 
 from ._errors import ContextError
 from ._native import ffi, last_error, lib
+from ._words import in_python
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,4 +61,4 @@ def pages_of(context: Any, n_seq_max: int) -> KvPages:
             raise ContextError(f"the library cannot tell about sequence {seq}: {last_error()}")
         sequences.append(SequencePages(s.tokens, s.pages_cpu, s.pages_disk))
     plain = {f.name: getattr(c, f.name) for f in dataclasses.fields(KvPages) if f.name not in ("reason", "sequences")}
-    return KvPages(**plain, reason=ffi.string(c.reason).decode(), sequences=sequences)
+    return KvPages(**plain, reason=in_python(ffi.string(c.reason).decode()), sequences=sequences)

@@ -27,14 +27,21 @@ _NAMES = {
     "threads": "n_threads",
     "ubatch-size": "n_ubatch",
 }
+_SHORT = {"-nkvo": "offload_kqv=False", "-ngl": "n_gpu_layers", "-np": "n_seq_max", "-ub": "n_ubatch"}
 # the flags of `superllama plan`, by their names in Python
 _PLAN_FLAGS = {"mem_budget": "--mem-budget", "n_ctx": "-c", "n_ubatch": "-ub", "n_threads": "-t"}
 
 
 def in_python(message: str) -> str:
     """The message with the names of parameters instead of flags."""
-    if "--" not in message:
+    if " -" not in message and not message.startswith("-") and "--" not in message:
         return message
+    message = re.sub(r"(?<![^\s(])(-[a-z]+)\b(?!-)", lambda m: _SHORT.get(m[1], m[1]), message)
+    message = re.sub(
+        r"--override-kv ([\w.]+)=bool:(true|false)",
+        lambda m: f"override_kv={{{m[1]!r}: {m[2].capitalize()}}}",
+        message,
+    )
     return re.sub(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)\b", lambda m: _name(m[1]), message)
 
 

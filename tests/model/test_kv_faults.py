@@ -206,7 +206,7 @@ def test_a_spill_folder_that_is_removed(demo_model: Path, tmp_path: Path, run_py
 def test_a_spill_folder_that_cannot_be_written(folder: str, tiny_model: Path) -> None:
     with (
         superllama.Model(tiny_model) as model,
-        pytest.raises(superllama.Error, match=rf"spill file in {folder}.*--spill-dir"),
+        pytest.raises(superllama.Error, match=rf"spill file in {folder}.*spill_dir"),
     ):
         superllama.Context(model, paged_kv=True, flash_attn="on", spill_dir=folder)
 

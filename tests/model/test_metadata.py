@@ -183,4 +183,4 @@ def test_a_tokenizer_that_adds_a_token_which_does_not_exist(
     file.write_bytes(write(parts))
     done = run_python(LOAD, file)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "try --override-kv tokenizer.ggml.add_bos_token=bool:false" in json.loads(done.stdout)[0]
+    assert "try override_kv={'tokenizer.ggml.add_bos_token': False}" in json.loads(done.stdout)[0]

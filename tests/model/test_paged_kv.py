@@ -220,7 +220,7 @@ def test_layers_with_their_cache_on_a_device_are_not_paged(
         assert seen == {"paged": True, "reason": "", "restored": seen["restored"], "lines": []}
         assert seen["restored"] > 0
         return
-    reason = f"{n_device} of 4 layers keep their cache on a device; -nkvo keeps it in host memory"
+    reason = f"{n_device} of 4 layers keep their cache on a device; offload_kqv=False keeps it in host memory"
     assert (seen["paged"], seen["reason"]) == (False, reason)
     assert len(seen["lines"]) == 1
     assert f"paged_kv: standard KV cache: {reason}" in seen["lines"][0]

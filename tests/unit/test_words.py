@@ -19,6 +19,9 @@ from superllama._words import as_flags, in_python
         ("raise --mem-budget, or lower --ubatch-size", "raise mem_budget, or lower n_ubatch"),
         ("--kv-budget 1 GiB; --ctx-size or --no-repack", "kv_budget 1 GiB; n_ctx or use_extra_bufts=False"),
         ("--override-tensor x=CPU, --gpu-layers", "override_tensor x=CPU, n_gpu_layers"),
+        ("-nkvo keeps it, (-ub 5)", "offload_kqv=False keeps it, (n_ubatch 5)"),
+        ("try --override-kv a.b=bool:false", "try override_kv={'a.b': False}"),
+        ("x-ub -ubx -1 file-ngl.gguf - -", "x-ub -ubx -1 file-ngl.gguf - -"),
         ("a -- b, 3--4, x--flag, a--", "a -- b, 3--4, x--flag, a--"),
     ],
 )
