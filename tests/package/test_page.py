@@ -244,7 +244,7 @@ def test_a_chat_in_chromium(server: str, browser: Browser, tmp_path: Path) -> No
             seen.append(text)
         time.sleep(0.05)
     assert "Paris" in seen[-1], seen[-1]
-    assert len(seen) > 5, "the answer came in one piece"
+    assert len(seen) > 2, "the answer came in one piece"
     browser.until("return /\\d t\\/s/.test(document.body.innerText)")
     browser.screenshot(folder / "page-answer.png")
 
