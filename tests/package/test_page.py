@@ -223,7 +223,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Debian's chromium")
+@pytest.mark.skipif(
+    sys.platform != "linux" or "SUPERLLAMA_SCREENSHOTS" not in os.environ,
+    reason="drives Debian's chromium for a minute or two; SUPERLLAMA_SCREENSHOTS names a folder for what was seen",
+)
 def test_a_chat_in_chromium(server: str, browser: Browser, tmp_path: Path) -> None:
     """Types a question, sees the answer grow, opens the settings. SUPERLLAMA_SCREENSHOTS: a folder for pictures."""
     if not build_facts()["page"]:
