@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,7 +112,7 @@ def to_array(rng: random.Random, parts: Parts, corpus: Corpus) -> str:
         return "nothing"
     layers = next((x.value for x in parts.values if x.key.endswith(b".block_count") and x.type == U32), 2)
     n = rng.choice((layers, layers, layers, layers + 1, max(0, layers - 1), 0, 1, 4, 512, 513))
-    n = min(n, 600)
+    n = max(0, min(n, 600))
     v.element, v.type, v.value = v.type, ARRAY, [v.value] * n
     if n and rng.random() < 0.7:
         v.value[rng.randrange(n)] = _changed(rng, v.element, v.value[0])
@@ -324,7 +325,9 @@ def add_tensor(rng: random.Random, parts: Parts, corpus: Corpus) -> str:
 
 def numbers_that_are_none(rng: random.Random, parts: Parts, corpus: Corpus) -> str:
     t = _tensor(rng, parts)
-    bits = rng.choice((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\0\0\0\0", b"\xff" * 4))
+    bits = rng.choice(
+        (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\0\0\0\0", b"\xff" * 4)
+    )
     t.data = (bits * (len(t.data) // 4 + 1))[: len(t.data)]
     return f"{t.name!r} is full of {bits.hex()}"
 
