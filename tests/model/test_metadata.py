@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from gguf_parts import ARRAY, BOOL, F32, I32, STRING, U16, U32, Parts, read, write
 from running import Runner
 
