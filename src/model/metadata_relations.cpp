@@ -150,6 +150,13 @@ class relations {
         }
         const int64_t n_head = view.layer_integer(key, 0, 0), n_embd = get("embedding_length");
         const bool sized = view.has(view.of_arch("attention.key_length"));
+        const int64_t k = get("attention.key_length", n_head > 0 ? n_embd / n_head : 0);
+        const int64_t rotated = get("rope.dimension_count", k);
+        if (is({ LLM_ARCH_LLAMA, LLM_ARCH_LLAMA_EMBED, LLM_ARCH_DECI, LLM_ARCH_FALCON }) && n_head > 0 &&
+            rotated != k) {
+            refuse(said("rope.dimension_count", rotated),
+                   "the size of a head, " + std::to_string(k) + ", is expected of this architecture");
+        }
         if (!sized && n_head > n_embd) {
             refuse(said("attention.head_count", 0, n_head),
                    "at most " + said("embedding_length", n_embd) + " is possible: no number would be left for a head");

@@ -85,7 +85,7 @@ def give_vocabulary(parts: Parts, kind: str) -> None:
 def first_files(folder: Path) -> dict[str, Parts]:
     """Tiny models of many architectures and tokenizers."""
     command = [str(native_programs() / "make-arch-models"), "-o", f"{folder}/"]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    subprocess.run(command, check=True, capture_output=True, timeout=600, stdin=subprocess.DEVNULL)
     files = {name: read(folder / f"{name}.gguf") for name in ARCHITECTURES}
     kinds = ("gpt2", "t5", "rwkv", None)
     for i, parts in enumerate(files.values()):

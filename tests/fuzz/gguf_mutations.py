@@ -111,7 +111,7 @@ def to_array(rng: random.Random, parts: Parts, corpus: Corpus) -> str:
         return "nothing"
     layers = next((x.value for x in parts.values if x.key.endswith(b".block_count") and x.type == U32), 2)
     n = rng.choice((layers, layers, layers, layers + 1, max(0, layers - 1), 0, 1, 4, 512, 513))
-    n = min(n, 600)
+    n = max(0, min(n, 600))
     v.element, v.type, v.value = v.type, ARRAY, [v.value] * n
     if n and rng.random() < 0.7:
         v.value[rng.randrange(n)] = _changed(rng, v.element, v.value[0])
