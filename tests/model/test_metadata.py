@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from gguf_parts import ARRAY, BOOL, F32, I32, STRING, U16, U32, Parts, read, write
 from running import Runner
-
-from superllama._programs import find_program
 
 Change = Callable[[Parts], None]
 
@@ -77,7 +74,10 @@ MALFORMED: list[tuple[Change, str]] = [
     (value("llama.attention.head_count", ARRAY, [4, 4, 4, -1], I32), "llama.attention.head_count[3] is -1"),
     (value("llama.attention.head_count_kv", U32, 3), "a multiple of llama.attention.head_count_kv is 3"),
     (value("llama.attention.head_count_kv", ARRAY, [2, 0, 2, 2], U32), "llama.attention.head_count_kv[1] is 0"),
-    (value("llama.attention.key_length", U32, 8), "llama.rope.dimension_count is 16: the size of a head, 8, is expected"),
+    (
+        value("llama.attention.key_length", U32, 8),
+        "llama.rope.dimension_count is 16: the size of a head, 8, is expected",
+    ),
     (value("llama.attention.value_length", U32, 0), "value_length 0"),
     (value("llama.rope.dimension_count", U32, 15), "rope.dimension_count"),
     (value("llama.expert_used_count", U32, 2), "llama.expert_used_count is 2: at most llama.expert_count is 0"),
@@ -123,21 +123,6 @@ def test_every_kind_is_an_error_with_the_rule(tiny_model: Path, tmp_path: Path, 
         assert plan is not None
 
 
-def test_a_program_says_it_and_an_override_is_checked_as_the_file_is(tiny_model: Path) -> None:
-    program = find_program("llama-completion")
-    for override, text in (
-        (
-            "llama.block_count=int:0",
-            "llama.block_count is 0: 1 to 512 are allowed; give another value to --override-kv",
-        ),
-        ("llama.rope.freq_base=float:-1", "llama.rope.freq_base is -1"),
-    ):
-        command = [program, "-m", tiny_model, "-p", "a", "-n", "1", "--no-warmup", "--override-kv", override]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
-        assert done.returncode == 1, done.stderr
-        assert text in done.stderr + done.stdout
-
-
 def test_parts_of_a_split_model_are_checked(tiny_model: Path, tmp_path: Path, run_python: Runner) -> None:
     whole = read(tiny_model)
     half = len(whole.tensors) // 2
@@ -176,7 +161,8 @@ print(len(ctx.embed("a b")))
 """
     done = run_python(script, tiny_bert)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "this model has a table of 64 positions" in done.stdout
+    # refused by the context, which is no longer than the table, or else by the library
+    assert "the context has 64" in done.stdout or "this model has a table of 64 positions" in done.stdout
     assert done.stdout.endswith("64\n")
 
 
