@@ -76,7 +76,7 @@ MALFORMED: list[tuple[Change, str]] = [
     (value("llama.attention.head_count_kv", ARRAY, [2, 0, 2, 2], U32), "llama.attention.head_count_kv[1] is 0"),
     (
         value("llama.attention.key_length", U32, 8),
-        "llama.rope.dimension_count is 16: the size of a head, 8, is expected",
+        "dimension_count is 16: the size of a head, 8, is expected",
     ),
     (value("llama.attention.value_length", U32, 0), "value_length 0"),
     (value("llama.rope.dimension_count", U32, 15), "rope.dimension_count"),
