@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from gguf_parts import ARRAY, BOOL, F32, I32, STRING, U16, U32, Parts, read, write
 from running import Runner
+
+from superllama._programs import find_program
 
 Change = Callable[[Parts], None]
 
@@ -179,3 +182,18 @@ def test_a_tokenizer_that_adds_a_token_which_does_not_exist(
     done = run_python(LOAD, file)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "try override_kv={'tokenizer.ggml.add_bos_token': False}" in json.loads(done.stdout)[0]
+
+
+def test_a_program_says_it_and_an_override_is_checked_as_the_file_is(tiny_model: Path) -> None:
+    program = find_program("llama-completion")
+    for override, text in (
+        (
+            "llama.block_count=int:0",
+            "llama.block_count is 0: 1 to 512 are allowed; give another value to --override-kv",
+        ),
+        ("llama.rope.freq_base=float:-1", "llama.rope.freq_base is -1"),
+    ):
+        command = [program, "-m", tiny_model, "-p", "a", "-n", "1", "--no-warmup", "--override-kv", override]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        assert done.returncode == 1, done.stderr
+        assert text in done.stderr + done.stdout
