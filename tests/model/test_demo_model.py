@@ -44,12 +44,16 @@ def test_greedy_text_is_that_of_the_program(smol: Context, demo_model: Path, pro
 
 
 def test_chat_answers(smol: Context, demo: Model) -> None:
-    messages = [{"role": "user", "content": "What is the capital of Italy? Answer with one word."}]
+    question = "What is the capital of Italy? Answer with one word."
+    messages = [{"role": "user", "content": question}]
     pieces = list(smol.chat(messages, temperature=0, max_tokens=40))
     assert "Rome" in "".join(p.text for p in pieces)
     assert "<|im_end|>" not in "".join(p.text for p in pieces)
     prompt = demo.apply_chat_template(messages)
-    assert prompt == f"<|im_start|>user\n{messages[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+    turns = ("system", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"), ("user", question)
+    assert (
+        prompt == "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+    )
     same = smol.generate(demo.tokenize(prompt, parse_special=True), temperature=0, max_tokens=40)
     assert [p.token for p in same] == [p.token for p in pieces]
 

@@ -238,12 +238,12 @@ def test_budgets_change_during_generation(demo_model: Path, async_prefetch: bool
         thread = threading.Thread(target=change)
         thread.start()
         try:
-            result = greedy(ctx, n)
+            # a busy machine gives the other thread few turns: go on until it had some
+            while n_changes <= 10:
+                assert same(greedy(ctx, n), reference)
         finally:
             done.set()
             thread.join()
-        assert same(result, reference)
-        assert n_changes > 2
         assert ctx.metrics().layers_evicted > 10
 
         # down and up, seen in what is resident

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gguf_parts import ARRAY, BOOL, F32, I32, STRING, U16, U32, Parts, read, write
 from running import Runner
@@ -197,3 +198,13 @@ def test_a_program_says_it_and_an_override_is_checked_as_the_file_is(tiny_model:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
         assert done.returncode == 1, done.stderr
         assert text in done.stderr + done.stdout
+
+
+def test_a_program_that_fails_on_a_busy_machine_says_why(tmp_path: Path) -> None:
+    """The thread that writes the log is waited for: sixteen programs at once, more than there are cores."""
+    command = [find_program("llama-completion"), "-m", tmp_path / "none.gguf", "-p", "a", "--no-warmup"]
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    for program in [subprocess.Popen(command, **pipes) for _ in range(16)]:
+        said, _ = program.communicate(timeout=120)
+        assert program.returncode == 1
+        assert said.endswith("error: unable to create context\n")
