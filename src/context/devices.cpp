@@ -21,6 +21,9 @@ std::unique_lock<std::recursive_mutex> context_hooks::begin_reserve() {
     if (pimpl->tier != nullptr && !pimpl->tier->place(&error)) {
         LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
     }
+    if (pimpl->tier != nullptr) {
+        pimpl->ctx.cparams.op_offload = pimpl->offload_asked; // before_reserve() sees whether there is room for it
+    }
     return placement;
 }
 
@@ -97,6 +100,14 @@ void context_hooks::before_reserve(const llama_memory_context_i * mctx) {
         std::vector<size_t> sizes(ctx.backend_ptrs.size());
         ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx, true, sizes.data());
         const std::vector<size_t> need = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
+        if (ctx.cparams.op_offload && !tier->has_room(&kv, need)) { // for the weights of one operation
+            ctx.cparams.op_offload = false;
+            ctx.sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
+                                                   (int) ctx.backend_ptrs.size(), ctx.graph_max_nodes(n_tokens),
+                                                   ctx.cparams.pipeline_parallel, false));
+            kv.compute_need.assign(need.size(), 0);
+            continue;
+        }
         for (size_t d = 0; d < need.size(); ++d) {
             fits = fits && need[d] <= kv.compute_need[d];
             kv.compute_need[d] = std::max(kv.compute_need[d], need[d]);

@@ -31,6 +31,9 @@ bool graph_run::begin(ggml_cgraph * gf) {
         return true;
     }
     ggml_backend_sched_set_eval_callback(ctx.get_sched(), on_node, this);
+    if (weights != nullptr) {
+        ggml_backend_sched_set_copy_callback(ctx.get_sched(), on_copy, this);
+    }
     hooked = true;
     try {
         if (pager != nullptr && !pager->plan(gf)) {
@@ -62,6 +65,23 @@ bool graph_run::on_node(ggml_tensor * node, bool ask, void * data) {
     } catch (const std::exception & e) {
         self.fail(e.what());
         return ask; // after this node it is heard
+    }
+}
+
+// Before weights on the host go to a device for one operation. True: nothing is left to be copied.
+bool graph_run::on_copy(ggml_backend *, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph *, void * data) {
+    graph_run & self = *(graph_run *) data;
+    if (self.cut_short || !self.turn) {
+        return self.cut_short; // nobody will compute with them
+    }
+    try {
+        std::string error;
+        bool copied = false;
+        return self.weights->before_copy(src, dst, &copied, &error)
+                   ? copied
+                   : !self.fail("the weights could not be read: " + error);
+    } catch (const std::exception & e) {
+        return !self.fail(e.what());
     }
 }
 
@@ -99,6 +119,9 @@ bool graph_run::end() {
     ggml_backend_sched_synchronize(ctx.get_sched());
     const llama_cparams & cp = ctx.get_cparams(); // other graphs, a context shift, run with the user's callback
     ggml_backend_sched_set_eval_callback(ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
+    if (weights != nullptr) {
+        ggml_backend_sched_set_copy_callback(ctx.get_sched(), nullptr, nullptr); // they read no weights
+    }
     for (const auto & s : skipped) {
         s.first->flags = s.second;
     }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+struct ggml_backend;
 struct ggml_cgraph;
 struct ggml_tensor;
 struct llama_context;
@@ -36,6 +37,7 @@ class graph_run {
 
   private:
     static bool on_node(ggml_tensor * node, bool ask, void * data);
+    static bool on_copy(ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph *, void * data);
     bool stops_after(ggml_tensor * node);
     bool after_node(ggml_tensor * node);
     void skip(ggml_tensor * node);

@@ -28,6 +28,7 @@ context_hooks::impl::impl(llama_context & ctx, const superllama_context_params &
     tier = weights != nullptr ? weights->tier() : nullptr;
     if (tier != nullptr) {
         device_kv = std::make_unique<layer_kv>(*tier);
+        offload_asked = ctx.cparams.op_offload;
     }
     if (params.paged_kv) {
         offer_paging();
@@ -93,9 +94,6 @@ context_hooks::context_hooks(llama_context & ctx, const superllama_context_param
         throw std::runtime_error(
             "--moe-cache-mib: not with dynamic layers: its experts are copied from host memory, where "
             "not all of them are");
-    }
-    if (pimpl->weights != nullptr && !pimpl->devices.empty()) {
-        ctx.cparams.op_offload = false; // the scheduler would copy weights that may not be there
     }
 }
 
@@ -181,7 +179,9 @@ bool context_hooks::prepare(const llama_ubatch & ubatch) {
         if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
         }
-        if (pimpl->placement != pimpl->tier->generation()) {
+        const bool offloads = pimpl->ctx.cparams.op_offload;
+        if (pimpl->placement != pimpl->tier->generation() ||
+            (offloads && !pimpl->tier->has_room(pimpl->device_kv.get(), pimpl->device_kv->compute_need))) {
             pimpl->ctx.sched_need_reserve = true;
         }
         try {

@@ -39,6 +39,7 @@ struct context_hooks::impl {
     dynamic_model * weights = nullptr;   // null: stock loading, nothing moves
     device_tier * tier = nullptr;        // null: layers do not go to devices
     std::unique_ptr<layer_kv> device_kv; // with a tier
+    bool offload_asked = false;          // large batches are computed there with weights of the host
     bool lost = false;                   // a device that it computed on is gone
     int64_t placement = -1;              // generation that the scheduler's buffers are reserved for
     int64_t n_device_moves[2] = {};      // loads, evictions: as of the last event line

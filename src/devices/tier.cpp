@@ -113,6 +113,15 @@ size_t device_tier::compute_need(size_t dev) const {
     return bytes;
 }
 
+bool device_tier::has_room(const layer_kv * context, const std::vector<size_t> & compute) const {
+    for (size_t d = 0; d < n_devices(); ++d) {
+        if (compute_need(d) - context->compute_need[d] + compute[d] > places[d].budget_now) {
+            return false;
+        }
+    }
+    return true;
+}
+
 // From the output downwards, and from the last device to the first: the device that a layer is to be on.
 std::vector<int> device_tier::target() const {
     std::vector<int> to(layers.size(), -1);

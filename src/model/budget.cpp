@@ -135,7 +135,8 @@ void dynamic_model::add_adapter(const void * adapter, const ggml_context * tenso
     {
         const std::lock_guard<std::mutex> lock(mutex);
         for (auto it = adapters.begin(); it != adapters.end();) { // one whose load failed was never registered
-            const bool gone = it->first != adapter && model.loras.count((llama_adapter_lora *) it->first) == 0;
+            const auto has = [&it](const llama_adapter_lora * l) { return l == it->first; };
+            const bool gone = it->first != adapter && std::none_of(model.loras.begin(), model.loras.end(), has);
             it = gone ? adapters.erase(it) : std::next(it);
         }
         its = &adapters.try_emplace(adapter, memory, memory_tag::adapters).first->second;

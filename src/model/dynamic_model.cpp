@@ -61,7 +61,6 @@ void dynamic_model::prepare(llama_model_params & params) {
                        o->pattern, ggml_backend_buft_name(o->buft)));
         }
     }
-    params.no_host = true; // host memory is ours
     survive_lost_devices();
 }
 

@@ -36,6 +36,11 @@ bool is_of_cpu(ggml_backend_buffer_type_t buft) {
     return dev != nullptr && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
+bool keeps_layout(ggml_backend_buffer_type_t buft) {
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
+    return buft == ggml_backend_cpu_buffer_type() || (dev != nullptr && buft == ggml_backend_dev_host_buffer_type(dev));
+}
+
 size_t bytes_of(const ggml_context * ctx, ggml_backend_buffer_type_t buft) {
     size_t bytes = 0;
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {

@@ -309,10 +309,14 @@ bool dense_stream::acquire_if_there(const std::vector<uint32_t> & ids) {
 }
 
 bool dense_stream::acquire(uint32_t id, block_loader::guard & lock, std::string * error) {
-    block_status & b = loader[id];
     do {
         head = (head + 1) % graph->order.size(); // blocks are acquired in this order
     } while (graph->order[head] != id);
+    return fetch(id, lock, error);
+}
+
+bool dense_stream::fetch(uint32_t id, block_loader::guard & lock, std::string * error) {
+    block_status & b = loader[id];
     b.in_use = true;
     b.last_use = n_graphs;
     if (policy == SUPERLLAMA_LAYER_POLICY_LRU) {

@@ -39,6 +39,7 @@ class dense_stream : public block_owner {
 
     void begin(const layer_graph & graph, int64_t number);
     bool acquire(uint32_t id, block_loader::guard & lock, std::string * error);
+    bool fetch(uint32_t id, block_loader::guard & lock, std::string * error); // out of order
     bool acquire_if_there(const std::vector<uint32_t> & ids); // and it stays; false: the graph has to stop for them
     bool settled(uint32_t id) const;                          // it is in memory and stays there
     void release(uint32_t id);

@@ -19,16 +19,34 @@ static const ggml_tensor * weights_of(const ggml_tensor * src) {
     return src;
 }
 
-// What a device computed and the host needs is copied just before the host's turn, into a tensor "CPU#name#0": too late
-// to ask it which experts to have ready.
-static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) {
+// What one device computed, or holds, and another one needs is copied before the other's turn, into a tensor
+// "DEVICE#name#0". The name of what it is a copy of; empty: it is none.
+static std::string copied_name(const ggml_tensor * t) {
     const char * first = strchr(t->name, '#');
     const char * last = strrchr(t->name, '#');
-    if (first == last) {
-        return t;
-    }
-    const ggml_tensor * original = ggml_graph_get_tensor(gf, std::string(first + 1, last).c_str());
+    return first == last ? std::string() : std::string(first + 1, last);
+}
+
+// The choice of experts, where the router left it: the copy comes too late to ask it which experts to have ready.
+static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) {
+    const std::string name = copied_name(t);
+    const ggml_tensor * original = name.empty() ? nullptr : ggml_graph_get_tensor(gf, name.c_str());
     return original != nullptr ? original : t;
+}
+
+// Weights of ours on the host that a node reads: there, or as a copy on a device that computes large batches with them.
+// Null: none of ours.
+static const ggml_tensor * held_weights(const weight_store & store, const ggml_tensor * src) {
+    const ggml_tensor * t = weights_of(src);
+    if (t != nullptr && !store.is_here(t)) {
+        t = store.named(copied_name(t));
+    }
+    return t != nullptr && store.is_here(t) ? t : nullptr;
+}
+
+// All of it: no view.
+static bool is_whole(const ggml_tensor * src, const ggml_tensor * weights) {
+    return src == weights || copied_name(src) == weights->name;
 }
 
 std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf) {
@@ -41,7 +59,11 @@ std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf) {
     std::map<uint32_t, block_use> uses;
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            const auto found = src != nullptr ? blocks.find(weights_of(src)->name) : blocks.end();
+            if (src == nullptr) {
+                continue;
+            }
+            const std::string copied = copied_name(src);
+            const auto found = blocks.find(copied.empty() ? weights_of(src)->name : copied);
             if (found != blocks.end() && found->second >= 0) {
                 const auto id = (uint32_t) found->second;
                 uses.insert({ id, { id, i, i } }).first->second.last = i;
@@ -60,11 +82,11 @@ std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgr
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         const ggml_tensor * node = ggml_graph_node(gf, i);
         for (int s = 0; s < GGML_MAX_SRC && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0; ++s) {
-            const ggml_tensor * src = weights_of(node->src[s]);
-            if (src == nullptr || !store.is_here(src)) {
+            const ggml_tensor * src = held_weights(store, node->src[s]);
+            if (src == nullptr) {
                 continue;
             }
-            const bool as_it_is = s == 0 && src == node->src[s];
+            const bool as_it_is = s == 0 && is_whole(node->src[s], src);
             if (store.is_by_row(src) && !(node->op == GGML_OP_GET_ROWS && as_it_is) && node->op != GGML_OP_VIEW) {
                 whole.push_back(src);
             }
@@ -99,9 +121,9 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
             continue;
         }
         for (int s = 0; s < GGML_MAX_SRC; ++s) {
-            const ggml_tensor * src = weights_of(node->src[s]);
-            if (src == nullptr || !store.is_here(src)) {
-                continue; // none of ours, or on a device
+            const ggml_tensor * src = held_weights(store, node->src[s]);
+            if (src == nullptr) {
+                continue; // none of ours, or moved to a device
             }
             if (node->op == GGML_OP_MUL_MAT && strstr(src->name, "ffn_gate_inp.weight") != nullptr) {
                 router = src;
@@ -116,6 +138,7 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
                         }
                         moe_stop = &before(i);
                         moe_stop->experts = node;
+                        moe_stop->expert_weights = src;
                         moe_stop->expert_ids = original_of(gf, node->src[2]);
                         moe_layer = layer;
                         router = nullptr;
@@ -136,7 +159,7 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
                 continue;
             }
             const auto b = (uint32_t) block;
-            if (src != node->src[s]) {
+            if (!is_whole(node->src[s], src)) {
                 graph.views[b].push_back(node->src[s]);
             }
             if (first_use[b] < 0) {

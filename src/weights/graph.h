@@ -15,9 +15,10 @@ namespace superllama {
 
 // What happens between two nodes of a graph.
 struct layer_stop {
-    std::vector<uint32_t> release;              // blocks whose last use was before
-    std::vector<uint32_t> acquire;              // blocks whose first use comes next
-    const ggml_tensor * experts = nullptr;      // the MUL_MAT_ID node that comes next
+    std::vector<uint32_t> release;         // blocks whose last use was before
+    std::vector<uint32_t> acquire;         // blocks whose first use comes next
+    const ggml_tensor * experts = nullptr; // the MUL_MAT_ID node that comes next
+    const ggml_tensor * expert_weights = nullptr;
     const ggml_tensor * expert_ids = nullptr;   // which experts it wants, where the router left them
     const ggml_tensor * experts_done = nullptr; // the last one of a layer
     const ggml_tensor * next_router = nullptr;  // weights that choose the experts of the next layer that has any

@@ -123,7 +123,10 @@ void weight_store::add_experts(weight_held & h) {
 ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
                                           const std::function<weight_source(const ggml_tensor *)> & source,
                                           const std::function<bool(const ggml_tensor *)> & by_row) {
-    const bool plain = buft == ggml_backend_cpu_buffer_type();
+    const bool plain = keeps_layout(buft);
+    if (plain) {
+        buft = ggml_backend_cpu_buffer_type(); // a device's host memory too: ours lies in ranges of our own
+    }
     if (!plain && !converts_by_rows(ctx, buft)) {
         n_resident += ggml_backend_buft_is_host(buft) || is_of_cpu(buft) ? bytes_of(ctx, buft) : 0;
         return nullptr;
@@ -175,6 +178,7 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
 
 void weight_store::take_over(const weight_held & h) {
     pimpl->index[h.tensor] = pimpl->held.size();
+    pimpl->names[h.tensor->name] = h.tensor;
     pimpl->held.push_back(h);
     const size_t page = system_page();
     const size_t pages = round_up(h.addr_off % page + h.bytes, page);
@@ -251,6 +255,11 @@ bool weight_store::owns(const ggml_context * ctx) const {
 int32_t weight_store::n_experts(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
     return h != nullptr ? h->n_experts : 0;
+}
+
+const ggml_tensor * weight_store::named(const std::string & name) const {
+    const auto it = pimpl->names.find(name);
+    return it == pimpl->names.end() ? nullptr : it->second;
 }
 
 int32_t weight_store::block_of(const ggml_tensor * t, int32_t expert) const {

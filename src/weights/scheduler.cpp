@@ -1,5 +1,7 @@
 #include "weights/scheduler.h"
 
+#include "ggml-backend.h"
+
 #include <algorithm>
 #include <map>
 
@@ -143,10 +145,7 @@ std::vector<const uint8_t *> layer_sched::keep(const ggml_tensor * t) {
         if (id < 0 || loader[(uint32_t) id].state != block_state::ready || store.in_ring((uint32_t) id)) {
             return {};
         }
-        const auto & slices = store.blocks()[(size_t) id].slices;
-        const auto mine =
-            std::find_if(slices.begin(), slices.end(), [t](const weight_slice & s) { return s.tensor == t; });
-        shares.push_back(store.data((uint32_t) id, (size_t) (mine - slices.begin())));
+        shares.push_back(store.data((uint32_t) id, store.slice_of((uint32_t) id, t)));
         ids.push_back((uint32_t) id);
     }
     for (uint32_t id : ids) {
@@ -228,6 +227,35 @@ bool layer_sched::run_stop(const layer_stop & s, std::string * error) {
         }
         experts.guess(s);
     }
+    return true;
+}
+
+bool layer_sched::before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error) {
+    const ggml_tensor * t = src->view_src != nullptr ? src->view_src : src;
+    *copied = false;
+    if (!store.is_here(t)) {
+        return true;
+    }
+    auto lock = loader.lock();
+    if (store.n_experts(t) > 0) {
+        *copied = true;
+        return experts.copy(t, to, lock, error);
+    }
+    const int32_t block = store.block_of(t);
+    if (block < 0 || loader[(uint32_t) block].in_use) {
+        return true; // as usual: a stop acquired it
+    }
+    const auto id = (uint32_t) block;
+    if (!dense.fetch(id, lock, error)) {
+        return false;
+    }
+    const uint8_t * data =
+        store.data(id, store.slice_of(id, t)) + ((const uint8_t *) src->data - (const uint8_t *) t->data);
+    lock.unlock();
+    ggml_backend_tensor_set(to, data, 0, ggml_nbytes(to));
+    lock.lock();
+    *copied = true;
+    dense.release(id);
     return true;
 }
 

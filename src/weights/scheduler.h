@@ -56,6 +56,9 @@ class layer_sched {
     bool begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error);
     bool stops_after(const ggml_tensor * node); // asked for every node, in order, before it is computed
     bool after_node(const ggml_tensor * node, std::string * error);
+    // Weights that go to a device, which computes a large batch with them: `copied` says that they are there. Between
+    // the stops.
+    bool before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error);
     void end_graph();
 
     // No graph runs meanwhile, and the next one is looked at anew.

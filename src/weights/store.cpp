@@ -50,6 +50,12 @@ void weight_store::point(uint32_t block) {
     }
 }
 
+size_t weight_store::slice_of(uint32_t block, const ggml_tensor * t) const {
+    const auto & slices = all_blocks[block].slices;
+    const auto mine = std::find_if(slices.begin(), slices.end(), [t](const weight_slice & s) { return s.tensor == t; });
+    return (size_t) (mine - slices.begin());
+}
+
 void weight_store::drop(uint32_t block) {
     weight_block & b = all_blocks[block];
     if (b.expert >= 0) {

@@ -107,7 +107,8 @@ class weight_store {
     int32_t n_experts(const ggml_tensor * t) const; // 0: not a tensor of experts
     int32_t block_of(const ggml_tensor * t, int32_t expert = 0) const;
 
-    std::vector<weight_tensor> tensors() const; // all that we hold, token embeddings by row left out
+    const ggml_tensor * named(const std::string & name) const; // null: none of ours
+    std::vector<weight_tensor> tensors() const;                // all that we hold, token embeddings by row left out
 
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
@@ -145,6 +146,7 @@ class weight_store {
     int64_t waited_us() const;                   // of kernels, for experts
     void point(uint32_t block);                  // its tensors to where it is, for kernels. Not for experts
     const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
+    size_t slice_of(uint32_t block, const ggml_tensor * t) const;
     void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
 
     // A tensor that was taken for one that is looked up by rows, and is read as a whole: from now on it is resident,

@@ -38,6 +38,8 @@ ggml_tensor rows_of(const ggml_tensor * t, size_t file_bytes);
 size_t memory_of(const ggml_tensor * t, ggml_backend_buffer_type_t buft, size_t file_bytes);
 
 bool is_of_cpu(ggml_backend_buffer_type_t buft);
+// Weights lie there as in the file: the CPU's own memory, or what a device reads well (page-locked).
+bool keeps_layout(ggml_backend_buffer_type_t buft);
 size_t bytes_of(const ggml_context * ctx, ggml_backend_buffer_type_t buft); // of all its tensors
 bool converts_by_rows(const ggml_context * ctx, ggml_backend_buffer_type_t buft);
 
@@ -85,7 +87,8 @@ struct weight_store::impl {
     std::unordered_set<const ggml_context *> contexts;
 
     std::vector<weight_held> held;
-    std::unordered_map<const ggml_tensor *, size_t> index;         // into held
+    std::unordered_map<const ggml_tensor *, size_t> index; // into held
+    std::unordered_map<std::string, const ggml_tensor *> names;
     std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks; // (layer, expert)
     std::unordered_map<const ggml_tensor *, row_pages> rows;       // of tensors that are looked up by rows
     size_t n_huge_ranges = 0;

@@ -112,7 +112,11 @@ int main(int argc, char ** argv) {
             other = std::thread([&dynamic, budget] { superllama_set_budget(dynamic.model, budget); });
             n_moves++;
         }
-        CHECK(decode(dynamic, tokens) == 0);
+        const int rc = decode(dynamic, tokens);
+        if (rc != 0) {
+            fprintf(stderr, "step %d: %d: %s\n", step, rc, superllama_last_error());
+        }
+        CHECK(rc == 0);
         if (other.joinable()) {
             other.join();
         }

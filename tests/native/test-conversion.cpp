@@ -96,5 +96,14 @@ int main() {
     ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 256, 64);
     ggml_backend_buffer_type elsewhere = {};
     CHECK(!converts_by_rows(ctx.get(), &elsewhere));
+    CHECK(!keeps_layout(&elsewhere));
+
+    // but what a device offers for weights on the host is plain memory
+    static ggml_backend_buffer_type locked = {};
+    ggml_backend_device device = {};
+    device.iface.get_host_buffer_type = [](ggml_backend_dev_t) { return &locked; };
+    locked.device = elsewhere.device = &device;
+    CHECK(keeps_layout(&locked) && keeps_layout(ggml_backend_cpu_buffer_type()));
+    CHECK(!keeps_layout(&elsewhere));
     printf("ok\n");
 }

@@ -115,6 +115,19 @@ bool expert_pool::wait_for_idle(block_loader::guard & lock) {
     return false;
 }
 
+// Where a smaller budget came while experts were in use, those that this graph wants may lie behind free frames of
+// another size: they move together, once they are there. No kernel reads experts now. False: there is no room even so.
+bool expert_pool::close_gaps(uint32_t id, block_loader::guard & lock) {
+    for (uint32_t other : in_use) {
+        if (loader[other].state == block_state::reading) {
+            loader.wait_for(other, lock);
+        }
+    }
+    store.trim_experts(bytes_max - std::min(bytes_max, loader.bytes_of(id)),
+                       [this](uint32_t other) { return loader[other].state == block_state::ready; });
+    return store.has_frame(id, bytes_max);
+}
+
 // Frees a frame for an expert, at the cost of others that no node uses now. False: all are in use, or on their way.
 // Memory is what counts: frames of another size go back to the system from their end, which one that is being read
 // holds up.
@@ -159,7 +172,7 @@ void expert_pool::trim(size_t bytes) {
 // What the router has chosen, of all tokens of the ubatch.
 bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) const {
     const ggml_tensor * ids = s.expert_ids;
-    const ggml_tensor * weights = s.experts->src[0];
+    const ggml_tensor * weights = s.expert_weights;
     std::vector<char> data(ggml_nbytes(ids));
     ggml_backend_tensor_get(ids, data.data(), 0, data.size());
     for (int64_t i1 = 0; i1 < ids->ne[1]; ++i1) {
@@ -199,7 +212,7 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
             continue;
         }
         while (!make_frame(id)) {
-            if (!wait_for_idle(lock)) {
+            if (!wait_for_idle(lock) && !close_gaps(id, lock)) {
                 *error = "no memory left for the " + std::to_string(wanted.size()) + " experts of " +
                          std::to_string(loader.bytes_of(id)) +
                          " bytes that one ubatch asks for; raise --mem-budget, or lower --ubatch-size";
@@ -210,6 +223,36 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         used.touch(id);
     }
     totals.stall_ms += (double) (ggml_time_us() - t_begin) / 1000.0;
+    return true;
+}
+
+// For a device that computes a large batch with them. Experts that nobody chose are not read there, but a kernel may
+// read a little past the end of one: no number that it finds there may be none.
+bool expert_pool::copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error) {
+    const size_t bytes = weights->nb[2];
+    const std::vector<uint8_t> zeros(std::min<size_t>(bytes, 512));
+    bool follows = false; // the expert before was copied
+    for (int32_t e = 0; e < store.n_experts(weights); ++e) {
+        const auto id = (uint32_t) store.block_of(weights, e);
+        const bool chosen = std::find(in_use.begin(), in_use.end(), id) != in_use.end();
+        if (!chosen) {
+            if (follows) {
+                ggml_backend_tensor_set(to, zeros.data(), (size_t) e * bytes, zeros.size());
+            }
+            follows = false;
+            continue;
+        }
+        loader.wait_for(id, lock);
+        if (loader[id].state != block_state::ready) {
+            *error = loader[id].error;
+            return false;
+        }
+        const uint8_t * data = store.data(id, store.slice_of(id, weights));
+        lock.unlock(); // it is in use: it stays
+        ggml_backend_tensor_set(to, data, (size_t) e * bytes, bytes);
+        lock.lock();
+        follows = true;
+    }
     return true;
 }
 
@@ -234,7 +277,7 @@ void expert_pool::guess_layer(const layer_stop & s, const layer_stop & before, i
     if (router == nullptr) {
         return;
     }
-    const ggml_tensor * weights = before.next_moe->experts->src[0];
+    const ggml_tensor * weights = before.next_moe->expert_weights;
     const int32_t block_of_router = store.block_of(router);
     if (block_of_router < 0 ? !store.is_resident(router)
                             : loader[(uint32_t) block_of_router].state != block_state::ready) {

@@ -32,6 +32,7 @@ class expert_pool : public block_owner {
 
     void begin(int64_t graph_number) { n_graphs = graph_number; }
     bool acquire(const layer_stop & s, block_loader::guard & lock, std::string * error);
+    bool copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error);
     void guess(const layer_stop & s);  // what comes next, while this layer computes
     bool release(std::string * error); // false: one could not be read, and what was computed is not to be used
     void end();
@@ -55,6 +56,7 @@ class expert_pool : public block_owner {
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
     void settle_guess(const std::set<uint32_t> & wanted, block_loader::guard & lock);
     bool make_frame(uint32_t id);
+    bool close_gaps(uint32_t id, block_loader::guard & lock);
     int64_t find_victim() const;
     int64_t find_victim_for(uint32_t id) const;
     bool wait_for_idle(block_loader::guard & lock);
