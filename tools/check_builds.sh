@@ -38,8 +38,8 @@ for name in "${names[@]}"; do
             git ls-files -z | xargs -0 cp --parents -t "$tmp" 2>/dev/null || true
             (cd "$tmp" && python -c "from scikit_build_core.build import build_sdist; build_sdist('$tmp')" >/dev/null)
             python -m venv --system-site-packages "$tmp/venv"
-            site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-            echo "$site" >"$(ls -d "$tmp"/venv/lib/python*/site-packages)/these.pth"
+            python -c 'import sys; print(*[p for p in sys.path if p.endswith("site-packages")], sep="\n")' \
+                >"$(ls -d "$tmp"/venv/lib/python*/site-packages)/these.pth"
             offline=(unshare --net --map-root-user)
             "${offline[@]}" true 2>/dev/null || offline=(env PIP_NO_INDEX=1)
             SUPERLLAMA_CACHE=$tmp/cache "${offline[@]}" "$tmp/venv/bin/python" -m pip install --quiet \

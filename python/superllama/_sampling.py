@@ -45,7 +45,7 @@ class Sampler:
         links = []
         if biases := self._biases():
             links.append(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), ffi.new("llama_logit_bias[]", biases)))
-        last_n = n_ctx if p.penalty_last_n < 0 else p.penalty_last_n
+        last_n = n_ctx if p.penalty_last_n < 0 else min(p.penalty_last_n, n_ctx)  # the library allocates so many
         links.append(
             lib.llama_sampler_init_penalties(n_vocab, last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty)
         )

@@ -144,6 +144,8 @@ def test_samplers_do_what_they_say(ctx: Context) -> None:
     repeated = tokens_of(ctx.generate("the", max_tokens=60, penalty_last_n=-1, presence_penalty=1000.0, **GREEDY))
     assert len(set(repeated)) == 60
     assert not set(repeated) & set(ctx.model.tokenize("the"))  # the prompt counts
+    beyond = {"penalty_last_n": 2**31 - 1, "presence_penalty": 1000.0}  # of memory for so many, nothing is taken
+    assert tokens_of(ctx.generate("the", max_tokens=60, **beyond, **GREEDY)) == repeated
 
 
 def test_grammar(ctx: Context) -> None:
