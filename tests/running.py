@@ -1,8 +1,15 @@
-"""The type of the fixture `run_python`: scripts in an interpreter of their own."""
+"""How tests run: threads that let others run, and the type of the fixture `run_python`, scripts in an interpreter of
+their own.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
+
+# Tests share the cores with each other. Threads of OpenMP that spin where they wait take the core of the one that they
+# wait for, and a minute becomes five. Set before the first runtime is loaded; programs inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
