@@ -10,6 +10,6 @@ from collections.abc import Callable
 
 # Tests share the cores with each other. Threads of OpenMP that spin where they wait take the core of the one that they
 # wait for, and a minute becomes five. Set before the first runtime is loaded; programs inherit it.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._backends import backend_files
 from ._neighbours import apart, load_apart
+from ._openmp import short_spins
 from ._programs import find_bin_dir
 from ._words import in_python
 
@@ -30,7 +31,7 @@ else:
     if sys.platform == "win32" and (bin_dir := find_bin_dir()):
         os.add_dll_directory(str(bin_dir))
     try:
-        with apart() as _crowded:
+        with short_spins(), apart() as _crowded:
             from ._ffi import ffi, lib
     except ImportError as e:
         raise ImportError(
@@ -135,11 +136,12 @@ def _start() -> None:
     # no call into Python once the interpreter has gone; registered first, so it runs last
     nothing = ffi.addressof(lib, "superllama_py_log_nothing")
     atexit.register(lib.llama_log_set, nothing, ffi.NULL)
-    for folder in [*(file.parent for file in backend_files()), find_bin_dir()]:
-        if folder:
-            if _crowded:
-                load_apart(folder)
-            lib.ggml_backend_load_all_from_path(os.fsencode(folder))
+    with short_spins():
+        for folder in [*(file.parent for file in backend_files()), find_bin_dir()]:
+            if folder:
+                if _crowded:
+                    load_apart(folder)
+                lib.ggml_backend_load_all_from_path(os.fsencode(folder))
     lib.llama_backend_init()
 
 

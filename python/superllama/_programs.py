@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ._backends import for_programs
+from ._openmp import short_spin
 
 # ---------------------------------------------------------------- which command lines name a model
 
@@ -116,7 +117,7 @@ def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os
     """Become the program: same process on POSIX, so signals and the exit code are its own."""
     program = str(find_program(name))
     command = [program, *arguments]
-    environment = {**environment, **for_programs(environment, Path(program).parents[1])}
+    environment = {**short_spin(environment), **environment, **for_programs(environment, Path(program).parents[1])}
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.platform != "win32":
