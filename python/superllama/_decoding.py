@@ -11,7 +11,7 @@ from ._batch import Batch, Outputs
 from ._context_base import integer
 from ._errors import CancelledError, ContextError, DecodeError, PromptError, PromptTooLongError
 from ._going_back import GoingBack
-from ._native import collected_errors, ffi, last_error, lib, raise_kept, reason
+from ._native import collected_errors, ffi, last_error, lib, reason
 from ._text import check_tokens, is_text, is_token, token_list
 from ._waiting import in_main_thread
 
@@ -113,7 +113,6 @@ class Decoding(GoingBack):
                 f"no room for {batch.n_tokens} tokens: the sequences of this context share {self._n_ctx} cells; remove "
                 "tokens with seq_remove(), or make the context with a larger n_ctx"
             )
-        raise_kept()  # Ctrl-C stopped it
         if result == 2:
             raise CancelledError("decoding was cancelled")
         why = last_error()

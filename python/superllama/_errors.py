@@ -6,6 +6,7 @@ a wrong type or out of range raise pydantic.ValidationError instead, before anyt
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 
@@ -16,14 +17,7 @@ class Error(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # not by calling the class with `args`, as exceptions do: what a class asks for besides its text is no argument
         # of Exception, and the call would fail in the process that reads it
-        return _restored, (type(self), self.args, self.__dict__)
-
-
-def _restored(kind: type[Error], args: tuple[Any, ...], attributes: dict[str, Any]) -> Error:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ModelError(Error):
@@ -55,7 +49,7 @@ class PromptTooLongError(PromptError):
 
 
 class TemplateError(PromptError):
-    """The model has no chat template that the library knows, or the messages do not fit it."""
+    """The model has no chat template, or the messages do not fit it."""
 
 
 class GrammarError(Error, ValueError):

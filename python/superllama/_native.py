@@ -98,11 +98,13 @@ def _on_log(level: int, text: Any, user_data: Any) -> None:
     if level != lib.GGML_LOG_LEVEL_CONT:
         _thread.level = _LEVELS.get(level, logging.INFO)
     *lines, _thread.text = (_thread.text + ffi.string(text).decode("utf-8", "replace")).split("\n")
-    for line in map(in_python, lines):
-        if _thread.level >= logging.ERROR and line.strip():
+    failed = _thread.level >= logging.ERROR
+    if not failed and not log.isEnabledFor(_thread.level):
+        return  # most lines are for nobody
+    for line in map(in_python, filter(str.strip, lines)):
+        if failed:
             _thread.errors.append(line.strip())
-        if line.strip() and log.isEnabledFor(_thread.level):
-            log.log(_thread.level, "%s", line)
+        log.log(_thread.level, "%s", line)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,6 @@ from pathlib import Path
 
 NAMES = ("llama_backend_init", "ggml_init", "ggml_backend_load_all_from_path")
 
-_kept: list[ctypes.CDLL] = []
-
 
 def is_crowded() -> bool:
     """Whether names of ours are taken, before ours are loaded."""
@@ -45,4 +43,4 @@ def load_apart(folder: Path) -> None:
     """Load the backends that ggml will open itself, so that it gets them as they are."""
     for file in sorted(folder.glob("libggml-*.so")):
         with contextlib.suppress(OSError):  # one of another CPU or driver; ggml goes on without it as well
-            _kept.append(ctypes.CDLL(str(file), mode=os.RTLD_NOW | os.RTLD_DEEPBIND))
+            ctypes.CDLL(str(file), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)

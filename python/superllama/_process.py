@@ -32,8 +32,7 @@ class Stoppable(Protocol):
 
 
 _forks = 0  # how often this process and its ancestors forked, as far as they had loaded the package
-_computed = False  # a context was made in this process
-_parent_computed = False
+_computed_in: int | None = None  # the process, this one or an ancestor, that made the first context
 _living: weakref.WeakSet[Stoppable] = weakref.WeakSet()
 
 
@@ -59,13 +58,13 @@ def check_process(made_in: int, what: str) -> None:
 def check_can_compute() -> None:
     """Raises: ForkedError in a fork of a process that has computed: the compute threads are the process's, not a
     context's, and a context of its own would wait for threads that are not there."""
-    global _computed
-    if _parent_computed:
+    global _computed_in
+    if _computed_in is not None and inherited(_computed_in):
         raise ForkedError(
             "the process that this one was forked from had a context, and its compute threads stayed there; make the "
             "first context after the fork, or start processes with the method 'spawn'"
         )
-    _computed = True
+    _computed_in = _forks
 
 
 def stop_at_exit(thing: Stoppable) -> None:
@@ -74,10 +73,8 @@ def stop_at_exit(thing: Stoppable) -> None:
 
 
 def _after_fork() -> None:
-    global _forks, _computed, _parent_computed, _living
+    global _forks, _living
     _forks += 1
-    _parent_computed = _parent_computed or _computed
-    _computed = False
     _living = weakref.WeakSet()  # whoever held the old one's lock is not here
 
 

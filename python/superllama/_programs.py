@@ -1,6 +1,6 @@
 """Console scripts that run the patched programs of llama.cpp: `superllama-cli` is `superllama/bin/llama-cli`.
 
-Every flag goes through unchanged. A program that wants a model and is given none gets the demo model.
+Every flag goes through, `--model=FILE` as two words. A program that wants a model and gets none has the demo model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,16 +45,16 @@ PRINT_OPTIONS = {
 }
 
 
-def split_option(argument: str, options: Collection[str] = MODEL_OPTIONS) -> tuple[str, str] | None:
+def split_option(argument: str) -> tuple[str, str] | None:
     """The option and the value of `--model=FILE`, and of `-mFILE` if FILE looks like one; None if it is neither.
 
     llama.cpp's programs want the value as an argument of its own; run_with_model() hands it to them like that.
     """
     name, equals, value = argument.partition("=")
-    if equals and name in options and value:
+    if equals and name in MODEL_OPTIONS and value:
         return name, value
     # there are other options that begin with -m; none of them ends like a file
-    if argument.startswith("-m") and argument.endswith(".gguf") and "-m" in options:
+    if argument.startswith("-m") and argument.endswith(".gguf"):
         return "-m", argument[2:]
     return None
 
@@ -73,8 +73,8 @@ def names_model(arguments: Sequence[str], environment: Mapping[str, str]) -> boo
 
 
 def missing_model(arguments: Sequence[str]) -> str | None:
-    """What is wrong with the file of `-m FILE`, None if nothing is, or if FILE is where a download goes."""
-    arguments = separated(arguments)
+    """What is wrong with the file of `-m FILE`, None if nothing is, or if FILE is where a download goes. For arguments
+    that are separated."""
     sources = [argument for argument in arguments if argument in MODEL_OPTIONS]
     if len(sources) != 1 or sources[0] not in ("-m", "--model") or arguments[-1] == sources[0]:
         return None

@@ -20,7 +20,6 @@ _NAMES = {
     "metrics-interval": "metrics_interval_ms",
     "n-gpu-layers": "n_gpu_layers",
     "no-repack": "use_extra_bufts=False",
-    "override-kv": "override_kv",
     "parallel": "n_seq_max",
     "repack": "use_extra_bufts",
     "rpc": "add_rpc_server()",

@@ -90,7 +90,6 @@ def _plan(args: argparse.Namespace) -> int:
     if args.model and args.model_option:
         print("superllama plan: one model at a time: MODEL, or -m MODEL", file=sys.stderr)
         return 2
-    flags = {"mem_budget": "--mem-budget", "n_ctx": "-c", "n_ubatch": "-ub", "n_threads": "-t"}
     try:
         found = plan(
             args.model or args.model_option or demo_model(),
@@ -103,7 +102,7 @@ def _plan(args: argparse.Namespace) -> int:
     except ValidationError as e:
         wrong = e.errors()[0]
         what = wrong["msg"].removeprefix("Value error, ")
-        print(f"superllama plan: {flags[str(wrong['loc'][0])]} {wrong['input']}: {what}", file=sys.stderr)
+        print(f"superllama plan: {as_flags(str(wrong['loc'][0]))} {wrong['input']}: {what}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(found.as_dict(), indent=2))
