@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rpc_devices import free_port
+from rpc_devices import NO_GPU, free_port
 
-from superllama._programs import find_program, server_environment
+from superllama._programs import find_program
 
 
 @dataclass
@@ -55,9 +55,7 @@ def http_server(model: Path, log: Path, *flags: object) -> Iterator[HttpServer]:
     port = free_port()
     command = [find_program("llama-server"), "-m", model, "--port", port, "-t", 1, "--no-ui", "--no-warmup", *flags]
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=out, stderr=out, env=server_environment() | {"PATH": os.environ["PATH"]}
-        )
+        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=out, env=os.environ | NO_GPU)
     try:
         while True:
             assert process.poll() is None, log.read_text(errors="replace")[-3000:]

@@ -21,25 +21,28 @@ superllama_model_params flags_model_defaults() {
     return llama_model_default_params().superllama;
 }
 
-void flags::settle(common_params & params) {
-    const bool reads_ahead_of_layers = model.async_prefetch && !asks_paged && kv_flag.empty();
-    model.dynamic_layers = asks_dynamic || !weight_flag.empty() || reads_ahead_of_layers;
-    paged_kv = asks_paged || !kv_flag.empty();
-    if (model.dynamic_layers) {
-        params.fit_params = false; // placement is ours
-    }
+bool flags::pages() const {
+    return paged_kv || kv_budget_bytes != 0;
+}
+
+const char * flags::implies_layers() const {
+    const uint64_t * devices = model.vram_budget_bytes;
+    const bool of_devices = std::any_of(devices, devices + SUPERLLAMA_MAX_DEVICES, [](uint64_t b) { return b != 0; });
+    return model.mem_budget_bytes != 0        ? "--mem-budget"
+           : of_devices                       ? "--vram-budget"
+           : model.async_prefetch && !pages() ? "--async-prefetch"
+                                              : nullptr;
 }
 
 // Said once in a process, however many models it loads: it is about the command line.
 static void say_what_is_implied(const flags & f) {
     static std::once_flag once;
     std::call_once(once, [&] {
-        if (f.model.dynamic_layers && !f.asks_dynamic) {
-            LOG_INF("%s switches on --dynamic-layers, without which it has no effect\n",
-                    f.weight_flag.empty() ? "--async-prefetch" : f.weight_flag.c_str());
+        if (!f.model.dynamic_layers && f.implies_layers() != nullptr) {
+            LOG_INF("%s switches on --dynamic-layers, without which it has no effect\n", f.implies_layers());
         }
-        if (f.paged_kv && !f.asks_paged) {
-            LOG_INF("%s switches on --paged-kv, without which it has no effect\n", f.kv_flag.c_str());
+        if (!f.paged_kv && f.pages()) {
+            LOG_INF("--kv-budget switches on --paged-kv, without which it has no effect\n");
         }
     });
 }
@@ -47,6 +50,7 @@ static void say_what_is_implied(const flags & f) {
 void flags::apply(llama_model_params & params) const {
     say_what_is_implied(*this);
     params.superllama = model;
+    params.superllama.dynamic_layers = model.dynamic_layers || implies_layers() != nullptr;
 }
 
 void flags::apply(llama_context_params & params) const {
@@ -54,7 +58,7 @@ void flags::apply(llama_context_params & params) const {
     params.superllama.metrics_pretty = metrics_pretty;
     params.superllama.metrics_interval_ms = metrics_interval_ms;
     params.superllama.metrics_file = metrics_file.empty() ? nullptr : metrics_file.c_str();
-    params.superllama.paged_kv = paged_kv;
+    params.superllama.paged_kv = pages();
     params.superllama.kv_page_size = kv_page_size;
     params.superllama.kv_budget_bytes = kv_budget_bytes;
     params.superllama.spill_dir = spill_dir.empty() ? nullptr : spill_dir.c_str();
@@ -97,19 +101,13 @@ static std::vector<common_arg> superllama_options() {
                    "larger than memory; --gpu-layers is the most layers that go to devices, counted from the output, "
                    "--tensor-split the most for each device; tensors that --override-tensor (=CPU only) or --cpu-moe "
                    "pins stay on the host, the rest of their layer moves (default: disabled)",
-                   [](common_params & params) {
-                       params.superllama.asks_dynamic = true;
-                       params.superllama.settle(params);
-                   })
+                   [](common_params & params) { params.superllama.model.dynamic_layers = true; })
             .set_env("LLAMA_ARG_DYNAMIC_LAYERS"));
     add(common_arg({ "--async-prefetch" },
                    "read layers, experts and KV pages ahead in worker threads; without it every load waits where it is "
                    "needed; "
                    "implies --dynamic-layers where there is no --paged-kv (default: disabled)",
-                   [](common_params & params) {
-                       params.superllama.model.async_prefetch = true;
-                       params.superllama.settle(params);
-                   })
+                   [](common_params & params) { params.superllama.model.async_prefetch = true; })
             .set_env("LLAMA_ARG_ASYNC_PREFETCH"));
     add(common_arg({ "--prefetch-threads" }, "N", "read workers, 1 to 64 (default: 6)",
                    [](common_params & params, int value) {
@@ -125,12 +123,7 @@ static std::vector<common_arg> superllama_options() {
             "512MiB, 60% of the memory that this process may use, or auto = high mark x what is available (default: "
             "auto)",
             [](common_params & params, const std::string & value) {
-                const uint64_t bytes = parse_budget(value.c_str());
-                params.superllama.model.mem_budget_bytes = bytes;
-                if (bytes != 0) {
-                    params.superllama.weight_flag = "--mem-budget";
-                }
-                params.superllama.settle(params);
+                params.superllama.model.mem_budget_bytes = parse_budget(value.c_str());
             })
             .set_env("LLAMA_ARG_MEM_BUDGET"));
     add(common_arg({ "--vram-budget" }, "SIZE[,SIZE...]",
@@ -138,12 +131,7 @@ static std::vector<common_arg> superllama_options() {
                    "holds for all devices that follow; implies --dynamic-layers unless auto; 8GiB, 512MiB, 0 = no "
                    "layers, or auto = high mark x what is free (default: auto)",
                    [](common_params & params, const std::string & value) {
-                       uint64_t * budgets = params.superllama.model.vram_budget_bytes;
-                       parse_vram_budget(value.c_str(), budgets);
-                       if (std::any_of(budgets, budgets + SUPERLLAMA_MAX_DEVICES, [](uint64_t b) { return b != 0; })) {
-                           params.superllama.weight_flag = "--vram-budget";
-                       }
-                       params.superllama.settle(params);
+                       parse_vram_budget(value.c_str(), params.superllama.model.vram_budget_bytes);
                    })
             .set_env("LLAMA_ARG_VRAM_BUDGET"));
     add(common_arg(
@@ -175,10 +163,7 @@ static std::vector<common_arg> superllama_options() {
     add(common_arg({ "--paged-kv" },
                    "KV cache in pages: memory only for what is used, spilled to disk over the budget, exact "
                    "(default: disabled)",
-                   [](common_params & params) {
-                       params.superllama.asks_paged = true;
-                       params.superllama.settle(params);
-                   })
+                   [](common_params & params) { params.superllama.paged_kv = true; })
             .set_env("LLAMA_ARG_PAGED_KV"));
     add(common_arg({ "--kv-page-size" }, "N", "with --paged-kv: cells per page, 16 to 8192 (default: 256)",
                    [](common_params & params, int value) {
@@ -194,10 +179,6 @@ static std::vector<common_arg> superllama_options() {
             "this process may use, or auto = half of what is available (default: auto)",
             [](common_params & params, const std::string & value) {
                 params.superllama.kv_budget_bytes = parse_budget(value.c_str());
-                if (params.superllama.kv_budget_bytes != 0) {
-                    params.superllama.kv_flag = "--kv-budget";
-                }
-                params.superllama.settle(params);
             })
             .set_env("LLAMA_ARG_KV_BUDGET"));
     add(common_arg({ "--spill-dir" }, "PATH",

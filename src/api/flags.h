@@ -7,7 +7,6 @@
 #include <string>
 
 struct common_arg;
-struct common_params;
 struct common_params_context;
 struct llama_context_params;
 struct llama_model_params;
@@ -32,13 +31,8 @@ struct flags {
 
     // A flag that only something else enforces switches that on: budgets of weights the dynamic layers, one of KV the
     // pages, reading ahead the dynamic layers where there are no pages to read.
-    bool asks_dynamic = false;
-    bool asks_paged = false;
-    std::string weight_flag; // the flag that needs dynamic layers, KV pages: named in the log
-    std::string kv_flag;
-
-    // to be called after each of our flags, for they come in any order
-    void settle(common_params & params);
+    bool pages() const;
+    const char * implies_layers() const; // the flag that does; null: none
 
     // the parameters point into this object
     void apply(llama_model_params & params) const;

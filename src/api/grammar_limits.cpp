@@ -1,5 +1,6 @@
 #include "api/grammar_limits.h"
 
+#include "base/quoted.h"
 #include "llama-grammar.h"
 #include "llama-impl.h"
 
@@ -15,14 +16,6 @@ namespace superllama {
 }
 
 // ---------------------------------------------------------------------------------------------------- text
-
-// Past a literal, a set of characters or a token, to the character that ends it.
-static size_t skip_to(const std::string & text, size_t at, char end) {
-    for (++at; at < text.size() && text[at] != end; ++at) {
-        at += text[at] == '\\' ? 1 : 0;
-    }
-    return at;
-}
 
 void check_grammar_text(const std::string & text) {
     const size_t most = 500;

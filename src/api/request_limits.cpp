@@ -1,5 +1,6 @@
 #include "api/request_limits.h"
 
+#include "base/quoted.h"
 #include "common.h"
 
 #include <cstddef>
@@ -8,14 +9,6 @@
 
 namespace superllama {
 
-// Past a string, to the quote that ends it.
-static size_t end_of_string(const std::string & text, size_t at) {
-    for (++at; at < text.size() && text[at] != '"'; ++at) {
-        at += text[at] == '\\' ? 1 : 0;
-    }
-    return at;
-}
-
 void check_json(const std::string & text) {
     const size_t most_depth = 500;
     const size_t most_key = 8192; // names of properties become names of rules, which a regular expression looks at
@@ -23,7 +16,7 @@ void check_json(const std::string & text) {
     for (size_t i = 0; i < text.size(); ++i) {
         const char c = text[i];
         if (c == '"') {
-            const size_t end = end_of_string(text, i);
+            const size_t end = skip_to(text, i, '"');
             const size_t next = text.find_first_not_of(" \t\r\n", end + 1);
             if (end - i > most_key && next != std::string::npos && text[next] == ':') {
                 throw std::runtime_error("the JSON has a key of " + std::to_string(end - i - 1) +

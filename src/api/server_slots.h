@@ -54,21 +54,19 @@ bool room_for_prompt(States & states, uint64_t bytes) {
     return true;
 }
 
-inline void count_prompts(uint64_t bytes) {
-    charge_prompts(bytes);
-}
-
 // Between two batches: the oldest checkpoints of slots go where there is no room for all of them.
 template <class Slots>
 void count_checkpoints(Slots & slots) {
     for (;;) {
-        uint64_t bytes = 0;
+        uint64_t bytes = 0, most = 0;
         typename Slots::value_type * largest = nullptr;
         for (auto & slot : slots) {
-            bytes += bytes_of(slot.prompt.checkpoints);
-            const bool more =
-                largest == nullptr || bytes_of(slot.prompt.checkpoints) > bytes_of(largest->prompt.checkpoints);
-            largest = !slot.prompt.checkpoints.empty() && more ? &slot : largest;
+            const uint64_t own = bytes_of(slot.prompt.checkpoints);
+            bytes += own;
+            if (own > most) {
+                most = own;
+                largest = &slot;
+            }
         }
         if (charge_checkpoints(bytes) || largest == nullptr) {
             return;

@@ -20,15 +20,9 @@ using namespace superllama;
 // Runs `body`; what it throws becomes superllama_last_error() and -1.
 template <typename F>
 static int32_t guarded(const F & body) {
-    try {
-        set_error("");
-        return body();
-    } catch (const std::exception & e) {
-        set_error(e.what());
-    } catch (...) {
-        set_error("unknown error");
-    }
-    return -1;
+    int32_t result = -1;
+    set_error("");
+    return tried([&] { result = body(); }) ? result : -1;
 }
 
 const char * superllama_version(void) {

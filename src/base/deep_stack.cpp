@@ -86,14 +86,4 @@ size_t regex_stack_bytes(const std::string & text) {
     return bytes;
 }
 
-bool tried(const std::function<void()> & work) {
-    try {
-        work();
-        return true;
-    } catch (const std::exception & e) {
-        set_error(e.what());
-        return false;
-    }
-}
-
 } // namespace superllama

@@ -1,6 +1,8 @@
 // Work that recurses with the length of a text, on a stack that is long enough for it.
 #pragma once
 
+#include "base/error.h" // for the same callers
+
 #include <cstddef>
 #include <functional>
 #include <string>
@@ -21,8 +23,5 @@ auto on_regex_stack(const std::string & text, Work work) {
     run_on_stack(regex_stack_bytes(text), [&] { result = work(); });
     return result;
 }
-
-// Whether `work` ran without an exception; the text of one becomes the last error. For the C API, which none may leave.
-bool tried(const std::function<void()> & work);
 
 } // namespace superllama

@@ -17,11 +17,14 @@ std::unique_lock<std::recursive_mutex> context_hooks::hold() const {
 // Before upstream looks where operations would run, which tells it what the devices support.
 std::unique_lock<std::recursive_mutex> context_hooks::begin_reserve() {
     auto placement = hold();
-    std::string error;
-    if (pimpl->tier != nullptr && !pimpl->tier->place(&error)) {
-        LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
-    }
     if (pimpl->tier != nullptr) {
+        std::string error;
+        if (!pimpl->tier->place(&error)) {
+            LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+        }
+        if (!pimpl->ctx.cparams.op_offload) {
+            pimpl->need_without_offload = pimpl->device_kv->compute_need;
+        }
         pimpl->ctx.cparams.op_offload = pimpl->offload_asked; // before_reserve() sees whether there is room for it
     }
     return placement;
@@ -94,23 +97,26 @@ void context_hooks::before_reserve(const llama_memory_context_i * mctx) {
     if (lost_device(&error)) {
         return; // nothing is left there; the next ubatch says so
     }
+    const auto without_offload = [&] { // there is no room on a device for the weights of one operation
+        ctx.cparams.op_offload = false;
+        ctx.sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
+                                               (int) ctx.backend_ptrs.size(), ctx.graph_max_nodes(n_tokens),
+                                               ctx.cparams.pipeline_parallel, false));
+        kv.compute_need = pimpl->need_without_offload;
+    };
     for (;;) {
         error.clear();
         bool fits = tier->place(&error);
         std::vector<size_t> sizes(ctx.backend_ptrs.size());
         ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx, true, sizes.data());
         const std::vector<size_t> need = by_device(ctx.model.devices, ctx.backend_ptrs, sizes);
-        if (ctx.cparams.op_offload && !tier->has_room(&kv, need)) { // for the weights of one operation
-            ctx.cparams.op_offload = false;
-            ctx.sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
-                                                   (int) ctx.backend_ptrs.size(), ctx.graph_max_nodes(n_tokens),
-                                                   ctx.cparams.pipeline_parallel, false));
-            kv.compute_need.assign(need.size(), 0);
-            continue;
-        }
         for (size_t d = 0; d < need.size(); ++d) {
             fits = fits && need[d] <= kv.compute_need[d];
             kv.compute_need[d] = std::max(kv.compute_need[d], need[d]);
+        }
+        if (ctx.cparams.op_offload && !tier->has_room()) {
+            without_offload();
+            continue;
         }
         if (!error.empty()) {
             throw std::runtime_error(error);
@@ -118,13 +124,18 @@ void context_hooks::before_reserve(const llama_memory_context_i * mctx) {
         if (!fits) {
             continue; // with these needs, fewer layers may
         }
-        if (tier->n_device_layers() == 0 || ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx) != nullptr) {
+        const bool allocates = tier->n_device_layers() > 0 || ctx.cparams.op_offload;
+        if (!allocates || ctx.graph_reserve(n_tokens, n_seqs, n_outputs, mctx) != nullptr) {
             break;
         }
         const std::vector<size_t> got = buffer_sizes();
         bool fewer = false;
         for (size_t d = 0; d < need.size() && !fewer; ++d) { // the first whose buffer is missing, or too small still
             fewer = got[d] < need[d] && tier->allocation_failed(d, &error);
+        }
+        if (!fewer && ctx.cparams.op_offload) {
+            without_offload();
+            continue;
         }
         if (!fewer && !error.empty()) {
             throw std::runtime_error("a device has no memory for the compute buffers, and no layer can leave it: " +

@@ -29,6 +29,7 @@ context_hooks::impl::impl(llama_context & ctx, const superllama_context_params &
     if (tier != nullptr) {
         device_kv = std::make_unique<layer_kv>(*tier);
         offload_asked = ctx.cparams.op_offload;
+        need_without_offload.resize(tier->n_devices());
     }
     if (params.paged_kv) {
         offer_paging();
@@ -180,8 +181,7 @@ bool context_hooks::prepare(const llama_ubatch & ubatch) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
         }
         const bool offloads = pimpl->ctx.cparams.op_offload;
-        if (pimpl->placement != pimpl->tier->generation() ||
-            (offloads && !pimpl->tier->has_room(pimpl->device_kv.get(), pimpl->device_kv->compute_need))) {
+        if (pimpl->placement != pimpl->tier->generation() || (offloads && !pimpl->tier->has_room())) {
             pimpl->ctx.sched_need_reserve = true;
         }
         try {

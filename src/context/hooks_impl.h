@@ -36,17 +36,18 @@ struct context_hooks::impl {
 
     int64_t mem_peak_bytes = 0;
 
-    dynamic_model * weights = nullptr;   // null: stock loading, nothing moves
-    device_tier * tier = nullptr;        // null: layers do not go to devices
-    std::unique_ptr<layer_kv> device_kv; // with a tier
-    bool offload_asked = false;          // large batches are computed there with weights of the host
-    bool lost = false;                   // a device that it computed on is gone
-    int64_t placement = -1;              // generation that the scheduler's buffers are reserved for
-    int64_t n_device_moves[2] = {};      // loads, evictions: as of the last event line
-    uint64_t graph_seen = 0;             // what it reads of the weights is served
-    std::unique_ptr<graph_run> run;      // null: between two graphs
-    bool ready = false;                  // the context is complete
-    bool has_buffers = true;             // the weights made room for the compute buffers of the graph that comes
+    dynamic_model * weights = nullptr;        // null: stock loading, nothing moves
+    device_tier * tier = nullptr;             // null: layers do not go to devices
+    std::unique_ptr<layer_kv> device_kv;      // with a tier
+    bool offload_asked = false;               // large batches are computed there with weights of the host
+    std::vector<size_t> need_without_offload; // of compute buffers, per device
+    bool lost = false;                        // a device that it computed on is gone
+    int64_t placement = -1;                   // generation that the scheduler's buffers are reserved for
+    int64_t n_device_moves[2] = {};           // loads, evictions: as of the last event line
+    uint64_t graph_seen = 0;                  // what it reads of the weights is served
+    std::unique_ptr<graph_run> run;           // null: between two graphs
+    bool ready = false;                       // the context is complete
+    bool has_buffers = true;                  // the weights made room for the compute buffers of the graph that comes
 
     kv_paging paging;
     int64_t n_kv_evicted = 0; // as of the last event line

@@ -228,10 +228,12 @@ void context_hooks::charge_prompt_cache(uint64_t bytes) {
         return;
     }
     charge & kept = pimpl->memory->prompt_cache;
-    const uint64_t most = pimpl->weights->prompt_cache_max(kept.granted());
-    if (bytes > kept.granted() && bytes > most) {
-        throw std::runtime_error("kept prompts may have " + std::to_string(most >> 20) + " MiB of the budget, not " +
-                                 std::to_string(bytes >> 20));
+    if (bytes > kept.granted()) {
+        const uint64_t most = pimpl->weights->prompt_cache_max(kept.granted());
+        if (bytes > most) {
+            throw std::runtime_error("kept prompts may have " + std::to_string(most >> 20) +
+                                     " MiB of the budget, not " + std::to_string(bytes >> 20));
+        }
     }
     pimpl->weights->change_charges({ { &kept, bytes, bytes } });
 }

@@ -113,9 +113,9 @@ size_t device_tier::compute_need(size_t dev) const {
     return bytes;
 }
 
-bool device_tier::has_room(const layer_kv * context, const std::vector<size_t> & compute) const {
+bool device_tier::has_room() const {
     for (size_t d = 0; d < n_devices(); ++d) {
-        if (compute_need(d) - context->compute_need[d] + compute[d] > places[d].budget_now) {
+        if (compute_need(d) > places[d].budget_now) {
             return false;
         }
     }

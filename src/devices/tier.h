@@ -71,8 +71,7 @@ class device_tier {
     bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
 
     size_t budget_of(size_t dev) const { return places[dev].budget_now; }
-    // Whether every budget would hold with compute buffers of these sizes, where no layers were on the device.
-    bool has_room(const layer_kv * context, const std::vector<size_t> & compute) const;
+    bool has_room() const;               // for the compute buffers, where no layers were on the devices
     size_t used_bytes(size_t dev) const; // weights, KV, compute buffers
 
     struct layer_info {

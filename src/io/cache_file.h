@@ -52,7 +52,6 @@ class cache_writer {
     bool publish(const std::string & name, const std::function<bool()> & is_good, std::string * why);
 
     int fd() const { return handle.get(); }
-    bool is_direct() const { return direct; }
 
   private:
     bool link_as(const std::string & name);

@@ -65,10 +65,9 @@ weight_file::weight_file(int given) {
     }
     direct = (fcntl(file.get(), F_GETFL) & O_DIRECT) != 0;
     size = (uint64_t) st.st_size;
-    inode = (uint64_t) st.st_ino;
     seen = { nanoseconds(st.st_mtim), nanoseconds(st.st_ctim) };
     // not the device: the same file has another one in every container
-    const uint64_t parts[] = { size, inode, (uint64_t) seen.written_ns, (uint64_t) seen.changed_ns };
+    const uint64_t parts[] = { size, (uint64_t) st.st_ino, (uint64_t) seen.written_ns, (uint64_t) seen.changed_ns };
     opened_as = checksum(parts, sizeof(parts));
     if (!direct) {
         posix_fadvise(file.get(), 0, 0, POSIX_FADV_RANDOM);

@@ -80,7 +80,6 @@ class weight_file {
     descriptor file;
     bool direct = false;
     uint64_t size = 0;
-    uint64_t inode = 0;
 
     // opened where direct reads are refused, or end within a sector
     mutable std::mutex mutex;

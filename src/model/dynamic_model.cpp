@@ -1,9 +1,7 @@
 #include "model/dynamic_model.h"
 
 #include "model/mebibytes.h"
-#include "io/address_space.h"
 #include "devices/lost.h"
-#include "devices/upload.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
@@ -12,7 +10,6 @@
 #include "base/error.h"
 
 #include <algorithm>
-#include <cstring>
 #include <regex>
 #include <stdexcept>
 #include <system_error>

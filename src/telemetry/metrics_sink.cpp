@@ -124,6 +124,7 @@ static void ignore_broken_pipes() {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGPIPE);
+    sigaddset(&set, SIGXFSZ); // and at the limit of file sizes
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
 }
 

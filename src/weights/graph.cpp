@@ -38,9 +38,14 @@ static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) 
 // Null: none of ours.
 static const ggml_tensor * held_weights(const weight_store & store, const ggml_tensor * src) {
     const ggml_tensor * t = weights_of(src);
-    if (t != nullptr && !store.is_here(t)) {
-        t = store.named(copied_name(t));
+    if (t == nullptr || t->op != GGML_OP_NONE) {
+        return nullptr; // computed, as most are
     }
+    if (store.is_here(t)) {
+        return t;
+    }
+    const std::string name = copied_name(t);
+    t = name.empty() ? nullptr : store.named(name);
     return t != nullptr && store.is_here(t) ? t : nullptr;
 }
 
@@ -50,23 +55,18 @@ static bool is_whole(const ggml_tensor * src, const ggml_tensor * weights) {
 }
 
 std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf) {
-    std::map<std::string, int32_t> blocks;
-    for (uint32_t id = 0; id < store.blocks().size(); ++id) {
-        for (const weight_slice & s : store.blocks()[id].slices) {
-            blocks[s.tensor->name] = store.blocks()[id].expert < 0 ? (int32_t) id : -1;
-        }
-    }
     std::map<uint32_t, block_use> uses;
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            if (src == nullptr) {
+            const ggml_tensor * root = weights_of(src);
+            if (root == nullptr || root->op != GGML_OP_NONE) {
                 continue;
             }
-            const std::string copied = copied_name(src);
-            const auto found = blocks.find(copied.empty() ? weights_of(src)->name : copied);
-            if (found != blocks.end() && found->second >= 0) {
-                const auto id = (uint32_t) found->second;
-                uses.insert({ id, { id, i, i } }).first->second.last = i;
+            const std::string copied = copied_name(root);
+            const ggml_tensor * t = store.named(copied.empty() ? root->name : copied);
+            const int32_t block = t == nullptr || store.n_experts(t) > 0 ? -1 : store.block_of(t);
+            if (block >= 0) {
+                uses.insert({ (uint32_t) block, { (uint32_t) block, i, i } }).first->second.last = i;
             }
         }
     }
@@ -116,7 +116,7 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
     int32_t moe_layer = -1;
 
     for (int i = 0; i < n_nodes; ++i) {
-        const ggml_tensor * node = ggml_graph_node(gf, i);
+        ggml_tensor * node = ggml_graph_node(gf, i);
         if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
             continue;
         }
@@ -159,6 +159,9 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
                 continue;
             }
             const auto b = (uint32_t) block;
+            if (node->view_src == src) {
+                graph.views[b].push_back(node); // also where only a copy of it, on a device, is read
+            }
             if (!is_whole(node->src[s], src)) {
                 graph.views[b].push_back(node->src[s]);
             }

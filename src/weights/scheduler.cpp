@@ -249,8 +249,7 @@ bool layer_sched::before_copy(const ggml_tensor * src, ggml_tensor * to, bool * 
     if (!dense.fetch(id, lock, error)) {
         return false;
     }
-    const uint8_t * data =
-        store.data(id, store.slice_of(id, t)) + ((const uint8_t *) src->data - (const uint8_t *) t->data);
+    const uint8_t * data = store.data(id, store.slice_of(id, t)) + src->view_offs;
     lock.unlock();
     ggml_backend_tensor_set(to, data, 0, ggml_nbytes(to));
     lock.lock();

@@ -2,13 +2,12 @@
 
 #include "base/checksum.h"
 #include "ggml.h"
-#include "io/address_space.h"
 #include "io/cache_file.h"
 #include "io/cache_folder.h"
 #include "io/weight_file.h"
 #include "llama-impl.h"
 #include "weights/sidecar_format.h"
-#include "weights/store_impl.h"
+#include "weights/store.h"
 
 #include <algorithm>
 #include <chrono>
@@ -29,6 +28,15 @@ static const double progress_s = 0.1;      // how often it is asked whether to g
 static const size_t read_bytes = 1u << 20; // at a time, and asks in between
 static const size_t write_bytes = 4u << 20;
 
+// A block at its home for as long as this lives.
+struct placed_block {
+    placed_block(weight_store & store, uint32_t id) : store(store), id(id) { store.place(id, false); }
+    ~placed_block() { store.drop(id); }
+
+    weight_store & store;
+    uint32_t id;
+};
+
 // What the conversion makes of the first rows of each type: two kernel variants never share a sidecar.
 static bool conversion(weight_store & store, uint64_t * hash, std::string * why) {
     std::set<ggml_type> seen;
@@ -42,14 +50,11 @@ static bool conversion(weight_store & store, uint64_t * hash, std::string * why)
         if (!seen.insert(t->type).second) {
             continue;
         }
-        store.place(id, false);
-        const bool ok = store.read_part(part, why);
-        const size_t bytes = store.memory_of_first(t, part.bytes);
-        *hash = ok ? checksum(store.data(id, part.index), bytes, *hash) : 0;
-        store.drop(id);
-        if (!ok) {
+        const placed_block placed(store, id);
+        if (!store.read_part(part, why)) {
             return false;
         }
+        *hash = checksum(store.data(id, part.index), store.memory_of_first(t, part.bytes), *hash);
     }
     return true;
 }
@@ -108,15 +113,6 @@ class progress_clock {
   private:
     const std::function<bool(float)> & progress;
     std::chrono::steady_clock::time_point last;
-};
-
-// A block at its home for as long as this lives.
-struct placed_block {
-    placed_block(weight_store & store, uint32_t id) : store(store), id(id) { store.place(id, false); }
-    ~placed_block() { store.drop(id); }
-
-    weight_store & store;
-    uint32_t id;
 };
 
 } // namespace

@@ -3,6 +3,7 @@
 #include "base/checksum.h"
 #include "io/address_space.h"
 #include "io/file.h"
+#include "io/weight_file.h"
 
 #include <cstring>
 
@@ -65,11 +66,15 @@ static bool whole(const file_result & result, size_t bytes, std::string * why) {
 
 bool sidecar_read(int fd, const sidecar_header & wanted, uint64_t identity, std::vector<uint64_t> * sums, bool * proven,
                   std::string * why) {
-    sidecar_header head = {};
-    struct stat st = {};
-    if (!whole(read_exact(fd, &head, sizeof(head), 0), sizeof(head), why)) {
+    // whole pages: the file may be open for direct I/O, by whom it was just written
+    const size_t begin = sidecar_data_offset(wanted.n_blocks);
+    const page_buffer first(begin);
+    if (!whole(read_exact(fd, first.data(), begin, 0), begin, why)) {
         return false;
     }
+    sidecar_header head = {};
+    struct stat st = {};
+    memcpy(&head, first.data(), sizeof(head));
     if (head.magic != magic || memcmp(head.key, wanted.key, sizeof(head.key)) != 0 ||
         head.n_blocks != wanted.n_blocks || head.bytes != wanted.bytes || head.self != checksum_of(head) ||
         fstat(fd, &st) != 0 || (uint64_t) st.st_size != wanted.bytes) {
@@ -79,10 +84,8 @@ bool sidecar_read(int fd, const sidecar_header & wanted, uint64_t identity, std:
     origin origins[n_origins] = {};
     sums->resize(wanted.n_blocks);
     const size_t bytes = sums->size() * sizeof(uint64_t);
-    if (!whole(read_exact(fd, origins, sizeof(origins), sizeof(head)), sizeof(origins), why) ||
-        !whole(read_exact(fd, sums->data(), bytes, sums_offset()), bytes, why)) {
-        return false;
-    }
+    memcpy(origins, first.data() + sizeof(head), sizeof(origins));
+    memcpy(sums->data(), first.data() + sums_offset(), bytes);
     if (checksum(sums->data(), bytes) != head.sums) {
         *why = "it is damaged";
         return false;

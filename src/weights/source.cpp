@@ -60,22 +60,21 @@ bool weight_store::unchanged(std::string * error) {
     });
 }
 
-uint64_t weight_store::fingerprint() const {
+static uint64_t of_all(const std::vector<std::unique_ptr<weight_file>> & files, uint64_t (weight_file::*of)() const) {
     uint64_t all = 0;
-    for (const auto & file : pimpl->files) {
-        const uint64_t one = file->fingerprint();
-        all = superllama::checksum(&one, sizeof(one), all);
+    for (const auto & file : files) {
+        const uint64_t one = (file.get()->*of)();
+        all = checksum(&one, sizeof(one), all);
     }
     return all;
 }
 
+uint64_t weight_store::fingerprint() const {
+    return of_all(pimpl->files, &weight_file::fingerprint);
+}
+
 uint64_t weight_store::identity() const {
-    uint64_t all = 0;
-    for (const auto & file : pimpl->files) {
-        const uint64_t one = file->identity();
-        all = superllama::checksum(&one, sizeof(one), all);
-    }
-    return all;
+    return of_all(pimpl->files, &weight_file::identity);
 }
 
 // ----------------------------------------------------------------------------------------------- copies
@@ -207,7 +206,7 @@ void weight_store::check_tensors(bool on) {
 
 bool weight_store::check_tensor(const ggml_tensor * t, const weight_source & source, std::string * error) const {
     const std::lock_guard<std::mutex> lock(pimpl->checked_mutex);
-    if (!pimpl->checks_tensors || pimpl->checked.count(t) > 0) {
+    if (!pimpl->checks_tensors || pimpl->checked.count({ source.file, source.offset }) > 0) {
         return true;
     }
     const size_t row = ggml_row_size(t->type, t->ne[0]);
@@ -221,7 +220,7 @@ bool weight_store::check_tensor(const ggml_tensor * t, const weight_source & sou
             return false;
         }
     }
-    pimpl->checked.insert(t);
+    pimpl->checked.insert({ source.file, source.offset });
     return true;
 }
 

@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <unordered_set>
 #include <vector>
 
@@ -106,7 +107,7 @@ struct weight_store::impl {
     bool sampled = false;
     bool checks_tensors = false;
     mutable std::mutex checked_mutex;
-    std::unordered_set<const ggml_tensor *> checked;
+    std::set<std::pair<int, uint64_t>> checked;      // where they lie: tensors on their way to a device come and go
     int copy_file = -1;                              // the sidecar
     mutable std::atomic<bool> copy_failed{ false };  // it cannot be read any more
     mutable std::atomic<bool> copy_differs{ false }; // a block of it is not what it should be

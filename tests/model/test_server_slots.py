@@ -192,3 +192,17 @@ def test_a_restored_slot_of_a_window(
         again = server.complete(prompt, n_predict=8)
         assert again["content"] == expected
         assert (again["timings"]["cache_n"] > 0) == (status == 200)
+
+
+def test_a_server_that_slept(tiny_model: Path, tmp_path: Path) -> None:
+    """What it keeps beside its slots was charged to a context that is gone since."""
+    log = tmp_path / "log"
+    flags = ["-np", 1, "-c", 256, "--sleep-idle-seconds", 1, "--mem-budget", "1GiB"]
+    with http_server(tiny_model, log, *flags) as server:
+        prompts = [[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
+        texts = [server.complete(prompt, n_predict=4)["content"] for prompt in prompts]
+        for _ in range(2):
+            n_slept = log.read_text(errors="replace").count("server is entering sleeping state")
+            while log.read_text(errors="replace").count("server is entering sleeping state") == n_slept:
+                time.sleep(0.1)
+            assert [server.complete(prompt, n_predict=4)["content"] for prompt in prompts] == texts

@@ -25,20 +25,19 @@ def libraries() -> list[Path]:
 
 
 @cache
+def _names(library: Path, which: str) -> list[str]:
+    if shutil.which("nm") is None:
+        pytest.skip("there is no nm")
+    command = ["nm", "-D", which, "--format=posix", str(library)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split()[0].split("@")[0] for line in out.splitlines()]
+
+
 def exported(library: Path) -> list[str]:
     """Names that the library offers to others, as they are in the file."""
-    if shutil.which("nm") is None:
-        pytest.skip("there is no nm")
-    command = ["nm", "-D", "--defined-only", "--format=posix", str(library)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line.split()[0].split("@")[0] for line in out.splitlines()]
+    return _names(library, "--defined-only")
 
 
-@cache
 def needed(library: Path) -> list[str]:
     """Names that the library takes from others."""
-    if shutil.which("nm") is None:
-        pytest.skip("there is no nm")
-    command = ["nm", "-D", "--undefined-only", "--format=posix", str(library)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line.split()[0].split("@")[0] for line in out.splitlines()]
+    return _names(library, "--undefined-only")

@@ -89,6 +89,9 @@ def test_environment(tiny_model: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert LAYERS in done.stderr
     assert complete(tiny_model, LLAMA_ARG_MEM_BUDGET="0").returncode != 0
+    done = complete(tiny_model, "--mem-budget", "auto", LLAMA_ARG_MEM_BUDGET="1GiB")  # the flag is the one that counts
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert LAYERS not in done.stderr
 
 
 def test_bench_has_the_same_flags(tiny_model: Path) -> None:

@@ -119,9 +119,7 @@ bool expert_pool::wait_for_idle(block_loader::guard & lock) {
 // another size: they move together, once they are there. No kernel reads experts now. False: there is no room even so.
 bool expert_pool::close_gaps(uint32_t id, block_loader::guard & lock) {
     for (uint32_t other : in_use) {
-        if (loader[other].state == block_state::reading) {
-            loader.wait_for(other, lock);
-        }
+        loader.wait_for(other, lock);
     }
     store.trim_experts(bytes_max - std::min(bytes_max, loader.bytes_of(id)),
                        [this](uint32_t other) { return loader[other].state == block_state::ready; });
@@ -234,8 +232,7 @@ bool expert_pool::copy(const ggml_tensor * weights, ggml_tensor * to, block_load
     bool follows = false; // the expert before was copied
     for (int32_t e = 0; e < store.n_experts(weights); ++e) {
         const auto id = (uint32_t) store.block_of(weights, e);
-        const bool chosen = std::find(in_use.begin(), in_use.end(), id) != in_use.end();
-        if (!chosen) {
+        if (!loader[id].in_use) {
             if (follows) {
                 ggml_backend_tensor_set(to, zeros.data(), (size_t) e * bytes, zeros.size());
             }
