@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import time
@@ -16,6 +15,39 @@ from native_build import native_programs
 from superllama._programs import find_program, server_environment
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # of processes whose only devices are to be servers, and of the servers
+
+# A script's first lines: MODEL, the device's endpoint ("gpu": the first GPU), the process that has its memory.
+PRELUDE = """
+import json, os, re, sys, threading, time
+import superllama
+
+path, endpoint, pid = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if endpoint != "gpu":
+    superllama.add_rpc_server(endpoint)
+PROMPT = "The capital of France is Paris. The capital of Italy is"
+
+def resident(): # on the device
+    if endpoint == "gpu":
+        gpu = next(d for d in superllama.devices() if d.kind == "gpu")
+        return gpu.memory_total - gpu.memory_free
+    with open(f"/proc/{pid}/statm") as file:
+        fields = file.read().split()
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
+
+def open_model(**kwargs):
+    model = superllama.Model(path, dynamic_layers=True, **kwargs)
+    return model, superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
+
+def greedy(ctx, n):
+    tokens = []
+    for _ in range(n):
+        tokens.append(int(ctx.logits()[0].argmax()))
+        ctx.decode([tokens[-1]])
+    return tokens
+
+def on_device():
+    return [l.tier for l in model.layers()].count("device")
+"""
 
 
 @dataclass
@@ -30,11 +62,6 @@ class Server:
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0]) if children else pid
-
-    def resident_bytes(self) -> int:
-        """Memory of that process that is its own."""
-        fields = Path(f"/proc/{self.serving_pid()}/statm").read_text().split()
-        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
 
 
 @contextlib.contextmanager
