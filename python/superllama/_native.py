@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -133,11 +134,17 @@ def reason(errors: collections.deque[str], fallback: str) -> str:
 # ---------------------------------------------------------------- start and end
 
 
+def _end() -> None:
+    """No call into Python once the interpreter has gone: a thread that asks for its lock then is ended where it is, and
+    inside the library that ends the process."""
+    lib.llama_log_set(ffi.addressof(lib, "superllama_py_log_nothing"), ffi.NULL)
+    if threading.active_count() > 1:
+        time.sleep(0.05)  # what is on its way from another thread has its turn
+
+
 def _start() -> None:
     lib.llama_log_set(lib.superllama_py_log, ffi.NULL)
-    # no call into Python once the interpreter has gone; registered first, so it runs last
-    nothing = ffi.addressof(lib, "superllama_py_log_nothing")
-    atexit.register(lib.llama_log_set, nothing, ffi.NULL)
+    atexit.register(_end)  # registered first, so it runs last
     with short_spins():
         for folder in [*(file.parent for file in backend_files()), find_bin_dir()]:
             if folder:

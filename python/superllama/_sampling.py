@@ -36,6 +36,7 @@ class Sampler:
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._constraint = grammar
         self._free = weakref.finalize(self, _free_samplers, self._chain, grammar, model)
+        self._free.atexit = False  # a thread that is a daemon may be in it, and its memory goes with the process
         for sampler in self._links(n_ctx):
             lib.llama_sampler_chain_add(self._chain, sampler)
 

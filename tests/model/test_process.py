@@ -46,10 +46,11 @@ def work():
 threading.Thread(target=work, daemon=True).start()
 time.sleep(0.2)
 """
-    start = time.monotonic()
-    done = run_python(script, tiny_model)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start < 20
+    for _ in range(3):  # the moment at which it ends is another one each time
+        start = time.monotonic()
+        done = run_python(script, tiny_model)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert time.monotonic() - start < 20
 
 
 # ---------------------------------------------------------------- fork
