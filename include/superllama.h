@@ -18,7 +18,7 @@ struct superllama_memory {
     uint64_t machine_total;
     uint64_t machine_available;
     uint64_t cgroup_limit; // the tightest limit over this process's cgroup and its parents, 0 = none
-    uint64_t cgroup_used;  // of that cgroup, without the page cache that is easily dropped
+    uint64_t cgroup_used;  // of that cgroup, without its page cache
     uint64_t resident;     // of this process
     uint64_t resident_anon;
     uint64_t resident_file;
@@ -31,7 +31,12 @@ struct superllama_memory {
     uint64_t faults_major;
 };
 
-#define SUPERLLAMA_N_MEMORY_TAGS 14
+// Of n cores of the machine those that this process may keep busy, by its affinity and by the CPU quota of its cgroups:
+// the number of threads to compute with. Then that quota, in CPUs; 0 = no limit.
+LLAMA_API int32_t superllama_usable_cores(int32_t n);
+LLAMA_API double superllama_cpu_quota(void);
+
+#define SUPERLLAMA_N_MEMORY_TAGS 15
 
 // What bytes of the budget are for: "resident", "rows", "pinned", "ring", ...; NULL for an i that no tag has.
 LLAMA_API const char * superllama_memory_tag(int32_t i);

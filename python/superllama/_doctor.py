@@ -45,7 +45,7 @@ def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any
         "cpu": {
             "physical_cores": n_physical_cores(),
             "features": features,
-            "quota": cpu_quota(),
+            "quota": lib.superllama_cpu_quota() or None,
             "amx": {"cpu": "amx_int8" in cpu_flags(), "build": "AMX_INT8" in features},
         },
         "memory": dataclasses.asdict(memory()),
@@ -100,30 +100,6 @@ def huge_pages(root: Path = Path("/")) -> str | None:
     """Transparent huge pages: "always", "madvise" (which is enough), "never", or None where there are none."""
     chosen = re.search(r"\[(\w+)\]", _read(root / "sys/kernel/mm/transparent_hugepage/enabled"))
     return chosen[1] if chosen else None
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """How many CPUs' time the cgroup of this process may use, by the tightest limit above it; None without limit."""
-    limits = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            base, v2 = root / "sys/fs/cgroup", True
-        elif "cpu" in controllers.split(","):
-            base, v2 = root / "sys/fs/cgroup/cpu", False
-        else:
-            continue
-        folder = base / group.lstrip("/")
-        # in a container the group's own name may not be below the mount: its root has the limit then
-        for level in [folder, *folder.parents][: len(folder.relative_to(base).parts) + 1]:
-            quota, period = (
-                _read(level / "cpu.max").split()
-                if v2
-                else (_read(level / "cpu.cfs_quota_us").strip(), _read(level / "cpu.cfs_period_us").strip())
-            ) or ("max", "1")
-            if quota.isdigit() and int(period or 0) > 0:
-                limits.append(int(quota) / int(period))
-    return min(limits, default=None)
 
 
 # ---------------------------------------------------------------- read speed

@@ -95,7 +95,8 @@ def backends() -> list[str]:
 
 
 def n_physical_cores() -> int:
-    """The cores that this process may run on, counted once each however many threads they run."""
+    """The cores that this process may keep busy, counted once each however many threads they run: those that it may
+    run on, and not more than the CPU quota of its cgroups lets it."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     siblings = set()
     for cpu in allowed:
@@ -105,10 +106,10 @@ def n_physical_cores() -> int:
         except OSError:
             siblings.clear()
             break
-    if siblings:
-        return len(siblings)
     n_logical = len(allowed) or os.cpu_count() or 4
-    return n_logical if n_logical <= 4 else n_logical // 2  # what llama.cpp takes where it cannot count
+    # what llama.cpp takes where it cannot count
+    n = len(siblings) or (n_logical if n_logical <= 4 else n_logical // 2)
+    return int(lib.superllama_usable_cores(n))
 
 
 def add_rpc_server(endpoint: str, *, timeout: float = 5.0) -> int:

@@ -1,7 +1,7 @@
 // Our command-line flags and environment variables, for common/arg.cpp and for programs with a parser of their own.
 #pragma once
 
-#include "superllama-params.h"
+#include "superllama.h"
 
 #include <cstdint>
 #include <string>

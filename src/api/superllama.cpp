@@ -4,6 +4,7 @@
 
 #include "devices/lost.h"
 #include "llama-context.h"
+#include "telemetry/cores.h"
 #include "telemetry/memory.h"
 #include "llama-model.h"
 #include "model/dynamic_model.h"
@@ -49,6 +50,14 @@ int32_t superllama_memory(struct superllama_memory * out) {
         *out = memory_telemetry().sample();
         return 0;
     });
+}
+
+int32_t superllama_usable_cores(int32_t n) {
+    return usable_cores(n);
+}
+
+double superllama_cpu_quota(void) {
+    return cpu_quota();
 }
 
 const char * superllama_memory_tag(int32_t i) {

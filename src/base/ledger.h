@@ -14,6 +14,7 @@ namespace superllama {
 enum class memory_tag : uint8_t {
     resident,     // weights that are always in memory
     rows,         // rows of embeddings
+    vocabulary,   // tokens and merges
     pinned,       // blocks that stay
     ring,         // blocks that are streamed
     experts,      // frames of experts

@@ -30,11 +30,6 @@ bool graph_run::begin(ggml_cgraph * gf) {
     if (weights == nullptr && pager == nullptr) {
         return true;
     }
-    ggml_backend_sched_set_eval_callback(ctx.get_sched(), on_node, this);
-    if (weights != nullptr) {
-        ggml_backend_sched_set_copy_callback(ctx.get_sched(), on_copy, this);
-    }
-    hooked = true;
     try {
         if (pager != nullptr && !pager->plan(gf)) {
             return fail(""); // finish() says why
@@ -48,6 +43,11 @@ bool graph_run::begin(ggml_cgraph * gf) {
         }
     } catch (const std::exception & e) {
         return fail(e.what());
+    }
+    if (pager != nullptr || weights->has_stops()) { // one that only devices compute runs on behind this call
+        ggml_backend_sched_set_eval_callback(ctx.get_sched(), on_node, this);
+        ggml_backend_sched_set_copy_callback(ctx.get_sched(), weights != nullptr ? on_copy : nullptr, this);
+        hooked = true;
     }
     return true;
 }
@@ -111,22 +111,24 @@ void graph_run::skip(ggml_tensor * node) {
     node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
 }
 
-bool graph_run::end() {
-    if (!hooked) {
-        return failure.empty();
-    }
+void graph_run::unhook() {
     hooked = false;
     ggml_backend_sched_synchronize(ctx.get_sched());
     const llama_cparams & cp = ctx.get_cparams(); // other graphs, a context shift, run with the user's callback
     ggml_backend_sched_set_eval_callback(ctx.get_sched(), cp.cb_eval, cp.cb_eval_user_data);
-    if (weights != nullptr) {
-        ggml_backend_sched_set_copy_callback(ctx.get_sched(), nullptr, nullptr); // they read no weights
-    }
+    ggml_backend_sched_set_copy_callback(ctx.get_sched(), nullptr, nullptr); // they read no weights
     for (const auto & s : skipped) {
         s.first->flags = s.second;
     }
     skipped.clear();
+}
+
+bool graph_run::end() {
+    if (hooked) {
+        unhook();
+    }
     const bool kv_ok = pager == nullptr || pager->finish();
+    pager = nullptr;
     if (turn) {
         turn = false;
         try {

@@ -41,6 +41,7 @@ class graph_run {
     bool stops_after(ggml_tensor * node);
     bool after_node(ggml_tensor * node);
     void skip(ggml_tensor * node);
+    void unhook();
     bool fail(const std::string & why);
 
     llama_context & ctx;

@@ -27,7 +27,11 @@ context_hooks::impl::impl(llama_context & ctx, const superllama_context_params &
     weights = ctx.get_model().superllama.get();
     tier = weights != nullptr ? weights->tier() : nullptr;
     if (tier != nullptr) {
-        device_kv = std::make_unique<layer_kv>(*tier);
+        device_kv = std::make_unique<layer_kv>(*tier, [this] {
+            for (ggml_backend_t backend : this->ctx.backend_ptrs) {
+                ggml_backend_synchronize(backend);
+            }
+        });
         offload_asked = ctx.cparams.op_offload;
         need_without_offload.resize(tier->n_devices());
     }

@@ -54,10 +54,11 @@ static layer_kv *& current_kv() {
     return kv;
 }
 
-layer_kv::layer_kv(device_tier & tier) :
+layer_kv::layer_kv(device_tier & tier, std::function<void()> finish) :
     compute_need(tier.n_devices()),
     compute_now(tier.n_devices()),
     tier(tier),
+    finish(std::move(finish)),
     types(std::make_unique<layer_buffer_types>()) {
     const auto placement = tier.hold();
     tier.contexts.push_back(this);

@@ -4,6 +4,7 @@
 
 #include "ggml-cpp.h"
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -20,7 +21,8 @@ class layer_kv {
     using buffers = std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>>;
 
     // Until ready(), the caches that this thread creates belong to this context. They begin on the host, empty.
-    explicit layer_kv(device_tier & tier);
+    // `finish` waits for what the context has given devices to compute.
+    layer_kv(device_tier & tier, std::function<void()> finish);
     ~layer_kv();
     void ready();
 
@@ -31,6 +33,7 @@ class layer_kv {
     // While the result lives, nothing moves.
     static std::unique_lock<std::recursive_mutex> hold(const llama_model & model);
 
+    void finish_graphs() const { finish(); }
     size_t bytes(int il) const;
     bool is_at(int il, ggml_backend_buffer_type_t buft) const; // all of it
     bool move(int il, ggml_backend_buffer_type_t to);          // false: no memory there; what did not move stays valid
@@ -49,6 +52,7 @@ class layer_kv {
     struct layer_buffer_types;
 
     device_tier & tier;
+    std::function<void()> finish;
     std::unique_ptr<layer_buffer_types> types;
     std::vector<part> parts;
     bool empty = true; // no cell was ever written: moving needs no copy

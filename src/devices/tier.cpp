@@ -250,6 +250,9 @@ void device_tier::forget(layer_kv * kv) {
 
 bool device_tier::place(std::string * error, bool beside) {
     const int64_t t_begin = ggml_time_us();
+    for (const layer_kv * kv : contexts) { // graphs without stops run on behind the call that began them
+        kv->finish_graphs();
+    }
     bool moved = arriving != nullptr;
     bool ok = !moved || land(error);
     const std::vector<int> to = target();

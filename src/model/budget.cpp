@@ -95,12 +95,12 @@ void dynamic_model::change_charges(const std::vector<change> & changes) {
     const size_t need = least_bytes();
     if (budget_now < need) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
-        const std::string why = format(
-            "--mem-budget: %.0f MiB are too few: %.0f MiB of weights are always resident, %.0f MiB are needed for "
-            "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
-            "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
-            budget_now / MiB, fixed_bytes() / MiB, in_use / MiB,
-            (memory.granted() + memory.lent() - fixed_bytes()) / MiB, mib_up(need));
+        const std::string why =
+            format("--mem-budget: %.0f MiB are too few: %.0f MiB are always resident, %.0f MiB are needed for "
+                   "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
+                   "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
+                   budget_now / MiB, fixed_bytes() / MiB, in_use / MiB,
+                   (memory.granted() + memory.lent() - fixed_bytes()) / MiB, mib_up(need));
         for (const change & c : before) {
             c.of->set(c.granted, c.granted, c.promised);
         }
@@ -230,7 +230,7 @@ size_t dynamic_model::follow_pressure() {
     }
     // memory that the budget grants and that is not filled yet counts as used
     const auto counters = scheduler->count();
-    const size_t filled = (size_t) counters.bytes_resident + taken_bytes() - fixed_bytes();
+    const size_t filled = (size_t) counters.bytes_resident + vocabulary.used() + taken_bytes() - fixed_bytes();
     const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
     const double wanted = std::min(unfilled, (double) scheduler->block_bytes());
     const pressure_marks marks = { params.mem_pressure, params.mem_pressure_low, grow_margin };

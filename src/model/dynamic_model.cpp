@@ -1,6 +1,7 @@
 #include "model/dynamic_model.h"
 
 #include "model/mebibytes.h"
+#include "model/vocabulary.h"
 #include "devices/lost.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -74,6 +75,7 @@ dynamic_model::dynamic_model(llama_model & model, const llama_model_params & par
     progress(params.progress_callback),
     progress_data(params.progress_callback_user_data),
     store(n_readers_of(params.superllama)) {
+    vocabulary.set(vocabulary_bytes(model.vocab));
     store.check_tensors(params.check_tensors);
     for (const auto & file : ml.files) {
         store.add_file(file->file_id());
@@ -123,7 +125,7 @@ ggml_backend_buffer_t dynamic_model::alloc(ggml_context * ctx, ggml_backend_buff
 }
 
 size_t dynamic_model::fixed_bytes() const {
-    return store.resident_bytes() + store.row_bytes_max() + store.staging_bytes();
+    return vocabulary.used() + store.resident_bytes() + store.row_bytes_max() + store.staging_bytes();
 }
 
 size_t dynamic_model::converted_bytes() const {

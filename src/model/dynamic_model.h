@@ -80,7 +80,7 @@ class dynamic_model {
     static uint64_t with_page_tables(uint64_t bytes);
 
     // For a plan before a load.
-    size_t fixed_bytes() const;     // resident whatever the budget
+    size_t fixed_bytes() const;     // in memory whatever the budget
     size_t converted_bytes() const; // of blocks that need a repacked copy on disk to stream
     size_t n_blocks() const { return store.blocks().size(); }
     weights_budget plan(size_t bytes, int n_ubatch) const { return scheduler->plan(bytes, n_ubatch); }
@@ -121,6 +121,7 @@ class dynamic_model {
     ledger memory;
     charge resident{ memory, memory_tag::resident };
     charge rows{ memory, memory_tag::rows };
+    charge vocabulary{ memory, memory_tag::vocabulary };
     charge staging{ memory, memory_tag::staging };
     charge uploads{ memory, memory_tag::uploads };
     charge kv_of_devices{ memory, memory_tag::kv }; // of layers that could be on a device, and are on the host

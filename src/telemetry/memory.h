@@ -22,14 +22,12 @@ class memory_telemetry {
 #ifdef __linux__
     // one level of the cgroup hierarchy that has a memory limit to look at
     struct cgroup_level {
-        std::string limit; // file paths
+        std::vector<std::string> limits; // file paths; the least of them holds
         std::string usage;
         std::string stat;
-        std::string inactive_key; // line of `stat` that counts droppable page cache
+        std::string prefix; // of lines of `stat` that count the groups below too
     };
     std::vector<cgroup_level> cgroups; // from the process's own group up to the root
-
-    void find_cgroups();
 #endif
 };
 

@@ -54,7 +54,8 @@ class layer_sched {
 
     // The way of a ubatch. False means that a block could not be read; `error` says why.
     bool begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error);
-    bool stops_after(const ggml_tensor * node); // asked for every node, in order, before it is computed
+    bool has_stops() const { return !current.stops.empty(); } // the graph that runs: false where it uses no block
+    bool stops_after(const ggml_tensor * node);               // asked for every node, in order, before it is computed
     bool after_node(const ggml_tensor * node, std::string * error);
     // Weights that go to a device, which computes a large batch with them: `copied` says that they are there. Between
     // the stops.

@@ -1,13 +1,18 @@
-// Random budgets, evictions and cancellations while a model decodes: every logit must stay what it was.
+// Random budgets, evictions, cancellations, failing reads, saved and loaded states while a model decodes: every logit
+// must stay what it was, or the call fails and the next one goes on.
 //
 //   stress-layers MODEL N_STEPS SEED [REPACK] [SYNC]
 //
-// The reference is the same model, loaded without superllama's features, in the same process.
+// The reference is the same model, loaded without superllama's features, in the same process. Reads fail where
+// tests/fault_shim.c is preloaded.
 
 #include "check.h"
 #include "llama.h"
 #include "superllama.h"
 
+#include <dlfcn.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -53,6 +58,25 @@ static int decode(session & s, std::vector<llama_token> tokens) {
     return llama_decode(s.ctx, llama_batch_get_one(tokens.data(), (int32_t) tokens.size()));
 }
 
+// To `n_past` tokens, after a call that did not end well; a state that cannot go back begins anew. Returns where it is.
+static int go_back(session & stock, session & dynamic, int n_past) {
+    if (!llama_memory_seq_rm(llama_get_memory(dynamic.ctx), 0, n_past, -1)) {
+        llama_memory_clear(llama_get_memory(stock.ctx), true);
+        llama_memory_clear(llama_get_memory(dynamic.ctx), true);
+        n_past = 0;
+    }
+    CHECK(llama_memory_seq_pos_max(llama_get_memory(dynamic.ctx), 0) == n_past - 1);
+    return n_past;
+}
+
+// A state goes on where it was saved.
+static void save_and_load(session & s) {
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx, 0));
+    CHECK(llama_state_seq_get_data(s.ctx, state.data(), state.size(), 0) == state.size());
+    llama_memory_clear(llama_get_memory(s.ctx), true);
+    CHECK(llama_state_seq_set_data(s.ctx, state.data(), state.size(), 0) == state.size());
+}
+
 int main(int argc, char ** argv) {
     CHECK(argc >= 4);
     const int n_steps = atoi(argv[2]);
@@ -74,13 +98,17 @@ int main(int argc, char ** argv) {
     const double least = atof(refusal.c_str() + refusal.rfind("is ") + 3) * 1024 * 1024;
     CHECK(least > 0);
     const double most = least + 1.2 * (double) llama_model_size(stock.model);
+    const auto some_budget = [&] { // small ones more often
+        const double share = (double) rng() / (double) rng.max();
+        return (uint64_t) (least + (0.02 + 0.98 * share * share) * (most - least));
+    };
+    using arm_faults = void (*)(int after, int count, int kind);
+    const auto arm = (arm_faults) dlsym(RTLD_DEFAULT, "fault_arm"); // null: reads do not fail
 
-    int n_moves = 0, n_cancelled = 0, n_past = 0;
+    int n_moves = 0, n_cancelled = 0, n_failed = 0, n_loaded = 0, n_past = 0;
     for (int step = 0; step < n_steps; ++step) {
         if (rng() % 2 == 0) {
-            const double share = (double) rng() / (double) rng.max();
-            const auto budget = (uint64_t) (least * 1.02 + share * share * (most - least));
-            CHECK(superllama_set_budget(dynamic.model, budget) == 0);
+            CHECK(superllama_set_budget(dynamic.model, some_budget()) == 0);
             n_moves++;
         }
         const int n_tokens = rng() % 8 == 0 ? 1 + (int) (rng() % 48) : 1;
@@ -97,18 +125,24 @@ int main(int argc, char ** argv) {
             abort_after = (int) (rng() % 200);
             const int rc = decode(dynamic, tokens);
             abort_after = -1;
-            if (rc == 2) {
-                n_cancelled++; // what it left behind goes, then the step is done again
-                llama_memory_seq_rm(llama_get_memory(dynamic.ctx), 0, n_past, -1);
-            } else {
-                CHECK(rc == 0);
-                llama_memory_seq_rm(llama_get_memory(dynamic.ctx), 0, n_past, -1);
-            }
+            CHECK(rc == 0 || rc == 2);
+            n_cancelled += rc == 2 ? 1 : 0;
+            n_past = go_back(stock, dynamic, n_past); // what it left behind goes, then the step is done
+        }
+        if (arm != nullptr && rng() % 4 == 0) {
+            arm((int) (rng() % 20), 1 + (int) (rng() % 4), 0);
+            n_failed += decode(dynamic, tokens) != 0 ? 1 : 0;
+            arm(0, 0, 0);
+            n_past = go_back(stock, dynamic, n_past);
+        }
+        if (n_past > 0 && rng() % 32 == 0) {
+            save_and_load(dynamic);
+            n_loaded++;
         }
         // a budget from another thread, in the middle of the decode
         std::thread other;
         if (rng() % 4 == 0) {
-            const auto budget = (uint64_t) (least * 1.02 + (double) (rng() % 1000) / 1000 * (most - least));
+            const uint64_t budget = some_budget();
             other = std::thread([&dynamic, budget] { superllama_set_budget(dynamic.model, budget); });
             n_moves++;
         }
@@ -138,9 +172,10 @@ int main(int argc, char ** argv) {
     CHECK(decode(dynamic, { 0 }) == 0);
     struct superllama_stats stats;
     CHECK(superllama_stats(dynamic.ctx, &stats) == 0);
-    printf("{\"steps\":%d,\"budgets\":%d,\"cancelled\":%d,\"loads\":%lld,\"evictions\":%lld,\"bytes_read\":%lld}\n",
-           n_steps, n_moves, n_cancelled, (long long) stats.layers_loaded, (long long) stats.layers_evicted,
-           (long long) stats.weight_bytes_read);
+    printf("{\"steps\":%d,\"budgets\":%d,\"cancelled\":%d,\"failed\":%d,\"states\":%d,\"loads\":%lld,"
+           "\"evictions\":%lld,\"bytes_read\":%lld}\n",
+           n_steps, n_moves, n_cancelled, n_failed, n_loaded, (long long) stats.layers_loaded,
+           (long long) stats.layers_evicted, (long long) stats.weight_bytes_read);
     CHECK(stats.layers_evicted > n_steps / 4 && stats.layers_loaded > stats.layers_evicted);
     CHECK(stats.weight_bytes_read > 2 * (long long) llama_model_size(stock.model));
 

@@ -1,6 +1,7 @@
 // The parsers of /proc and of cgroups v1 and v2, on captured files; then one look at this machine.
 
 #include "check.h"
+#include "telemetry/cores.h"
 #include "telemetry/memory.h"
 #include "telemetry/pressure.h"
 
@@ -28,21 +29,28 @@ static void test_no_cgroup() {
 static void test_v1_limit_of_parent() {
     const auto m = captured("v1");
     CHECK(m.cgroup_limit == 8 * GiB);
-    CHECK(m.cgroup_used == 3 * GiB); // 4 in use, 1 of it droppable page cache
+    CHECK(m.cgroup_used == 3 * GiB); // 4 in use, 1 of it page cache, half of that read twice
     CHECK(m.host_total == 8 * GiB && m.host_available == 5 * GiB);
 }
 
-static void test_v2_limit_below_max() {
+static void test_v2_high_below_max() {
     const auto m = captured("v2");
-    CHECK(m.cgroup_limit == 2 * GiB);
+    CHECK(m.cgroup_limit == 3 * GiB / 2);
     CHECK(m.cgroup_used == GiB);
-    CHECK(m.host_total == 2 * GiB && m.host_available == GiB);
+    CHECK(m.host_total == 3 * GiB / 2 && m.host_available == GiB / 2);
 }
 
 static void test_container() {
     const auto m = captured("container");
     CHECK(m.cgroup_limit == GiB);
     CHECK(m.host_available == GiB - GiB / 4);
+}
+
+static void test_cpu_quota() {
+    CHECK(cpu_quota(DATA_DIR "/v1") == 2);
+    CHECK(cpu_quota(DATA_DIR "/v2") == 1.5); // of a group above; the own one has "max"
+    CHECK(cpu_quota(DATA_DIR "/none") == 0);
+    CHECK(usable_cores(1) == 1 && usable_cores(1 << 20) < 1 << 20);
 }
 
 static void test_missing_files() {
@@ -80,8 +88,9 @@ int main() {
 #ifdef __linux__
     test_no_cgroup();
     test_v1_limit_of_parent();
-    test_v2_limit_below_max();
+    test_v2_high_below_max();
     test_container();
+    test_cpu_quota();
     test_missing_files();
 #endif
     test_this_machine();

@@ -73,35 +73,6 @@ def write(root: Path, name: str, text: str) -> None:
     (root / name).write_text(text)
 
 
-def test_no_quota_where_nothing_says_so(tmp_path: Path) -> None:
-    assert _doctor.cpu_quota(tmp_path) is None
-    write(tmp_path, "proc/self/cgroup", "0::/user.slice/a.scope\n")
-    write(tmp_path, "sys/fs/cgroup/user.slice/a.scope/cpu.max", "max 100000\n")
-    assert _doctor.cpu_quota(tmp_path) is None
-
-
-def test_the_tightest_quota_above_the_process_counts(tmp_path: Path) -> None:
-    write(tmp_path, "proc/self/cgroup", "0::/user.slice/a.scope\n")
-    write(tmp_path, "sys/fs/cgroup/user.slice/a.scope/cpu.max", "400000 100000\n")
-    write(tmp_path, "sys/fs/cgroup/user.slice/cpu.max", "150000 100000\n")
-    assert _doctor.cpu_quota(tmp_path) == 1.5
-
-
-def test_the_quota_of_a_container(tmp_path: Path) -> None:
-    write(tmp_path, "proc/self/cgroup", "0::/\n")
-    write(tmp_path, "sys/fs/cgroup/cpu.max", "50000 100000\n")
-    assert _doctor.cpu_quota(tmp_path) == 0.5
-
-
-def test_the_quota_of_old_cgroups(tmp_path: Path) -> None:
-    write(tmp_path, "proc/self/cgroup", "5:memory:/a\n4:cpu,cpuacct:/a\n")
-    write(tmp_path, "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "200000\n")
-    write(tmp_path, "sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n")
-    assert _doctor.cpu_quota(tmp_path) == 2
-    write(tmp_path, "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "-1\n")
-    assert _doctor.cpu_quota(tmp_path) is None
-
-
 def test_huge_pages_and_flags(tmp_path: Path) -> None:
     assert _doctor.huge_pages(tmp_path) is None
     assert _doctor.cpu_flags(tmp_path) == set()
