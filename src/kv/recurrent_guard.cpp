@@ -74,7 +74,22 @@ bool recurrent_guard::before_ubatch(const llama_ubatch & ubatch, std::string * e
     return true;
 }
 
+// New sequences begin with a state that upstream multiplies by zero, which leaves what is no number as it is.
+void recurrent_guard::clear_first() {
+    for (const auto * list : { &memory.r_l, &memory.s_l, &memory.p_l }) {
+        for (ggml_tensor * t : *list) {
+            if (t != nullptr && memory.rs_z >= 0) {
+                const std::vector<uint8_t> zeros(t->nb[1]);
+                ggml_backend_tensor_set(t, zeros.data(), (size_t) memory.rs_z * t->nb[1], t->nb[1]);
+            }
+        }
+    }
+}
+
 void recurrent_guard::before_graph(bool keep) {
+    if (!lost.empty()) {
+        clear_first();
+    }
     runs = true;
     kept = keep || memory.n > n_seqs; // cells of other sequences move
     states.clear();

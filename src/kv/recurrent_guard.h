@@ -21,6 +21,7 @@ class recurrent_guard {
   private:
     explicit recurrent_guard(llama_memory_recurrent & memory) : memory(memory) {}
     bool is_lost(llama_seq_id seq) const;
+    void clear_first();
     template <typename F>
     void for_each_written(const F & visit) const;
 

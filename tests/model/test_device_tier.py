@@ -90,7 +90,7 @@ def test_two_devices_as_split(demo_model: Path, servers: list[Server]) -> None:
 
 
 @pytest.mark.parametrize("n_devices", [1, 2])
-@pytest.mark.parametrize("name", ["demo", "llama-dense", "qwen3moe-moe"])
+@pytest.mark.parametrize("name", ["demo", "llama-dense", "qwen3moe-moe", "gemma3-dense", "falcon-h1-dense"])
 def test_random_moves_change_no_logit(
     name: str, n_devices: int, demo_model: Path, architectures: dict[str, Path], servers: list[Server], device: Device
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,21 +26,40 @@ def test_unit(unit: str, variant: str, tmp_path: Path) -> None:
     assert done.stdout.strip().endswith("ok")
 
 
-def stress_layers(model: Path, steps: int, seed: int, repack: int, sync: int) -> None:
-    """The program compares every step with stock and fails unless blocks were evicted and read again."""
-    arguments = [str(a) for a in (model, steps, seed, repack, sync)]
+def stress_layers(
+    model: Path, steps: int, seed: int, *, repack: bool = False, sync: bool = False, shim: Path | None = None
+) -> dict[str, int]:
+    """The program compares every step with stock and fails unless blocks were evicted and read again. With `shim` reads
+    fail too."""
+    arguments = [str(a) for a in (model, steps, seed, int(repack), int(sync))]
+    environment = os.environ | ({"LD_PRELOAD": str(shim), "FAULT_PATH": str(model.resolve())} if shim else {})
     done = subprocess.run(
-        [native_programs() / "stress-layers", *arguments], capture_output=True, text=True, timeout=900
+        [native_programs() / "stress-layers", *arguments], capture_output=True, text=True, timeout=900, env=environment
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report: dict[str, int] = json.loads(done.stdout)
     assert report["steps"] == steps
     assert report["cancelled"] > 0
+    return report
 
 
 @pytest.mark.parametrize(("seed", "repack", "sync"), [(1, 1, 0), (2, 0, 0), (3, 0, 1)])
 def test_random_budgets_and_cancellations_change_no_logit(seed: int, repack: int, sync: int, demo_model: Path) -> None:
-    stress_layers(demo_model, 120, seed, repack, sync)
+    stress_layers(demo_model, 120, seed, repack=bool(repack), sync=bool(sync))
+
+
+# dense, experts, a sliding window of each, recurrent states beside attention
+FAULTY = ["llama-dense", "llama-moe", "gemma3-dense", "gpt-oss-moe", "falcon-h1-dense", "lfm2-dense", "qwen3next-moe"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library that injects faults is for Linux")
+@pytest.mark.parametrize("name", FAULTY)
+def test_failing_reads_and_loaded_states_change_no_logit(
+    name: str, architectures: dict[str, Path], fault_shim: Path
+) -> None:
+    report = stress_layers(architectures[name], 500, 5, shim=fault_shim)
+    assert report["failed"] > 0
+    assert report["states"] > 0
 
 
 @pytest.mark.parametrize("repack", [1, 0])
@@ -47,4 +67,4 @@ def test_two_thousand_steps_of_experts_that_share_pages(repack: int, demo_model:
     path = tmp_path / "moe.gguf"
     spec = make_model.Spec(kind="moe", n_layer=4, n_embd=512, n_expert=16, n_expert_used=4, n_ff=224)
     make_model.make_model(path, demo_model, spec)
-    stress_layers(path, 2000, 4, repack, 0)
+    stress_layers(path, 2000, 4, repack=bool(repack))

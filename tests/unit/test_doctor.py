@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from running import Runner
 
 import superllama
 from superllama import _backends, _doctor, cli
@@ -71,6 +73,19 @@ def test_sizes(n_bytes: int, text: str) -> None:
 def write(root: Path, name: str, text: str) -> None:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+def test_threads_are_those_that_have_a_core(run_python: Runner) -> None:
+    script = """
+import os
+cpu = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {cpu})
+from superllama._memory import n_physical_cores
+assert n_physical_cores() == 1
+"""
+    done = run_python(script)
+    assert done.returncode == 0, done.stderr
 
 
 def test_huge_pages_and_flags(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Random steps under sanitizers: budgets, evictions, cancellations, failing reads, saved and loaded states, moves over two
+# RPC servers; every logit is compared with stock's.
+#
+#   tools/stress.sh [STEPS]     10000 of each kind, on dense, MoE, sliding-window and hybrid models
+#
+# Builds the library and the two programs with AddressSanitizer and UndefinedBehaviorSanitizer in build/asan, with
+# ThreadSanitizer in build/tsan. Needed: the tests' programs (cmake --build build --target superllama-tests), GCC. An hour
+# or two on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+steps=${1:-10000}
+models=(llama-dense llama-moe gemma3-dense gpt-oss-moe falcon-h1-dense lfm2-dense qwen3next-moe)
+tmp=$(mktemp -d)
+servers=()
+trap 'kill "${servers[@]}" 2>/dev/null || true; rm -rf "$tmp"' EXIT
+
+gcc -O1 -shared -fPIC tests/fault_shim.c -o "$tmp/shim.so" -ldl
+build/tests/native/make-arch-models -o "$tmp/" >/dev/null 2>&1
+endpoints=()
+for port in 18541 18542; do
+    build/bin/ggml-rpc-server -H 127.0.0.1 -p $port -t 1 >/dev/null 2>&1 &
+    servers+=($!)
+    endpoints+=("127.0.0.1:$port")
+done
+
+run() { # LIBRARY PROGRAM MODEL N [ENDPOINT...]
+    local library=$1 program=$2 model=$3
+    shift 3
+    printf '%s %s: ' "$(basename "$program")" "$(basename "$model" .gguf)"
+    if [ $# -eq 1 ]; then
+        LD_PRELOAD="$(gcc -print-file-name=lib"$library".so) $tmp/shim.so" FAULT_PATH=$model "$program" "$model" "$1" 1
+    else
+        "$program" "$model" "$1" 1 "${@:2}"
+    fi
+}
+
+for kind in asan tsan; do
+    flags="-fsanitize=address,undefined -fno-sanitize-recover=all"
+    [ $kind = asan ] || flags=-fsanitize=thread
+    printf '\n==> %s\n' "$flags"
+    # OpenMP's runtime is not instrumented: ThreadSanitizer would not see its barriers
+    cmake -S . -B build/$kind -G Ninja -DCMAKE_BUILD_TYPE=Release -DSUPERLLAMA_PAGE=OFF -DGGML_OPENMP=OFF \
+        "-DCMAKE_C_FLAGS=$flags -g1 -O1" "-DCMAKE_CXX_FLAGS=$flags -g1 -O1" >/dev/null
+    cmake --build build/$kind --target stress-layers stress-devices >/dev/null
+    for model in "${models[@]}"; do
+        run $kind build/$kind/tests/native/stress-layers "$tmp/$model.gguf" "$steps"
+        run $kind build/$kind/tests/native/stress-devices "$tmp/$model.gguf" "$steps" "${endpoints[@]}"
+    done
+done
