@@ -42,6 +42,13 @@ def native_programs() -> Path:
     return BUILD / "tests" / "native"
 
 
+def arch_models(folder: Path, names: str | None = None) -> dict[str, Path]:
+    """A tiny random model of every architecture that upstream can save, or of those that an expression matches."""
+    command = [str(native_programs() / "make-arch-models"), "-o", f"{folder}/", *(["-a", names] if names else [])]
+    subprocess.run(command, check=True, capture_output=True, timeout=600, stdin=subprocess.DEVNULL)
+    return {path.stem: path for path in folder.glob("*.gguf")}
+
+
 def run_native(program: str, *arguments: object) -> dict[str, Any]:
     """What one of the programs reports: greedy tokens and a hash over all logits, of "probe" and "probe-stock"."""
     command = [native_programs() / program, *map(str, arguments)]
