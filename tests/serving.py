@@ -37,6 +37,13 @@ class HttpServer:
         except urllib.error.HTTPError as e:
             return e.code, json.load(e)
 
+    def stream(self, path: str, body: object) -> list[Any]:
+        """The events of an answer, as far as they hold JSON."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            lines = answer.read().decode().splitlines()
+        return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
     def complete(self, prompt: object, **body: object) -> Any:
         status, answer = self.request("/completion", {"prompt": prompt, "temperature": 0, **body})
         assert status == 200, answer

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <stdexcept>
 
@@ -214,7 +215,22 @@ static std::vector<common_arg> superllama_options() {
     return options;
 }
 
+// A program whose main function lets an exception through says why, and fails as it does for other bad input.
+static void end_with_reason() {
+    try {
+        if (std::current_exception() != nullptr) {
+            std::rethrow_exception(std::current_exception());
+        }
+    } catch (const std::exception & e) {
+        fprintf(stderr, "error: %s\n", e.what());
+        std::_Exit(1);
+    } catch (...) {
+    }
+    std::abort();
+}
+
 void add_flags(common_params_context & ctx) {
+    std::set_terminate(end_with_reason);
     if (ctx.ex == LLAMA_EXAMPLE_DOWNLOAD) {
         return; // loads no model
     }

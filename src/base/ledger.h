@@ -21,7 +21,7 @@ enum class memory_tag : uint8_t {
     staging,      // small pages are read by way of these; conversion
     kv,           // KV cache, recurrent states
     compute,      // buffers of graphs
-    cpu_work,     // the work buffer of the CPU's kernels
+    cpu_work,     // the work buffer of the CPU's kernels, and what graphs are described by
     outputs,      // logits and embeddings
     adapters,     // LoRA, control vectors
     uploads,      // on the way to a device

@@ -2,6 +2,9 @@
 
 #include <system_error>
 
+#ifdef _OPENMP
+#    include <omp.h>
+#endif
 #ifdef __linux__
 #    include <sched.h>
 #    include <sys/syscall.h>
@@ -119,6 +122,9 @@ readers::counters readers::count() const {
 
 void readers::run() {
     ask_for_short_slice();
+#ifdef _OPENMP
+    omp_set_num_threads(1); // a conversion would make a team of threads here, beside those that compute
+#endif
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
         changed.wait(lock, [this] { return stopping || !waiting.empty(); });

@@ -81,7 +81,11 @@ int dynamic_model::n_ubatch_max() const {
 void dynamic_model::apply() {
     charge_weights();
     const uint64_t bytes = std::max<uint64_t>(budget_now, least_bytes());
-    scheduler->set_budget(without_page_tables(bytes) - taken_bytes(), n_ubatch_max());
+    const uint64_t rest = without_page_tables(bytes) - taken_bytes();
+    const weights_budget all = scheduler->plan(rest, n_ubatch_max());
+    const uint64_t in_memory = all.dense_bytes + std::max(all.expert_bytes, all.expert_pool_min);
+    const bool keeps_rows = rest >= memory.lent() + in_memory + store.row_bytes_all();
+    scheduler->set_budget(rest, n_ubatch_max(), keeps_rows);
 }
 
 void dynamic_model::change_charges(const std::vector<change> & changes) {
@@ -230,7 +234,8 @@ size_t dynamic_model::follow_pressure() {
     }
     // memory that the budget grants and that is not filled yet counts as used
     const auto counters = scheduler->count();
-    const size_t filled = (size_t) counters.bytes_resident + vocabulary.used() + taken_bytes() - fixed_bytes();
+    const size_t filled =
+        (size_t) counters.bytes_resident + vocabulary.used() + store.row_bytes_now() + taken_bytes() - fixed_bytes();
     const double unfilled = (double) (budget - std::min<uint64_t>(budget, filled));
     const double wanted = std::min(unfilled, (double) scheduler->block_bytes());
     const pressure_marks marks = { params.mem_pressure, params.mem_pressure_low, grow_margin };

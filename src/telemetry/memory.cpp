@@ -66,6 +66,11 @@ struct superllama_memory memory_telemetry::sample() const {
     m.swap_total = line_value(meminfo, "SwapTotal:") * 1024;
     m.swap_free = line_value(meminfo, "SwapFree:") * 1024;
 
+    if (m.machine_total == 0 && root.empty()) { // no /proc: what is free, page cache left out
+        const auto page = (uint64_t) sysconf(_SC_PAGESIZE);
+        m.machine_total = (uint64_t) sysconf(_SC_PHYS_PAGES) * page;
+        m.machine_available = (uint64_t) sysconf(_SC_AVPHYS_PAGES) * page;
+    }
     m.host_total = m.machine_total;
     m.host_available = m.machine_available;
 

@@ -191,6 +191,7 @@ void weight_store::take_over(const weight_held & h) {
         n_resident += round_up(expert_table::bytes((size_t) h.n_experts), page);
     } else if (h.role == weight_role::by_row) {
         n_row_max += row_bytes(pages);
+        n_row_all += pages;
         pimpl->rows[h.tensor].there.resize(pages / page);
     }
 }

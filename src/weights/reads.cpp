@@ -152,6 +152,31 @@ const uint8_t * weight_store::read(const weight_source & from, size_t bytes, uin
     return staging + head;
 }
 
+size_t weight_store::row_bytes_more() const {
+    const size_t bytes = pimpl->keeps_rows ? n_row_all : n_row_now.load();
+    return bytes - std::min(bytes, n_row_max);
+}
+
+void weight_store::keep_rows(bool all) {
+    pimpl->keeps_rows = all;
+    for (const auto & entry : pimpl->rows) {
+        drop_rows(entry.first);
+    }
+}
+
+// Where too many have stayed.
+void weight_store::drop_rows(const ggml_tensor * t) {
+    const size_t page = system_page();
+    row_pages & rows = pimpl->rows.at(t);
+    if (!pimpl->keeps_rows && rows.n * page > weight_row_bytes_cap) {
+        const weight_held & h = *pimpl->find(t);
+        address_discard(h.addr - h.source.offset % page, rows.there.size() * page);
+        rows.there.assign(rows.there.size(), false);
+        n_row_now -= rows.n * page;
+        rows.n = 0;
+    }
+}
+
 bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error) {
     const weight_held & h = *pimpl->find(t);
     const weight_file & file = *pimpl->files[(size_t) h.source.file];
@@ -162,19 +187,16 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     uint8_t * base = (uint8_t *) t->data - head;
     const size_t row = ggml_row_size(t->type, t->ne[0]);
 
-    if (rows.n * page > weight_row_bytes_cap) {
-        address_discard(base, there.size() * page);
-        there.assign(there.size(), false);
-        n_row_now -= rows.n * page;
-        rows.n = 0;
-    }
+    drop_rows(t);
+    const size_t step = pimpl->keeps_rows ? std::max<size_t>(1, row_read_bytes / page) : 1;
     for (size_t i = 0; i < n; ++i) {
         if (ids[i] < 0 || ids[i] >= t->ne[1]) {
             *error = "row " + std::to_string(ids[i]) + " of " + t->name + " does not exist";
             return false;
         }
-        const size_t first = (head + row * (size_t) ids[i]) / page;
-        const size_t last = (head + row * (size_t) ids[i] + row - 1) / page;
+        const size_t first = (head + row * (size_t) ids[i]) / page / step * step;
+        const size_t end = ((head + row * (size_t) ids[i] + row - 1) / page / step + 1) * step;
+        const size_t last = std::min(end, there.size()) - 1;
         if (!std::all_of(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last + 1,
                          [](bool b) { return b; })) {
             if (!file.read_pages(base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,

@@ -49,12 +49,13 @@ void layer_sched::expect(const std::vector<block_use> & uses) {
     dense.expect(uses);
 }
 
-void layer_sched::set_budget(size_t bytes, int n_ubatch_new) {
+void layer_sched::set_budget(size_t bytes, int n_ubatch_new, bool keeps_rows_new) {
     {
         auto lock = loader.lock();
         const bool less = bytes < bytes_max;
         bytes_max = bytes;
         n_ubatch = n_ubatch_new;
+        keeps_rows = keeps_rows_new;
         budget_new = true;
         if (less) {
             shrink(lock);
@@ -74,9 +75,12 @@ void layer_sched::apply_budget_if_idle() {
 
 void layer_sched::apply_plan() {
     const pool_budget e = experts.plan(n_ubatch);
-    const dense_budget d = dense.plan(bytes_max - std::min(bytes_max, e.least));
-    const bool works = d.works && bytes_max >= e.least;
-    experts.limit(works ? std::min(e.bytes, bytes_max - d.pinned - d.ring) : 0, e.bytes);
+    // rows that are to go do so after the graph that runs, which has to go on meanwhile
+    const size_t least = std::min(bytes_max, plan_locked(0, n_ubatch).min_bytes);
+    const size_t bytes = std::max(bytes_max - std::min(bytes_max, store.row_bytes_more()), least);
+    const dense_budget d = dense.plan(bytes - std::min(bytes, e.least));
+    const bool works = d.works && bytes >= e.least;
+    experts.limit(works ? std::min(e.bytes, bytes - d.pinned - d.ring) : 0, e.bytes);
     dense.apply(d);
 }
 
@@ -84,6 +88,7 @@ void layer_sched::apply_plan() {
 void layer_sched::apply_budget(block_loader::guard & lock) {
     if (budget_new) {
         budget_new = false;
+        store.keep_rows(keeps_rows);
         apply_plan();
         dense.make_room(0, lock);
         experts.make_room(lock);

@@ -46,7 +46,7 @@ class layer_sched {
     // Memory for blocks. Less takes effect at once, but for what the graph that runs is using; more at the next
     // begin_graph(). n_ubatch bounds the experts in use at once. Any thread may call.
     weights_budget plan(size_t bytes, int n_ubatch) const;
-    void set_budget(size_t bytes, int n_ubatch);
+    void set_budget(size_t bytes, int n_ubatch, bool keeps_rows); // and rows have what they keep of it
     size_t block_bytes() const { return dense.blocks_bytes() + experts.blocks_bytes(); }
 
     // How blocks are used by a graph that will run, before the first one runs: several at once need room in the ring.
@@ -113,6 +113,7 @@ class layer_sched {
 
     size_t bytes_max = 0; // as set
     int n_ubatch = 512;
+    bool keeps_rows = false; // from the next apply_budget() on
     std::atomic<bool> budget_new{ false };
 
     layer_graph current;

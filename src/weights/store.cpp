@@ -111,6 +111,7 @@ void weight_store::hold_whole(const ggml_tensor * t) {
     const size_t page = system_page();
     const size_t pages = round_up(h.addr_off % page + h.bytes, page);
     n_row_max -= row_bytes(pages);
+    n_row_all -= pages;
     n_resident += pages;
     h.role = weight_role::resident;
     n_row_now -= pimpl->rows.at(t).n * page; // those that were read are part of it now

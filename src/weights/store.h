@@ -112,10 +112,12 @@ class weight_store {
 
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
-    size_t row_bytes_max() const { return n_row_max; }
+    size_t row_bytes_max() const { return n_row_max; } // of tensors that are looked up by rows, while few of them stay
     size_t row_bytes_now() const { return n_row_now; }
-    size_t staging_bytes() const; // by way of which small pages are read, and blocks converted
-    size_t bytes_on_disk() const; // of the model's tensors that we hold
+    size_t row_bytes_all() const { return n_row_all; }
+    size_t row_bytes_more() const; // than row_bytes_max(): what is kept, or may be
+    size_t staging_bytes() const;  // by way of which small pages are read, and blocks converted
+    size_t bytes_on_disk() const;  // of the model's tensors that we hold
 
     // All of these fail with a message and may be called again. read_part() may run in any thread.
     bool load_resident(std::string * error); // what is not there yet
@@ -137,6 +139,8 @@ class weight_store {
     size_t memory_of_first(const ggml_tensor * t, size_t file_bytes) const;
 
     // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
+    // All rows that were read stay, and their neighbours come along; or few do. Between graphs.
+    void keep_rows(bool all);
     bool is_by_row(const ggml_tensor * t) const;
     bool read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error);
 
@@ -190,6 +194,7 @@ class weight_store {
     uint64_t bytes_read() const;
 
   private:
+    void drop_rows(const ggml_tensor * t);
     size_t lay_out(std::vector<weight_held> & mine);
     bool joins_last_block(const weight_held & h, const weight_held * previous) const;
     void add_experts(weight_held & h);
@@ -210,6 +215,7 @@ class weight_store {
 
     std::atomic<size_t> n_resident{ 0 };
     size_t n_row_max = 0;
+    size_t n_row_all = 0;
     std::atomic<size_t> n_row_now{ 0 };
     size_t n_dense = 0; // bytes of blocks that are no experts
 };

@@ -22,6 +22,7 @@
 namespace superllama {
 
 static const size_t weight_row_bytes_cap = 4u << 20; // pages of row tensors that may stay between two ubatches
+static const size_t row_read_bytes = 256u << 10;     // where all rows may stay, they come with their neighbours
 
 static const size_t convert_bytes = 256u << 10; // converted at a time: the memory of one reader
 static const int n_converting = 6;              // readers that are counted, so that a plan knows no threads
@@ -92,6 +93,7 @@ struct weight_store::impl {
     std::unordered_map<std::string, const ggml_tensor *> names;
     std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks; // (layer, expert)
     std::unordered_map<const ggml_tensor *, row_pages> rows;       // of tensors that are looked up by rows
+    bool keeps_rows = false;
     size_t n_huge_ranges = 0;
 
     std::unique_ptr<stream_ring> ring;                       // from the first budget on that streams

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import HttpServer, http_server
+
+from superllama._programs import find_program
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -162,6 +166,42 @@ def test_strict_tools_only(server: HttpServer) -> None:
 # ----------------------------------------------------------------------------------------------- answers
 
 
+FORM = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+# Where each API has the form of the answer, and where the answer is.
+FORMS: dict[str, tuple[dict[str, Any], Callable[[Any], str]]] = {
+    "/v1/completions": (
+        {"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": FORM}}},
+        lambda answer: str(answer["choices"][0]["text"]),
+    ),
+    "/v1/responses": (
+        {"input": "x", "text": {"format": {"type": "json_schema", "name": "f", "schema": FORM}}},
+        lambda answer: str(answer["output"][-1]["content"][0]["text"]),
+    ),
+    "/v1/messages": (
+        {
+            "messages": [{"role": "user", "content": "x"}],
+            "output_config": {"format": {"type": "json_schema", "schema": FORM}},
+        },
+        lambda answer: str(answer["content"][-1]["text"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_the_form_of_an_answer_holds_in_every_api(server: HttpServer, path: str) -> None:
+    body, text = FORMS[path]
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    status, answer = server.request(path, {**body, limit: 200})
+    assert status == 200, answer
+    assert json.loads(text(answer))["a"] in (1, 2)
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_form_that_there_is_not_is_refused(server: HttpServer, path: str) -> None:
+    body = json.loads(json.dumps(FORMS[path][0]).replace('"json_schema", "', '"xml", "'))
+    assert "xml" in server.refused(path, body)
+
+
 def test_probabilities_of_an_answer_that_ends_inside_a_character(server: HttpServer) -> None:
     grammar = 'root ::= "😀é😀"'
     for n_predict in range(1, 11):
@@ -171,3 +211,38 @@ def test_probabilities_of_an_answer_that_ends_inside_a_character(server: HttpSer
     answer = server.complete("a", grammar=grammar, n_predict=10, n_probs=2, stop=["é"])
     assert answer["content"] == "😀"
     assert bytes(b for token in answer["completion_probabilities"] for b in token["bytes"]) == "😀".encode()
+
+
+def test_probabilities_are_streamed_with_every_token(server: HttpServer) -> None:
+    """Half a character is no text yet, but its token has its probabilities."""
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 8,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "stream": True,
+    }
+    lines = server.stream("/v1/chat/completions", body)
+    tokens = [choice["logprobs"]["content"] for line in lines for choice in line["choices"] if choice.get("logprobs")]
+    assert sum(map(len, tokens)) == 8
+
+
+@pytest.mark.parametrize("grammar", ['root ::= "a', "root ::= " + "(" * 30000 + '"a"' + ")" * 30000])
+def test_a_bad_grammar_ends_a_program_with_a_reason(tiny_model: Path, tmp_path: Path, grammar: str) -> None:
+    file = tmp_path / "bad.gbnf"
+    file.write_text(grammar)
+    command = [
+        find_program("llama-completion"),
+        "-m",
+        tiny_model,
+        "-no-cnv",
+        "-p",
+        "x",
+        "-n",
+        "2",
+        "--grammar-file",
+        file,
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr[-500:]
+    assert "grammar" in done.stderr

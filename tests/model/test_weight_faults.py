@@ -34,7 +34,7 @@ def logits(ctx):
 
 def streaming(path):
     model = superllama.Model(path, dynamic_layers=True, async_prefetch=async_prefetch, use_extra_bufts=False,
-                             mem_budget="60MiB")
+                             mem_budget="72MiB")
     return model, superllama.Context(model, **CONTEXT)
 """
 
@@ -133,11 +133,11 @@ small = superllama.Model(sys.argv[1], vocab_only=True)
 small.close()
 resource.setrlimit(resource.RLIMIT_AS, (address_space() + (int(sys.argv[2]) << 20), resource.RLIM_INFINITY))
 try:
-    model = superllama.Model(sys.argv[1], dynamic_layers=True, use_extra_bufts=False, mem_budget="60MiB")
+    model = superllama.Model(sys.argv[1], dynamic_layers=True, use_extra_bufts=False, mem_budget="72MiB")
 except superllama.ModelError as e:
     print(e)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-with superllama.Model(sys.argv[1], dynamic_layers=True, use_extra_bufts=False, mem_budget="60MiB") as model:
+with superllama.Model(sys.argv[1], dynamic_layers=True, use_extra_bufts=False, mem_budget="72MiB") as model:
     superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1).decode([1])
 print("alive")
 """
