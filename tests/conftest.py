@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model as tiny
-from native_build import native_programs
+from native_build import arch_models
 from running import Runner
 
 import superllama
@@ -94,7 +94,4 @@ def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random model of every architecture that upstream can save."""
-    folder = tmp_path_factory.mktemp("architectures")
-    command = [native_programs() / "make-arch-models", "-o", f"{folder}/"]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
-    return {path.stem: path for path in folder.glob("*.gguf")}
+    return arch_models(tmp_path_factory.mktemp("architectures"))

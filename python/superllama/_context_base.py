@@ -48,7 +48,7 @@ class ContextBase:
         self._abort_flag = ffi.new("struct superllama_py_abort *")
         try:
             self._c = self._create()
-        except BaseException:
+        except Exception:  # after Ctrl-C the model may be in use still: it is closed where that ends
             if self._owned_model:
                 self._owned_model.close()
             raise
@@ -74,19 +74,29 @@ class ContextBase:
 
         owned: list[Any] = []
         c = params.to_c(owned, n_ctx=n_ctx, n_threads=n_physical_cores())
-        if (params.embeddings or self._at_once) and "n_ubatch" not in params.model_fields_set:
+        if self._at_once and "n_ubatch" not in params.model_fields_set:
             c.n_ubatch = c.n_batch
         c.abort_callback = ffi.addressof(lib, "superllama_py_abort_if_set")
         c.abort_callback_data = self._abort_flag
 
         def make() -> Any:
-            with model._use() as m, collected_errors() as errors:
-                pointer = lib.llama_init_from_model(m, c)
+            with collected_errors() as errors:
+                pointer = lib.llama_init_from_model(model._c, c)
             if pointer == ffi.NULL:
                 raise ContextError(f"cannot make a context: {reason(errors, 'the library gives no reason')}")
             return pointer
 
-        return interruptible(make, stop=lambda: None, undo=lib.llama_free)  # the library does not ask here
+        flag, made_in, owned_model = self._abort_flag, self._process, self._owned_model
+
+        def undo(pointer: Any) -> None:
+            _free_context(pointer, made_in, flag, model)
+            owned.clear()  # what the parameters point to, which lives as long as this function
+            if owned_model:
+                owned_model.close()
+
+        # the library does not ask here whether it shall stop; Model.close() waits until a context that nobody waits for
+        # any more is freed
+        return interruptible(make, stop=None, undo=undo, within=model._use)
 
     # ---------------------------------------------------------------- life
 

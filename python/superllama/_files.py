@@ -6,6 +6,8 @@ them twice fails in ways that say nothing.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -46,6 +48,18 @@ def replaceable(path: str | os.PathLike[str], error: Kind) -> Path:
     if target.exists():
         check_mode(path, target.stat().st_mode, error)
     return target
+
+
+def open_files_hint(*why: str) -> str:
+    """What to add to an error where the system's limit of open files is the reason; "" for other reasons."""
+    if not any(os.strerror(errno.EMFILE) in line for line in why):
+        return ""
+    limit = ""
+    with contextlib.suppress(ImportError):  # Windows has no such limit to ask for
+        import resource
+
+        limit = f"; the limit of this process is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open files"
+    return f"{limit}; raise it with ulimit -n, or close files that are not needed"
 
 
 def check_mode(path: object, mode: int, error: Kind) -> None:

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 from ._errors import ModelError
-from ._files import check_mode, open_regular
+from ._files import check_mode, open_files_hint, open_regular
 
 HEADER_BYTES = 24  # magic, version, number of tensors, number of metadata entries
 VERSIONS = (2, 3)
@@ -39,7 +39,8 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
     except FileNotFoundError as e:
         raise ModelError(f"{file} does not exist (the current folder is {_here()})") from e
     except (OSError, ValueError) as e:
-        raise ModelError(f"cannot open {path!r}: {e.strerror or e if isinstance(e, OSError) else e}") from e
+        why = str(e.strerror or e if isinstance(e, OSError) else e)
+        raise ModelError(f"cannot open {path!r}: {why}{open_files_hint(why)}") from e
     assert file is not None
 
     if not head:

@@ -51,10 +51,16 @@ class GoingBack(ContextBase):
         """Raises: ContextError, before anything is changed, if the cache cannot go on at `next_pos`."""
         if (needed := self._lacks_window(seq, next_pos, first, pos_min)) is not None:
             held = int(lib.llama_memory_seq_pos_min(self._memory, seq))
+            if self._has_state:  # which a larger cache of the window does not bring back
+                try_this = ", as the recurrent state of this model cannot go back at all"
+            elif self.params.swa_full:
+                try_this = "; the state that was loaded into it holds no more than that"
+            else:
+                try_this = ", or make the context with swa_full=True"
             raise ContextError(
                 f"{what}: a token at position {next_pos} looks {self._n_swa} positions back, to {needed}, and the "
                 f"cache of that window holds sequence {seq} from {held} on. Nothing was changed; remove the whole "
-                "sequence and decode it again, or make the context with swa_full=True"
+                f"sequence and decode its tokens again{try_this}"
             )
 
     # ---------------------------------------------------------------- bookkeeping

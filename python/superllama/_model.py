@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ._budgets import Budgets
 from ._chat_template import ChatTemplate, is_jinja
 from ._errors import CancelledError, ModelError, TemplateError
+from ._files import open_files_hint
 from ._gguf import check_gguf
 from ._layers import Layer, layers_of, memory_by_tag
 from ._native import collected_errors, ffi, lib, raise_kept, reason, text
 from ._params import ModelParams, merged
 from ._process import check_process, inherited, stop_at_exit, this_process
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
-from ._text import apply_template, detokenize, token_bytes, token_list, tokenize
+from ._text import apply_template, detokenize, token_bytes, token_list, tokenize, utf8
 from ._waiting import interruptible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+QUICK_BYTES = 1 << 14  # a text of so many is tokenized in milliseconds: no thread is made for it
 
 
 class _Closable(Protocol):
@@ -245,8 +249,15 @@ class Model:
 
         Raises: PromptError for a text that is not UTF-8, or that is no text.
         """
+        data = utf8(text)
+
+        def work() -> list[int]:
+            return tokenize(self._vocab, data, add_special, parse_special)
+
+        if len(data) > QUICK_BYTES:  # seconds, of which the library cannot be asked to stop
+            return interruptible(work, stop=None, undo=lambda tokens: None, within=self._use)
         with self._use():
-            return tokenize(self._vocab, text, add_special, parse_special)
+            return work()
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD. `special` shows control tokens too.
@@ -330,14 +341,15 @@ class Lora:
 
 def _load(path: Path, params: Any, load: LoadProgress) -> Any:
     """The native model. Raises: what Model does, and what the progress callback raised."""
-    with collected_errors() as errors:
+    with load.running(), collected_errors() as errors:
         pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
     if pointer == ffi.NULL:
         if load.error is not None:
             raise load.error
         if load.cancelled:
             raise CancelledError(f"loading {path} was stopped by the progress callback")
-        raise ModelError(f"cannot load {path}: {reason(errors, 'the library gives no reason')}")
+        why = reason(errors, "the library gives no reason")
+        raise ModelError(f"cannot load {path}: {why}{open_files_hint(*errors)}")
     return pointer
 
 

@@ -345,6 +345,8 @@ class ContextParams(_Params):
         c = lib.llama_context_default_params()
         self._fill(c)
         c.n_ctx = n_ctx
+        if self.embeddings and "n_ubatch" not in self.model_fields_set:
+            c.n_ubatch = c.n_batch  # the embedding of a text is computed at once
         c.n_threads = self.n_threads or n_threads
         c.n_threads_batch = self.n_threads_batch or c.n_threads
         if self.metrics_file is not None:

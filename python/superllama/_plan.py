@@ -22,6 +22,7 @@ from ._memory import memory, n_physical_cores
 from ._model import Model
 from ._native import collected_errors, ffi, last_error, lib, reason, text
 from ._params import ContextParams, ModelParams, merged
+from ._process import check_can_compute
 from ._read_speed import measure_read
 from ._sizes import size_bytes
 
@@ -139,14 +140,18 @@ def plan(
     `params` and `context_params` are those that the model and its context would be made with; the keywords are
     fields of them and win (`repack` is use_extra_bufts).
 
-    Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values.
+    Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values,
+    ForkedError in a fork of a process that had a context or made a plan.
     """
     model_kwargs = {"mem_budget": mem_budget, "use_extra_bufts": repack}
     context_kwargs = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
     params = merged(ModelParams, params, {k: v for k, v in model_kwargs.items() if v is not None})
     context = merged(ContextParams, context_params, {k: v for k, v in context_kwargs.items() if v is not None})
+    check_can_compute()  # measuring this CPU does
     with Model(path, vocab_only=True, progress=False) as model:
-        file, n_train = model.path, model.n_ctx_train
+        file = model.path
+        # the library reads no hyperparameters for a vocabulary
+        n_train = int(model.metadata.get(f"{model.architecture}.context_length", 0))
     if context.n_ctx is None:
         context = merged(ContextParams, context, {"n_ctx": min(n_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)})
     budget = size_bytes(params.mem_budget) or int(memory().host_available * params.mem_pressure)

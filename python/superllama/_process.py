@@ -5,13 +5,16 @@ locks that they held are locked for ever: a call would wait for them without end
 process it was made, and in another one a use of it is an error, at once, and freeing it does nothing.
 
 At the end of the interpreter, threads that are daemons may still be inside the library, on objects that are then freed.
-So each object is told to stop, and its lock is taken and kept, before anything is freed.
+So each object is told to stop, and its lock is taken and kept, before anything is freed. A load calls back into Python,
+which would end its thread in the middle of the library once the interpreter has gone: it is known from before it begins
+until it has ended, and what has not begun by then does not.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 import weakref
 from typing import Protocol
@@ -32,8 +35,9 @@ class Stoppable(Protocol):
 
 
 _forks = 0  # how often this process and its ancestors forked, as far as they had loaded the package
-_computed_in: int | None = None  # the process, this one or an ancestor, that made the first context
+_computed_in: int | None = None  # the process, this one or an ancestor, that computed first
 _living: weakref.WeakSet[Stoppable] = weakref.WeakSet()
+_gate = threading.RLock()  # at the end the main thread keeps it, and may go on itself: hooks run after ours
 
 
 def this_process() -> int:
@@ -61,24 +65,27 @@ def check_can_compute() -> None:
     global _computed_in
     if _computed_in is not None and inherited(_computed_in):
         raise ForkedError(
-            "the process that this one was forked from had a context, and its compute threads stayed there; make the "
-            "first context after the fork, or start processes with the method 'spawn'"
+            "the process that this one was forked from had a context or made a plan, and its compute threads stayed "
+            "there; do that for the first time after the fork, or start processes with the method 'spawn'"
         )
     _computed_in = _forks
 
 
 def stop_at_exit(thing: Stoppable) -> None:
-    """Have it stopped before the interpreter ends."""
-    _living.add(thing)
+    """Have it stopped before the interpreter ends. Does not return to another thread that asks when it is ending."""
+    with _gate:
+        _living.add(thing)
 
 
 def _after_fork() -> None:
-    global _forks, _living
+    global _forks, _living, _gate
     _forks += 1
+    _gate = threading.RLock()
     _living = weakref.WeakSet()  # whoever held the old one's lock is not here
 
 
 def _stop_all() -> None:
+    _gate.acquire()  # and keep it: nothing begins any more
     deadline = time.monotonic() + EXIT_S
     for thing in list(_living):
         if not thing._stop(max(0.0, deadline - time.monotonic())):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ._native import ffi, keep_error
+from ._process import stop_at_exit
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,10 +30,30 @@ class LoadProgress:
         self.cancelled = False
         self.error: BaseException | None = None
         self.handle = ffi.new_handle(self)
+        self._ended = threading.Event()
+        self._ended.set()
 
     def cancel(self) -> None:
         """Stop the load when it asks next, from any thread."""
         self.cancelled = True
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While the library loads: at the end of the interpreter it is stopped and waited for, since there must be no
+        Python that it calls back into afterwards."""
+        try:
+            self._ended.clear()
+            stop_at_exit(self)
+            yield
+        finally:
+            self._ended.set()
+
+    def _stop(self, seconds: float) -> bool:
+        self.cancel()
+        return self._ended.wait(seconds)
+
+    def _abandon(self) -> None:
+        pass  # there is nothing yet that could be freed
 
     def step(self, progress: float) -> bool:
         """Whether loading goes on."""

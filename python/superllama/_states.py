@@ -46,18 +46,22 @@ class States(Sequences):
         with self._use() as c, collected_errors() as errors:
             lib.llama_synchronize(c)
             size = lib.llama_state_get_size(c) if seq is None else lib.llama_state_seq_get_size(c, seq)
-            data = ffi.new("uint8_t[]", max(size, 1))
-            n = (
-                lib.llama_state_get_data(c, data, size)
-                if seq is None
-                else lib.llama_state_seq_get_data(c, data, size, seq)
-            )
+            header = self._header(seq)
+            begin = len(MAGIC) + LENGTH.size + len(header)
+            # the library writes where the result is: a state may be most of the memory, and would not fit twice. Nobody
+            # else has these bytes before they are returned
+            state = bytes(begin + size)
+            place = ffi.from_buffer("uint8_t[]", state)
+            if seq is None:
+                n = lib.llama_state_get_data(c, place + begin, size)
+            else:
+                n = lib.llama_state_seq_get_data(c, place + begin, size, seq)
             if n == 0:
                 raise StateError(f"the state cannot be saved: {reason(errors, 'the library gives no reason')}")
-            header = self._header(seq)
-        buffer = ffi.buffer(data, n)
-        summed = _summed(header, zlib.crc32(buffer, zlib.crc32(header)))
-        return b"".join([MAGIC, LENGTH.pack(len(header)), summed, buffer])
+        crc = zlib.crc32(memoryview(state)[begin : begin + n], zlib.crc32(header))
+        start = MAGIC + LENGTH.pack(len(header)) + _summed(header, crc)
+        ffi.memmove(place, start, begin)
+        return state[: begin + n]  # the same object, unless the library wrote less than it had said
 
     def state_load(self, state: bytes, seq: int | None = None) -> None:
         """Hold again what state_save() saved. The state of one sequence can be loaded into any sequence.
@@ -232,6 +236,6 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
         whole = isinstance(header["crc32"], str) and (header["seq"] is None or isinstance(header["seq"], int))
         if whole and all(isinstance(n, int) for s, value in pairs for n in (s, value)):
             return dict(header)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last one is how json refuses what is nested deeply
         pass
     return None

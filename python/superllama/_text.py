@@ -63,9 +63,8 @@ def _is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
     return True
 
 
-def tokenize(vocab: Any, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
-    """llama_tokenize() with a buffer that is large enough."""
-    data = utf8(text)
+def tokenize(vocab: Any, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
+    """llama_tokenize() with a buffer that is large enough. `data` is what utf8() returned."""
     if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
         raise PromptError("this model has no vocabulary; give it tokens instead of text")
     n_max = len(data) // 2 + 16

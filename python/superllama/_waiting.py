@@ -7,10 +7,12 @@ callback, where nobody can catch it. So the main thread lets another one make th
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -22,35 +24,66 @@ def in_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
-def interruptible(work: Callable[[], T], stop: Callable[[], None], undo: Callable[[T], None]) -> T:
+def interruptible(
+    work: Callable[[], T],
+    stop: Callable[[], None] | None,
+    undo: Callable[[T], None],
+    within: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> T:
     """What `work` returns or raises. Ctrl-C meanwhile calls `stop`, waits for the end of the work, gives what came of
     it to `undo`, and is raised; another one does not wait any longer.
 
+    `stop` is None where the library cannot be stopped. Ctrl-C is raised at once then, and the work ends by itself, and
+    is undone, later: it may use nothing that the caller can change or free meanwhile. `within` is entered around the
+    work and such an undoing, to hold what both need.
+
     From the main thread, `work` runs in a thread of its own; from any other, which hears no signals, in that one.
     """
+
+    def here() -> T:
+        with within():
+            return work()
+
     if not in_main_thread():
-        return work()
+        return here()
     results: list[T] = []
     errors: list[BaseException] = []
     done = threading.Event()
+    lock = threading.Lock()  # between the caller's leaving and what the thread does next
+    begun = left = False
 
     def run() -> None:
+        nonlocal begun
+        with lock:
+            if left:  # Ctrl-C came before the thread did
+                return
+            begun = True
         try:
-            results.append(work())
+            with within():
+                result = work()
+                with lock:
+                    if not left or stop is not None:
+                        results.append(result)
+                        return
+                undo(result)
         except BaseException as e:
             errors.append(e)
         finally:
             done.set()
 
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name="superllama")
     try:
-        threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name="superllama").start()
-    except RuntimeError:  # the system gives no more threads: a call without one is better than none
-        return work()
-    try:
+        try:
+            thread.start()  # in which Ctrl-C may come too
+        except RuntimeError:  # the system gives no more threads: a call without one is better than none
+            return here()
         _wait(done)
     except BaseException:
-        stop()
-        _wait(done)
+        with lock:
+            left = True
+        if begun and stop is not None:
+            stop()
+            _wait(done)
         for result in results:
             undo(result)
         raise

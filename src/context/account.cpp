@@ -11,6 +11,22 @@ namespace superllama {
 static const uint64_t loan_step_bytes = 16u << 20; // memory comes from weights, and returns to them, in steps of this
 static const int n_small_graphs_min = 4;           // one after another, before they have what larger ones used
 
+// Where a batch has an output for every token whoever asks: embeddings, encoders, models that look ahead. Upstream's
+// buffer has logits and embeddings of each then, and grows to this with the first text of a full ubatch.
+static uint64_t outputs_of_all_tokens(const llama_context & ctx) {
+    const llama_cparams & cp = ctx.get_cparams();
+    const llama_model & model = ctx.get_model();
+    if (!cp.embeddings && cp.causal_attn && !llama_model_has_encoder(&model)) {
+        return 0;
+    }
+    const uint64_t numbers = model.vocab.n_tokens() + model.hparams.n_embd_out();
+    return std::min(cp.causal_attn ? cp.n_batch : cp.n_ubatch, cp.n_ctx) * numbers * sizeof(float);
+}
+
+static uint64_t size_of(const ggml_backend_buffer_ptr & buffer) {
+    return buffer != nullptr ? ggml_backend_buffer_get_size(buffer.get()) : 0;
+}
+
 void context_hooks::impl::open_account() {
     page_table * pages = paging.pager != nullptr ? paging.pager->get_pages() : nullptr;
     uint64_t page_bytes = 0, kv_bytes = 0, compute_bytes = 0;
@@ -38,10 +54,11 @@ void context_hooks::impl::open_account() {
         { &memory->cpu_work, work_bytes(ctx), work_bytes(ctx) },
         { &memory->outputs, output_bytes(ctx), output_bytes(ctx) },
     });
+    memory->outputs.use(size_of(ctx.buf_output));
 }
 
 uint64_t context_hooks::output_bytes(const llama_context & ctx) {
-    return ctx.buf_output != nullptr ? ggml_backend_buffer_get_size(ctx.buf_output.get()) : 0;
+    return std::max(size_of(ctx.buf_output), outputs_of_all_tokens(ctx));
 }
 
 ggml_cgraph * context_hooks::largest_graph(llama_context & ctx) {
@@ -128,7 +145,9 @@ bool context_hooks::before_outputs(size_t bytes) {
         return true; // there is no budget, or the context is being made
     }
     return pimpl->guarded([&] {
-        pimpl->weights->change_charges({ { &pimpl->memory->outputs, bytes, bytes } });
+        const uint64_t granted = std::max<uint64_t>(bytes, outputs_of_all_tokens(pimpl->ctx));
+        pimpl->weights->change_charges({ { &pimpl->memory->outputs, granted, granted } });
+        pimpl->memory->outputs.use(bytes);
         return true;
     });
 }

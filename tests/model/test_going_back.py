@@ -64,7 +64,7 @@ def next_logits(ctx: Context) -> bytes:
     return ctx.logits().tobytes()
 
 
-def test_going_back_is_exact_or_an_error_that_loses_nothing(model: Model, make: Make) -> None:
+def test_going_back_is_exact_or_an_error_that_loses_nothing(model: Model, make: Make, kind: str) -> None:
     given = tokens(model, 300)
     for to in (290, 250, 100, 1):
         ctx, fresh, untouched = make(), make(), make()
@@ -72,8 +72,9 @@ def test_going_back_is_exact_or_an_error_that_loses_nothing(model: Model, make: 
         before = held(ctx)
         try:
             ctx.seq_remove(0, to)
-        except superllama.ContextError:
+        except superllama.ContextError as e:
             assert held(ctx) == before
+            assert ("swa_full=True" in str(e)) == (KINDS[kind] is WINDOWED)  # advised where it helps only
             untouched.decode(given)
             assert next_logits(ctx) == next_logits(untouched)
         else:
@@ -130,8 +131,9 @@ def test_a_state_goes_on_and_knows_how_far_back_it_reaches(model: Model, make: M
     before = held(other)
     try:
         other.seq_remove(0, 100)
-    except superllama.ContextError:
+    except superllama.ContextError as e:
         assert held(other) == before
+        assert "swa_full=True" not in str(e)  # it is on, and does not help
     else:
         assert other.seq_pos_max() == 99
         ctx.seq_remove(0, 100)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_model as tiny
 from running import Runner
 
 import superllama
+from superllama import _context_base
 from superllama._waiting import interruptible
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
@@ -51,6 +58,23 @@ time.sleep(0.2)
         done = run_python(script, tiny_model)
         assert (done.returncode, done.stderr) == (0, "")
         assert time.monotonic() - start < 20
+
+
+def test_a_load_is_stopped_before_the_interpreter_ends(tiny_model: Path, run_python: Runner) -> None:
+    """A callback that is on its way then has its turn; later there would be no Python to come back to, and the thread
+    would be ended inside the library."""
+    script = """
+import sys, threading, time, superllama
+threading.excepthook = lambda args: print(args.exc_type.__name__, flush=True)
+begun = threading.Event()
+def progress(share):
+    begun.set()
+    time.sleep(0.3)
+threading.Thread(target=superllama.Model, args=sys.argv[1:], kwargs={"progress": progress}, daemon=True).start()
+begun.wait()
+"""
+    done = run_python(script, tiny_model)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "CancelledError\n", "")
 
 
 # ---------------------------------------------------------------- fork
@@ -93,6 +117,7 @@ print(ended[1], len(list(generator)))  # the parent goes on
         ("model.set_budget('1GiB')", "ForkedError"),
         ("superllama.Context(model)", "ForkedError"),
         ("superllama.Context(sys.argv[1])", "ForkedError"),
+        ("superllama.plan(sys.argv[1])", "ForkedError"),
         ("ctx.close(); model.close(); assert model.closed and ctx.closed", "nothing raised"),
         ("del generator, ctx, model", "nothing raised"),
         ("pass", "nothing raised"),
@@ -103,6 +128,23 @@ def test_a_fork_is_told_at_once_and_ends(
 ) -> None:
     done = run_python(FORK, tiny_model, use, kwargs)
     assert (done.returncode, done.stdout.split("\n")[:2]) == (0, [says, "0 8"]), done.stderr
+
+
+def test_a_fork_after_a_plan_is_told_too(tiny_model: Path, run_python: Runner) -> None:
+    """A plan computes, to measure the CPU, without a context."""
+    script = """
+import os, sys, superllama
+superllama.plan(sys.argv[1])
+if (pid := os.fork()) == 0:
+    try:
+        superllama.plan(sys.argv[1])
+    except superllama.ForkedError as e:
+        print(e, flush=True)
+    os._exit(0)
+sys.exit(os.waitpid(pid, 0)[1])
+"""
+    done = run_python(script, tiny_model)
+    assert (done.returncode, "made a plan" in done.stdout) == (0, True), done.stderr
 
 
 def test_a_fork_before_the_first_context_computes(tiny_model: Path, run_python: Runner) -> None:
@@ -162,6 +204,10 @@ LONG_CALLS = {
     "state": (
         "ctx = superllama.Context(path, n_ctx=512, n_threads=1); ctx.decode([5] * 400)",
         "while True: ctx.state_load(ctx.state_save())",
+    ),
+    "tokenize": (
+        "model = superllama.Model(path, progress=False)",
+        "while True: model.tokenize('the one of ' * 100000)",
     ),
     "plan": ("", "while True: superllama.plan(path, mem_budget='1GiB')"),
     "set_budget": (
@@ -230,6 +276,99 @@ def test_what_an_interrupted_call_made_is_given_back() -> None:
     assert (undone, stopped) == (["made"], [True])
 
 
+def test_what_cannot_be_stopped_is_not_waited_for() -> None:
+    """Ctrl-C is raised while the work goes on, which is undone where it ends, inside what it was done in."""
+    go_on, undone = threading.Event(), threading.Event()
+    happened: list[str] = []
+
+    def work() -> str:
+        signal.raise_signal(signal.SIGALRM)  # heard by the main thread, which waits
+        assert go_on.wait(60)
+        return "made"
+
+    @contextlib.contextmanager
+    def within() -> Iterator[None]:
+        happened.append("in")
+        yield
+        happened.append("out")
+        undone.set()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interruptible(work, stop=None, undo=happened.append, within=within)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert happened == ["in"]
+    go_on.set()
+    assert undone.wait(60)
+    assert happened == ["in", "made", "out"]
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_context_that_nobody_waits_for_is_freed_before_its_model(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, owned: bool
+) -> None:
+    real, free, go_on, freed = _context_base.collected_errors, _context_base._free_context, threading.Event(), []
+
+    @contextlib.contextmanager
+    def slow() -> Iterator[Any]:
+        """Around the library's call: a context takes until `go_on`."""
+        signal.raise_signal(signal.SIGALRM)
+        assert go_on.wait(60)
+        with real() as errors:
+            yield errors
+
+    def noted(pointer: Any, made_in: int, flag: Any, model: superllama.Model) -> None:
+        freed.append(model.closed)
+        free(pointer, made_in, flag, model)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    loaded: list[superllama.Model] = []
+    monkeypatch.setattr(_context_base, "collected_errors", slow)
+    monkeypatch.setattr(_context_base, "_free_context", noted)
+    monkeypatch.setattr(_context_base, "Model", _noting(loaded))
+    model = None if owned else _context_base.Model(tiny_model)
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            superllama.Context(model or tiny_model, n_ctx=256)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    (used,) = loaded
+    assert (freed, used.closed) == ([], False)
+    go_on.set()
+    if model:
+        model.close()  # waits
+    with used._lock:  # waits too, for the one who closes it otherwise
+        assert (freed, used.closed) == ([False], True)
+
+
+def _noting(loaded: list[superllama.Model]) -> type[superllama.Model]:
+    class Noted(superllama.Model):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            loaded.append(self)
+
+    return Noted
+
+
+def test_a_long_text_is_tokenized_as_it_is_elsewhere(model: superllama.Model) -> None:
+    """The main thread lets another one do it, and the text is not cut: tokens would be others at the cuts."""
+    text = "the one of  " * 5000
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(model.tokenize, text).result()
+    assert model.tokenize(text) == elsewhere
+    with pytest.raises(superllama.ModelError, match="closed"):
+        model.close()
+        model.tokenize(text)
+
+
 # ---------------------------------------------------------------- paths that are no files
 
 
@@ -282,3 +421,26 @@ def test_a_link_to_a_state_stays_a_link(ctx: superllama.Context, tmp_path: Path)
     assert (tmp_path / "link").is_symlink()
     ctx.state_load_file(tmp_path / "real")
     assert ctx.seq_pos_max() == 1
+
+
+# ---------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("who", ["Python", "the library"])
+def test_a_limit_of_open_files_is_named(tiny_model: Path, run_python: Runner, who: str) -> None:
+    """The library opens more files than Python does before it: the parts of a split model."""
+    script = """
+import os, pathlib, resource, sys, superllama
+superllama.Model(sys.argv[1]).close()  # what the first load opens besides is not what is asked here
+if sys.argv[2] == "the library":
+    superllama._model.check_gguf = pathlib.Path
+n = os.open(os.devnull, os.O_RDONLY) + 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (n, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    superllama.Model(sys.argv[1])
+except superllama.ModelError as e:
+    print(str(e).replace(f" {n} ", " N "))
+"""
+    done = run_python(script, tiny_model, who)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Too many open files\)?; the limit of this process is N open files; raise it", done.stdout)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_model as tiny
+from running import Runner
 
 import superllama
-from superllama import Context, Model
+from superllama import Context, Model, _states
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 8}
 
@@ -177,6 +180,41 @@ def test_damaged_states_are_refused(ctx: Context, cut: int) -> None:
         with pytest.raises(superllama.StateError):
             ctx.state_load(damaged)
     assert go_on(ctx) == expected  # it kept what it held
+
+
+def test_a_header_nested_deeply_is_a_damaged_state(ctx: Context, tmp_path: Path) -> None:
+    ctx.decode([5])
+    head = b'{"pending": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    state = _states.MAGIC + _states.LENGTH.pack(len(head)) + head
+    (tmp_path / "s").write_bytes(state)
+    with pytest.raises(superllama.StateError, match="damaged"):
+        ctx.state_load(state)
+    with pytest.raises(superllama.StateError, match="damaged"):
+        ctx.state_load_file(tmp_path / "s")
+    assert ctx.seq_pos_max() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel how much memory there was")
+@pytest.mark.parametrize("seq", [None, 0])
+def test_saving_needs_the_memory_of_one_state(tmp_path: Path, run_python: Runner, seq: int | None) -> None:
+    """The library writes into the result; a state may be most of the memory."""
+    script = """
+import resource, sys, superllama
+ctx = superllama.Context(sys.argv[1], n_ctx=2048, n_ubatch=64)
+ctx.decode([5] * 2000)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+before = peak()
+state = ctx.state_save(eval(sys.argv[2]))
+print(len(state) >> 20, (peak() - before) / len(state))
+ctx.clear()
+ctx.state_load(state, eval(sys.argv[2]))
+assert ctx.seq_pos_max() == 1999
+"""
+    done = run_python(script, tiny.write_zeros(tmp_path / "zeros.gguf", 1024, 6, 64), seq)
+    assert done.returncode == 0, done.stderr
+    mib, states = done.stdout.split()
+    assert int(mib) > 20
+    assert float(states) < 1.5
 
 
 def test_states_of_others_are_refused(ctx: Context, tiny_bert: Path, model: Model) -> None:
