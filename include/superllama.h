@@ -36,6 +36,11 @@ struct superllama_memory {
 LLAMA_API int32_t superllama_usable_cores(int32_t n);
 LLAMA_API double superllama_cpu_quota(void);
 
+// llama_sampler_apply() and llama_sampler_accept(), which may throw where a grammar and a token contradict each other:
+// -1 with superllama_last_error().
+LLAMA_API int32_t superllama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * tokens);
+LLAMA_API int32_t superllama_sampler_accept(struct llama_sampler * smpl, llama_token token);
+
 #define SUPERLLAMA_N_MEMORY_TAGS 15
 
 // What bytes of the budget are for: "resident", "rows", "pinned", "ring", ...; NULL for an i that no tag has.

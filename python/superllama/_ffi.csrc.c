@@ -68,7 +68,9 @@ static llama_token superllama_py_sample(
         }
         if (constrained) {
             llama_token_data_array all = { data, n, -1, false };
-            llama_sampler_apply(grammar, &all);
+            if (superllama_sampler_apply(grammar, &all) != 0) {
+                break;
+            }
         }
         float logit = 0.0f;
         token = superllama_py_pick(chain, data, n, &logit);
@@ -78,8 +80,7 @@ static llama_token superllama_py_sample(
         if (!constrained && grammar && token != LLAMA_TOKEN_NULL) {
             llama_token_data       one     = { token, 1.0f, 0.0f };
             llama_token_data_array allowed = { &one, 1, -1, false };
-            llama_sampler_apply(grammar, &allowed);
-            if (one.logit == -INFINITY) {
+            if (superllama_sampler_apply(grammar, &allowed) != 0 || one.logit == -INFINITY) {
                 token = LLAMA_TOKEN_NULL;
             }
         }
@@ -88,8 +89,8 @@ static llama_token superllama_py_sample(
 
     if (token != LLAMA_TOKEN_NULL) {
         llama_sampler_accept(chain, token);
-        if (grammar) {
-            llama_sampler_accept(grammar, token);
+        if (grammar && superllama_sampler_accept(grammar, token) != 0) {
+            token = LLAMA_TOKEN_NULL;
         }
     }
     return token;

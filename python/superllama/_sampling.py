@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._errors import DecodeError, GrammarError, PromptError
-from ._native import collected_errors, ffi, lib, reason
+from ._native import collected_errors, ffi, last_error, lib, reason
 from ._stderr import printed_to_stderr
 from ._text import utf8
 
@@ -99,6 +99,8 @@ class Sampler:
         if token != lib.LLAMA_TOKEN_NULL:
             return int(token)
         if self._constraint != ffi.NULL:
+            if why := last_error():
+                raise GrammarError(f"the grammar and the token that was chosen contradict each other: {why}")
             raise GrammarError("the grammar allows no further token of this vocabulary; change it so that it can end")
         raise DecodeError("no token could be sampled: the last batch has no logits, or memory is exhausted")
 

@@ -5,6 +5,9 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -17,10 +20,51 @@ namespace superllama {
 
 // ---------------------------------------------------------------------------------------------------- text
 
+// "{m,n}", and how many operators that repeat follow one another: each multiplies the ways to read a text.
+class repetitions {
+  public:
+    void see(const std::string & text, size_t i) {
+        const char c = text[i];
+        if (strchr("*+?{", c) != nullptr) {
+            n++;
+        } else if (c == '}' || isspace((unsigned char) c) || (inside && (isdigit((unsigned char) c) || c == ','))) {
+        } else {
+            n = 0;
+        }
+        inside = c == '{' || (inside && c != '}');
+        if (c == '{') {
+            check_range(text, i);
+        }
+        if (n > most) {
+            refuse("the grammar repeats what is repeated more than " + std::to_string(most) +
+                   " times in a row; one operator says the same");
+        }
+    }
+
+  private:
+    static void check_range(const std::string & text, size_t i) {
+        const size_t end = std::min(text.find('}', i), text.size());
+        const size_t comma = text.find(',', i);
+        if (comma >= end || text.find_first_of("0123456789", comma) >= end) {
+            return; // "{m}", or "{m,}"
+        }
+        const auto number = [&](size_t at) { return strtoull(text.c_str() + at + 1, nullptr, 10); };
+        if (number(i) > number(comma)) {
+            refuse("the grammar repeats something " + text.substr(i, end - i) + "}: the least is more than the most");
+        }
+    }
+
+    static const int most = 3;
+    int n = 0;
+    bool inside = false; // of braces
+};
+
 void check_grammar_text(const std::string & text) {
     const size_t most = 500;
     size_t depth = 0;
+    repetitions repeated;
     for (size_t i = 0; i < text.size(); ++i) {
+        repeated.see(text, i);
         switch (text[i]) {
             case '"':
                 i = skip_to(text, i, '"');
@@ -163,7 +207,27 @@ class rule_walk {
     std::vector<uint32_t> path;
 };
 
+// Each of so many parts in a row that may be empty is one more way to go on after every character.
+static void check_empty_parts(const llama_grammar_parser & parser) {
+    const size_t most = 100;
+    std::vector<bool> empty;
+    for (const llama_grammar_rule & rule : parser.rules) {
+        empty.push_back(may_be_empty(rule));
+    }
+    for (uint32_t i = 0; i < parser.rules.size(); ++i) {
+        size_t n = 0;
+        for (const llama_grammar_element & element : parser.rules[i]) {
+            n = element.type == LLAMA_GRETYPE_RULE_REF && empty[element.value] ? n + 1 : 0;
+            if (n > most) {
+                refuse("the grammar's rule \"" + name_of(parser, i) + "\" has more than " + std::to_string(most) +
+                       " parts in a row that may be empty; x{0,N} says x?{N} in one part");
+            }
+        }
+    }
+}
+
 void check_grammar_rules(const llama_grammar_parser & parser) {
+    check_empty_parts(parser);
     rule_walk walk(parser);
     for (uint32_t i = 0; i < parser.rules.size(); ++i) {
         walk.follow(i);

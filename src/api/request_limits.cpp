@@ -34,6 +34,12 @@ void check_json(const std::string & text) {
 }
 
 void check_sampling(const common_params_sampling & sampling) {
+    for (const auto & trigger : sampling.grammar_triggers) {
+        if (trigger.type < COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN ||
+            trigger.type > COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL) {
+            throw std::invalid_argument("grammar_triggers: there is no type " + std::to_string((int) trigger.type));
+        }
+    }
     const int32_t most = 1 << 24; // longer than any context, and 64 MiB each
     const struct {
         const char * name;

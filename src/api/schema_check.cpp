@@ -4,6 +4,7 @@
 #include "json.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <set>
 #include <stdexcept>
@@ -106,12 +107,23 @@ class schema_walk {
                                  ", which the grammar that constrains the answer cannot hold");
             }
         }
+        ordered(schema, path, *keywords.begin(), *(keywords.end() - 1));
+    }
+
+    // Of whole numbers: an exclusive bound is the next one.
+    static void ordered(const common_json & schema, const std::string & path, const char * least, const char * most) {
+        if (schema.contains(least) && schema.contains(most) && schema.at(least).is_number() &&
+            schema.at(most).is_number() &&
+            schema.at(least).get<double>() + (*least == 'e') > schema.at(most).get<double>() - (*most == 'e')) {
+            refuse(path, std::string("\"") + least + "\" is more than \"" + most + "\": nothing is both");
+        }
     }
 
     const common_json & resolved(const common_json & schema, const std::string & path) const;
     void reference(const common_json & schema, const std::string & path);
     void alternatives(const common_json & schema, const std::string & path);
     void all_of(const common_json & schema, const std::string & path);
+    static void merge(const common_json & part, const std::string & path, std::set<std::string> & seen);
     void object(const common_json & schema, const std::string & path);
     void array(const common_json & schema, const std::string & path);
     void text(const common_json & schema, const std::string & path);
@@ -203,10 +215,29 @@ void schema_walk::alternatives(const common_json & schema, const std::string & p
 }
 
 // Upstream merges the properties of objects, and intersects enumerations; other kinds leave no trace.
+// Of the parts of allOf upstream makes one object: the properties of all, each once.
+void schema_walk::merge(const common_json & part, const std::string & path, std::set<std::string> & seen) {
+    if (part.contains("type") && part.at("type") != "object" && part.contains("properties")) {
+        refuse(path, "a part of allOf with properties can be of type object only");
+    }
+    if (part.contains("additionalProperties") && part.at("additionalProperties") != true) {
+        refuse(path, "\"additionalProperties\" cannot be held in a part of allOf");
+    }
+    if (!part.contains("properties") || !part.at("properties").is_object()) {
+        return;
+    }
+    for (const auto & entry : part.at("properties").items()) {
+        if (!seen.insert(entry.k).second || entry.k.empty()) {
+            refuse(path, "the property \"" + entry.k + "\" is in two parts of allOf, or has no name");
+        }
+    }
+}
+
 void schema_walk::all_of(const common_json & schema, const std::string & path) {
     only(schema, path, every_kind, { "allOf", "type" });
     const common_json & list = schema.at("allOf");
     children(list, path + "/allOf");
+    std::set<std::string> names_seen;
     for (size_t i = 0; list.is_array() && i < list.size(); ++i) {
         const common_json & part = resolved(list.at(i), path);
         const bool merged = part.is_object() && (part.contains("properties") || part.contains("enum") ||
@@ -215,6 +246,7 @@ void schema_walk::all_of(const common_json & schema, const std::string & path) {
             refuse(path + "/allOf/" + std::to_string(i),
                    "only objects with properties, and enumerations, can be held in allOf");
         }
+        merge(part, path + "/allOf/" + std::to_string(i), names_seen);
     }
 }
 
@@ -338,6 +370,17 @@ void schema_walk::node(const common_json & schema, const std::string & path) {
         only(schema, path, "gn",
              { "type", schema.contains("minimum") ? "minimum" : "exclusiveMinimum",
                schema.contains("maximum") ? "maximum" : "exclusiveMaximum" });
+        for (const char * least : { "minimum", "exclusiveMinimum" }) {
+            for (const char * most : { "maximum", "exclusiveMaximum" }) {
+                ordered(schema, path, least, most);
+            }
+        }
+        for (const char * bound : { "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum" }) {
+            if (schema.contains(bound) && schema.at(bound).is_number() &&
+                std::abs(schema.at(bound).get<double>()) > 9e18) {
+                refuse(path, std::string("\"") + bound + "\" has more than 64 bits");
+            }
+        }
         return;
     }
     const bool other = type == "number" || type == "boolean" || type == "null";

@@ -137,4 +137,15 @@ bool restored(server_prompt & prompt, const std::vector<common_adapter_lora_info
     return usable;
 }
 
+std::vector<llama_token> known_tokens(const llama_vocab * vocab, std::vector<llama_token> tokens) {
+    const int32_t n = llama_vocab_n_tokens(vocab);
+    for (llama_token token : tokens) {
+        if (token < 0 || token >= n) {
+            throw std::invalid_argument("there is no token " + std::to_string(token) + "; the vocabulary has 0 to " +
+                                        std::to_string(n - 1));
+        }
+    }
+    return tokens;
+}
+
 } // namespace superllama

@@ -192,6 +192,9 @@ size_t n_unsent(const Tokens & tokens) {
     return n;
 }
 
+// A client's tokens. Throws std::invalid_argument for those that the vocabulary does not have.
+std::vector<llama_token> known_tokens(const llama_vocab * vocab, std::vector<llama_token> tokens);
+
 // ------------------------------------------------------------------------------------------ restored slots
 
 extern const char * const nothing_restored; // the reason for a client

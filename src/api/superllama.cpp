@@ -52,6 +52,20 @@ int32_t superllama_memory(struct superllama_memory * out) {
     });
 }
 
+int32_t superllama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * tokens) {
+    return guarded([&] {
+        llama_sampler_apply(smpl, tokens);
+        return 0;
+    });
+}
+
+int32_t superllama_sampler_accept(struct llama_sampler * smpl, llama_token token) {
+    return guarded([&] {
+        llama_sampler_accept(smpl, token);
+        return 0;
+    });
+}
+
 int32_t superllama_usable_cores(int32_t n) {
     return usable_cores(n);
 }

@@ -4,12 +4,15 @@
 #include "llama-impl.h"
 #include "io/readers.h"
 #include "base/error.h"
+#include "model/assert_guard.h"
 #include "model/position_table.h"
 
 #include "ggml-impl.h"
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 namespace superllama {
 
@@ -272,8 +275,63 @@ bool context_hooks::end_graph() {
     return ok && error.empty();
 }
 
-bool context_hooks::take_kv_failure() const {
-    return pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
+// Where sequences begin and end: what of them a state that turned out to be damaged has touched.
+static std::vector<std::pair<llama_pos, llama_pos>> ranges_of(const llama_memory_i & memory, uint32_t n_seqs) {
+    std::vector<std::pair<llama_pos, llama_pos>> ranges;
+    for (llama_seq_id seq = 0; seq < (llama_seq_id) n_seqs; ++seq) {
+        ranges.emplace_back(memory.seq_pos_min(seq), memory.seq_pos_max(seq));
+    }
+    return ranges;
+}
+
+// What was half read, or is where no text of this model can be, is no sequence.
+bool context_hooks::check_read(const std::vector<std::pair<llama_pos, llama_pos>> & before, bool ok) const {
+    llama_memory_i & memory = *pimpl->ctx.get_memory();
+    const llama_model & model = pimpl->ctx.get_model();
+    const auto n_ctx = (llama_pos) std::max(pimpl->ctx.n_ctx(), model.hparams.n_ctx_train);
+    const llama_pos most = llama_model_is_recurrent(&model) ? INT32_MAX : n_ctx;
+    const auto after = ranges_of(memory, (uint32_t) before.size());
+    for (size_t seq = 0; seq < after.size(); ++seq) {
+        if (after[seq] == before[seq] || (ok && after[seq].second < most)) {
+            continue;
+        }
+        if (ok) {
+            pimpl->say("the state is damaged: it ends at position " + std::to_string(after[seq].second) +
+                       ", the context has " + std::to_string(n_ctx));
+        }
+        ok = false;
+        memory.seq_rm((llama_seq_id) seq, -1, -1);
+    }
+    if (pimpl->recurrent == nullptr) {
+        pimpl->recurrent = recurrent_guard::create(&memory);
+    }
+    if (pimpl->recurrent != nullptr) {
+        pimpl->recurrent->clear_from_now_on();
+    }
+    return ok;
+}
+
+bool context_hooks::on_state(const std::function<bool()> & work, bool reads) const {
+    llama_memory_t memory = pimpl->ctx.get_memory();
+    const uint32_t n_seqs = pimpl->ctx.get_cparams().n_seq_max;
+    std::vector<std::pair<llama_pos, llama_pos>> before;
+    bool ok = false;
+    try {
+        const assert_guard guard("the state is damaged, or of another model");
+        pimpl->ctx.memory_update(false);
+        if (memory != nullptr) {
+            before = ranges_of(*memory, n_seqs);
+        }
+        ok = work();
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("superllama: %s\n", e.what());
+        set_error(e.what());
+    }
+    const bool kv_failed = pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
+    if (reads && !before.empty()) {
+        ok = check_read(before, ok);
+    }
+    return ok && !kv_failed;
 }
 
 void context_hooks::copy_tensor(const ggml_tensor * src, ggml_tensor * dst) {

@@ -3,9 +3,11 @@
 
 #include "llama.h"
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct llama_context;
@@ -49,10 +51,18 @@ class context_hooks {
     bool after_graph(bool computed);                 // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
 
-    // The result of saving or loading a state, or nothing where KV data could not be read or written.
-    template <typename T>
-    T checked(T result) const {
-        return take_kv_failure() ? T() : result;
+    // The result of saving or loading a state, or nothing where it is damaged, or KV data could not be read or written.
+    // Copies and shifts that wait for the next decode come first, so that they are in what is saved, and cannot change
+    // what was loaded.
+    template <typename F>
+    auto write_state(const F & write) const {
+        decltype(write()) result{};
+        return on_state([&] { return (result = write()) != 0; }, false) ? result : decltype(write())();
+    }
+    template <typename F>
+    auto read_state(const F & read) const {
+        decltype(read()) result{};
+        return on_state([&] { return (result = read()) != 0; }, true) ? result : decltype(read())();
     }
 
     // ggml_backend_tensor_copy(), also of KV cells whose page is on disk; `dst` is in host memory then.
@@ -69,7 +79,8 @@ class context_hooks {
     std::string metrics_json() const;
 
   private:
-    bool take_kv_failure() const;
+    bool check_read(const std::vector<std::pair<llama_pos, llama_pos>> & before, bool ok) const;
+    bool on_state(const std::function<bool()> & work, bool reads) const;
     bool prepare(const llama_ubatch & ubatch);
     void count(const llama_ubatch & ubatch);
     bool end_graph();

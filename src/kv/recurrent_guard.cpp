@@ -87,7 +87,7 @@ void recurrent_guard::clear_first() {
 }
 
 void recurrent_guard::before_graph(bool keep) {
-    if (!lost.empty()) {
+    if (clears || !lost.empty()) {
         clear_first();
     }
     runs = true;

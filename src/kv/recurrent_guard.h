@@ -15,6 +15,7 @@ class recurrent_guard {
     static std::unique_ptr<recurrent_guard> create(llama_memory_i * memory); // null: it has no recurrent part
 
     bool before_ubatch(const llama_ubatch & ubatch, std::string * error); // false: a sequence in it is lost
+    void clear_from_now_on() { clears = true; } // a state was loaded, whose numbers may be none
     void before_graph(bool keep); // the ubatch has its cells; keep: copy their states, so that they can come back
     void undo(const std::string & reason); // the ubatch failed; states that cannot come back are lost from here on
 
@@ -37,7 +38,8 @@ class recurrent_guard {
     bool runs = false;   // the graph, so states may be half changed
     bool kept = false;   // `states` holds them as they were
     std::vector<uint8_t> states;
-    std::string lost; // why states were lost in this context; empty: none was
+    bool clears = false; // what a sequence begins with
+    std::string lost;    // why states were lost in this context; empty: none was
 };
 
 } // namespace superllama

@@ -11,6 +11,7 @@
 namespace superllama {
 
 static thread_local int depth = 0;
+static thread_local const char * blamed = "";
 static ggml_abort_callback_t next_callback = nullptr; // of the application, asked outside of our scopes
 
 // "path/file.cpp:12: GGML_ASSERT(a == b) failed" without the path, in one line.
@@ -29,9 +30,7 @@ static std::string shortened(const char * message) {
 
 static void on_abort(const char * message) {
     if (depth > 0) {
-        throw std::runtime_error("the model's metadata and tensors contradict each other, or are of a kind that this "
-                                 "library cannot run (" +
-                                 shortened(message) + "); fetch the file or convert it again");
+        throw std::runtime_error(std::string(blamed) + " (" + shortened(message) + ")");
     }
     if (next_callback != nullptr) {
         next_callback(message);
@@ -40,17 +39,19 @@ static void on_abort(const char * message) {
     fprintf(stderr, "%s\n", message); // as ggml does without a callback; a debugger shows the rest
 }
 
-assert_guard::assert_guard() {
+assert_guard::assert_guard(const char * blame) : before(blamed) {
     static const bool installed = [] {
         next_callback = ggml_set_abort_callback(on_abort);
         return true;
     }();
     (void) installed;
     ++depth;
+    blamed = blame;
 }
 
 assert_guard::~assert_guard() {
     --depth;
+    blamed = before;
 }
 
 } // namespace superllama

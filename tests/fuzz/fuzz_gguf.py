@@ -1,21 +1,16 @@
 """Malformed model files: every one is an error, or a model that loads and decodes. Never a signal, a hang, a giant.
 
-    python tests/fuzz/fuzz_gguf.py --minutes 60            # as long as that, from seed 1
-    python tests/fuzz/fuzz_gguf.py --seed 7 --only 1234    # one case again, and the file is kept
+    python tests/fuzz/fuzz_gguf.py --minutes 60                          # as long as that, from seed 1
+    python tests/fuzz/fuzz_gguf.py --seed 7 --only 1234 --keep folder    # one case again, and the file is kept there
 
 Case number N of a seed is always the same file. What ends wrong is printed with its number and what was changed.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import dataclasses
-import random
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_model as tiny
 from gguf_mutations import Corpus, damaged, mutated
 from gguf_parts import ARRAY, BOOL, F32, I32, STRING, U32, Parts, read, write
-from native_build import native_programs
+from native_build import arch_models, native_programs
+from rounds import Outcome, command_line, generator
 
 ARCHITECTURES = (
     "llama-dense", "llama-moe", "llama4-moe", "qwen2-dense", "qwen2moe-moe", "qwen2vl-dense", "qwen3next-moe",
@@ -36,20 +32,6 @@ ARCHITECTURES = (
 )  # fmt: skip
 MODES = ("plain",) * 7 + ("dynamic", "plan", "vocab")
 MEMORY_MIB = 1500  # more is a giant: the largest of the files has 14 MB
-
-
-@dataclasses.dataclass
-class Outcome:
-    number: int
-    verdict: str
-    memory_mib: int
-    milliseconds: int
-    reason: str
-    what: str
-
-    @property
-    def wrong(self) -> bool:
-        return self.verdict not in ("ok", "refused") or self.memory_mib > MEMORY_MIB
 
 
 # ---------------------------------------------------------------- files to begin with
@@ -84,9 +66,8 @@ def give_vocabulary(parts: Parts, kind: str) -> None:
 
 def first_files(folder: Path) -> dict[str, Parts]:
     """Tiny models of many architectures and tokenizers."""
-    command = [str(native_programs() / "make-arch-models"), "-o", f"{folder}/"]
-    subprocess.run(command, check=True, capture_output=True, timeout=600, stdin=subprocess.DEVNULL)
-    files = {name: read(folder / f"{name}.gguf") for name in ARCHITECTURES}
+    models = arch_models(folder)
+    files = {name: read(models[name]) for name in ARCHITECTURES}
     kinds = ("gpt2", "t5", "rwkv", None)
     for i, parts in enumerate(files.values()):
         if kind := kinds[i % len(kinds)]:
@@ -141,7 +122,7 @@ class Fuzzer:
 
     def case(self, number: int) -> tuple[bytes, str, str]:
         """The bytes of the file, the mode, and what was done."""
-        rng = random.Random(self.seed * 1_000_003 + number)
+        rng = generator(self.seed, number)
         name, mode = rng.choice(sorted(self.files)), rng.choice(MODES)
         if rng.random() < 0.08:
             data, note = damaged(rng, write(self.files[name]), self.heads[name])
@@ -149,59 +130,26 @@ class Fuzzer:
         parts, notes = mutated(rng, self.files[name], self.corpus)
         return write(parts), mode, f"{name} {mode}: {', '.join(notes)}"
 
-    def run(self, number: int, file: Path | None = None) -> Outcome:
+    def run(self, number: int) -> Outcome:
         data, mode, what = self.case(number)
-        path = file or self.folder / "case.gguf"
+        return self._outcome(number, data, mode, what)
+
+    def _outcome(self, number: int, data: bytes, mode: str, what: str) -> Outcome:
+        path = self.folder / "case.gguf"
         path.write_bytes(data)
-        return Outcome(number, *self.probe.ask(mode, path), what)
+        verdict, memory_mib, milliseconds, reason = self.probe.ask(mode, path)
+        verdict = "giant" if memory_mib > MEMORY_MIB else verdict
+        return Outcome(number, verdict, memory_mib, milliseconds, reason, what)
 
     def unchanged(self) -> Iterator[Outcome]:
         """Every first file as it is, in every mode."""
         for name, parts in self.files.items():
-            path = self.folder / "case.gguf"
-            path.write_bytes(write(parts))
             for mode in sorted(set(MODES)):
-                yield Outcome(-1, *self.probe.ask(mode, path), f"{name} {mode}: nothing was changed")
+                yield self._outcome(-1, write(parts), mode, f"{name} {mode}: nothing was changed")
 
     def close(self) -> None:
         self.probe.close()
 
 
-def in_memory() -> str | None:
-    """A folder that is no disk, where there is one."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--cases", type=int, default=0, help="stop after so many, 0 for as many as there is time for")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--only", type=int, help="run this case, print its outcome, and keep the file")
-    arguments = parser.parse_args()
-
-    with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
-        fuzzer = Fuzzer(arguments.seed, Path(folder))
-        if arguments.only is not None:
-            kept = Path(tempfile.gettempdir()) / f"fuzz-{arguments.seed}-{arguments.only}.gguf"
-            print(fuzzer.run(arguments.only, kept), kept, sep="\n")
-            return 0
-        wrong = [o for o in fuzzer.unchanged() if o.wrong or o.verdict != "ok"]
-        counts: collections.Counter[str] = collections.Counter()
-        end = time.monotonic() + 60 * arguments.minutes
-        number = arguments.first
-        while time.monotonic() < end and (not arguments.cases or number - arguments.first < arguments.cases):
-            outcome = fuzzer.run(number)
-            counts[outcome.verdict] += 1
-            if outcome.wrong:
-                wrong.append(outcome)
-                print(outcome, flush=True)
-            number += 1
-        fuzzer.close()
-    print(f"{number - arguments.first} cases of seed {arguments.seed}: {dict(counts)}; {len(wrong)} ended wrong")
-    return 1 if wrong else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, Fuzzer))
