@@ -218,6 +218,7 @@ def test_probabilities_are_streamed_with_every_token(server: HttpServer) -> None
     body = {
         "messages": [{"role": "user", "content": "x"}],
         "max_tokens": 8,
+        "ignore_eos": True,
         "logprobs": True,
         "top_logprobs": 1,
         "stream": True,
