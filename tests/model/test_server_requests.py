@@ -213,19 +213,13 @@ def test_probabilities_of_an_answer_that_ends_inside_a_character(server: HttpSer
     assert bytes(b for token in answer["completion_probabilities"] for b in token["bytes"]) == "😀".encode()
 
 
-def test_probabilities_are_streamed_with_every_token(server: HttpServer) -> None:
-    """Half a character is no text yet, but its token has its probabilities."""
-    body = {
-        "messages": [{"role": "user", "content": "x"}],
-        "max_tokens": 8,
-        "ignore_eos": True,
-        "logprobs": True,
-        "top_logprobs": 1,
-        "stream": True,
-    }
+@pytest.mark.parametrize("n_tokens", range(1, 5))
+def test_a_stream_that_ends_inside_a_character_has_its_probabilities(server: HttpServer, n_tokens: int) -> None:
+    """Half a character is no text, but its tokens have their probabilities, with all bytes of it so far."""
+    body = {"messages": MESSAGES, "grammar": 'root ::= "😀"', "max_tokens": n_tokens, "logprobs": True, "stream": True}
     lines = server.stream("/v1/chat/completions", body)
-    tokens = [choice["logprobs"]["content"] for line in lines for choice in line["choices"] if choice.get("logprobs")]
-    assert sum(map(len, tokens)) == 8
+    found = [choice["logprobs"]["content"] for line in lines for choice in line["choices"] if choice.get("logprobs")]
+    assert bytes(found[-1][-1]["bytes"]) == "😀".encode()[:n_tokens]
 
 
 @pytest.mark.parametrize("grammar", ['root ::= "a', "root ::= " + "(" * 30000 + '"a"' + ")" * 30000])
