@@ -139,7 +139,7 @@ int main(int argc, char ** argv) {
             n_past = go_back(stock, dynamic, n_past); // what it left behind goes, then the step is done
         }
         if (arm != nullptr && rng() % 4 == 0) {
-            arm((int) (rng() % 20), 1 + (int) (rng() % 4), 0);
+            arm((int) (rng() % 4), 1 + (int) (rng() % 4), 0); // small models read little for a token
             n_failed += decode(dynamic, tokens) != 0 ? 1 : 0;
             arm(0, 0, 0);
             n_past = go_back(stock, dynamic, n_past);

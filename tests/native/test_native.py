@@ -57,7 +57,7 @@ FAULTY = ["llama-dense", "llama-moe", "gemma3-dense", "gpt-oss-moe", "falcon-h1-
 def test_failing_reads_and_loaded_states_change_no_logit(
     name: str, architectures: dict[str, Path], fault_shim: Path
 ) -> None:
-    report = stress_layers(architectures[name], 500, 5, shim=fault_shim)
+    report = stress_layers(architectures[name], 800, 5, shim=fault_shim)
     assert report["failed"] > 0
     assert report["states"] > 0
 
