@@ -271,6 +271,7 @@ static void call_handler(const common_arg & option, common_params & params, cons
 }
 
 int take_flags(int argc, char ** argv, flags & args) {
+    std::set_terminate(end_with_reason);
     const std::vector<common_arg> options = superllama_options();
     common_params params;
 

@@ -134,11 +134,9 @@ static std::string name_of(const llama_grammar_parser & parser, uint32_t rule) {
 // What upstream's search for left recursion, and then every step of sampling, would do: how deep, and how often.
 class rule_walk {
   public:
-    explicit rule_walk(const llama_grammar_parser & parser) : parser(parser), rules(parser.rules.size()) {
-        std::vector<bool> empty;
-        for (const llama_grammar_rule & rule : parser.rules) {
-            empty.push_back(may_be_empty(rule));
-        }
+    rule_walk(const llama_grammar_parser & parser, const std::vector<bool> & empty) :
+        parser(parser),
+        rules(parser.rules.size()) {
         for (size_t i = 0; i < rules.size(); ++i) {
             rules[i].first = first_rules(parser.rules[i], empty);
         }
@@ -208,12 +206,8 @@ class rule_walk {
 };
 
 // Each of so many parts in a row that may be empty is one more way to go on after every character.
-static void check_empty_parts(const llama_grammar_parser & parser) {
+static void check_empty_parts(const llama_grammar_parser & parser, const std::vector<bool> & empty) {
     const size_t most = 100;
-    std::vector<bool> empty;
-    for (const llama_grammar_rule & rule : parser.rules) {
-        empty.push_back(may_be_empty(rule));
-    }
     for (uint32_t i = 0; i < parser.rules.size(); ++i) {
         size_t n = 0;
         for (const llama_grammar_element & element : parser.rules[i]) {
@@ -227,8 +221,12 @@ static void check_empty_parts(const llama_grammar_parser & parser) {
 }
 
 void check_grammar_rules(const llama_grammar_parser & parser) {
-    check_empty_parts(parser);
-    rule_walk walk(parser);
+    std::vector<bool> empty;
+    for (const llama_grammar_rule & rule : parser.rules) {
+        empty.push_back(may_be_empty(rule));
+    }
+    check_empty_parts(parser, empty);
+    rule_walk walk(parser, empty);
     for (uint32_t i = 0; i < parser.rules.size(); ++i) {
         walk.follow(i);
     }

@@ -74,8 +74,7 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
         row = common;
         row.mem_budget_bytes = budgets[i];
         row.mem_least_bytes = dynamic_model::with_page_tables(taken + b.min_bytes);
-        row.mem_full_bytes =
-            dynamic_model::with_page_tables(taken + b.dense_bytes + std::max(b.expert_bytes, b.expert_pool_min));
+        row.mem_full_bytes = dynamic_model::with_page_tables(taken + b.full_bytes());
         row.works = budgets[i] >= row.mem_least_bytes;
         row.dense_bytes = b.dense_bytes;
         row.expert_bytes = b.expert_bytes;

@@ -107,15 +107,16 @@ class schema_walk {
                                  ", which the grammar that constrains the answer cannot hold");
             }
         }
-        ordered(schema, path, *keywords.begin(), *(keywords.end() - 1));
     }
 
-    // Of whole numbers: an exclusive bound is the next one.
-    static void ordered(const common_json & schema, const std::string & path, const char * least, const char * most) {
-        if (schema.contains(least) && schema.contains(most) && schema.at(least).is_number() &&
-            schema.at(most).is_number() &&
-            schema.at(least).get<double>() + (*least == 'e') > schema.at(most).get<double>() - (*most == 'e')) {
-            refuse(path, std::string("\"") + least + "\" is more than \"" + most + "\": nothing is both");
+    static double number(const common_json & schema, const char * keyword, double otherwise) {
+        const bool has = schema.contains(keyword) && schema.at(keyword).is_number();
+        return has ? schema.at(keyword).get<double>() : otherwise;
+    }
+
+    static void ordered(const std::string & path, const std::string & what, double least, double most) {
+        if (least > most) {
+            refuse(path, "the least " + what + " is more than the most: nothing has both");
         }
     }
 
@@ -283,6 +284,7 @@ void schema_walk::array(const common_json & schema, const std::string & path) {
     }
     only(schema, path, "ga", { "type", keyword.c_str(), "minItems", "maxItems" });
     limit(schema, path, { "minItems", "maxItems" });
+    ordered(path, "number of items", number(schema, "minItems", 0), number(schema, "maxItems", HUGE_VAL));
     if (schema.contains(keyword)) {
         node(schema.at(keyword), path + "/" + keyword);
     }
@@ -315,6 +317,7 @@ void schema_walk::text(const common_json & schema, const std::string & path) {
     } else {
         only(schema, path, "gs", { "type", "minLength", "maxLength" });
         limit(schema, path, { "minLength", "maxLength" });
+        ordered(path, "length", number(schema, "minLength", 0), number(schema, "maxLength", HUGE_VAL));
     }
 }
 
@@ -370,14 +373,12 @@ void schema_walk::node(const common_json & schema, const std::string & path) {
         only(schema, path, "gn",
              { "type", schema.contains("minimum") ? "minimum" : "exclusiveMinimum",
                schema.contains("maximum") ? "maximum" : "exclusiveMaximum" });
-        for (const char * least : { "minimum", "exclusiveMinimum" }) {
-            for (const char * most : { "maximum", "exclusiveMaximum" }) {
-                ordered(schema, path, least, most);
-            }
-        }
+        // an exclusive bound of whole numbers is the next one
+        ordered(path, "value",
+                std::max(number(schema, "minimum", -HUGE_VAL), number(schema, "exclusiveMinimum", -HUGE_VAL) + 1),
+                std::min(number(schema, "maximum", HUGE_VAL), number(schema, "exclusiveMaximum", HUGE_VAL) - 1));
         for (const char * bound : { "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum" }) {
-            if (schema.contains(bound) && schema.at(bound).is_number() &&
-                std::abs(schema.at(bound).get<double>()) > 9e18) {
+            if (std::abs(number(schema, bound, 0)) > 9e18) {
                 refuse(path, std::string("\"") + bound + "\" has more than 64 bits");
             }
         }
@@ -401,70 +402,6 @@ void check_schemas(const common_json & answer, const common_json & tools) {
             check_schema(function.at("parameters"));
         }
     }
-}
-
-// Null: none is asked for.
-static const common_json * format_of(const common_json & request) {
-    const auto member = [](const common_json * of, const char * name) -> const common_json * {
-        return of != nullptr && of->is_object() && of->contains(name) ? &of->at(name) : nullptr;
-    };
-    for (const common_json * found : {
-             member(member(&request, "text"), "format"),                             // responses
-             member(member(&request, "output_config"), "format"),                    // messages
-             member(&request, "output_format"), member(&request, "response_format"), // completions
-         }) {
-        if (found != nullptr && !found->is_null()) {
-            return found;
-        }
-    }
-    return nullptr;
-}
-
-// The schema that a format names; null where any text will do. Their places differ between the APIs.
-static common_json schema_of(const common_json & format) {
-    const std::string type = format.is_object() && format.contains("type") && format.at("type").is_string()
-                                 ? format.at("type").get<std::string>()
-                                 : "";
-    if (type == "text") {
-        return common_json();
-    }
-    if (type != "json_object" && type != "json_schema") {
-        throw std::invalid_argument(
-            "the format of the answer: its type is \"text\", \"json_object\" or \"json_schema\", not \"" + type + "\"");
-    }
-    const common_json & holder = format.contains("json_schema") ? format.at("json_schema") : format;
-    if (holder.is_object() && holder.contains("schema")) {
-        return holder.at("schema");
-    }
-    if (type == "json_schema") {
-        throw std::invalid_argument("the format of the answer: a json_schema needs its \"schema\"");
-    }
-    return common_json{ { "type", "object" } };
-}
-
-void carry_format(const common_json & from, common_json & chat) {
-    if (const common_json * format = format_of(from)) {
-        const common_json schema = schema_of(*format);
-        if (!schema.is_null()) {
-            chat["response_format"] =
-                common_json{ { "type", "json_schema" }, { "json_schema", { { "schema", schema } } } };
-        }
-    }
-    for (const char * name : { "grammar", "json_schema" }) {
-        if (from.contains(name) && !chat.contains(name)) {
-            chat[name] = from.at(name);
-        }
-    }
-}
-
-common_json with_schema(common_json completion) {
-    if (const common_json * format = format_of(completion)) {
-        const common_json schema = schema_of(*format);
-        if (!schema.is_null()) {
-            completion["json_schema"] = schema;
-        }
-    }
-    return completion;
 }
 
 } // namespace superllama

@@ -2,6 +2,7 @@
 // not fit together, an answer's last bytes. Templates, for the slots are a type of the patched source file.
 #pragma once
 
+#include "api/answer_format.h"
 #include "api/schema_check.h"
 #include "server-task.h"
 

@@ -319,7 +319,7 @@ bool context_hooks::on_state(const std::function<bool()> & work, bool reads) con
     try {
         const assert_guard guard("the state is damaged, or of another model");
         pimpl->ctx.memory_update(false);
-        if (memory != nullptr) {
+        if (reads && memory != nullptr) {
             before = ranges_of(*memory, n_seqs);
         }
         ok = work();
@@ -328,7 +328,7 @@ bool context_hooks::on_state(const std::function<bool()> & work, bool reads) con
         set_error(e.what());
     }
     const bool kv_failed = pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
-    if (reads && !before.empty()) {
+    if (!before.empty()) {
         ok = check_read(before, ok);
     }
     return ok && !kv_failed;

@@ -82,9 +82,8 @@ void dynamic_model::apply() {
     charge_weights();
     const uint64_t bytes = std::max<uint64_t>(budget_now, least_bytes());
     const uint64_t rest = without_page_tables(bytes) - taken_bytes();
-    const weights_budget all = scheduler->plan(rest, n_ubatch_max());
-    const uint64_t in_memory = all.dense_bytes + std::max(all.expert_bytes, all.expert_pool_min);
-    const bool keeps_rows = rest >= memory.lent() + in_memory + store.row_bytes_all();
+    const weights_budget blocks = scheduler->plan(rest, n_ubatch_max());
+    const bool keeps_rows = rest >= memory.lent() + blocks.full_bytes() + store.row_bytes_all();
     scheduler->set_budget(rest, n_ubatch_max(), keeps_rows);
 }
 
@@ -116,7 +115,7 @@ void dynamic_model::change_charges(const std::vector<change> & changes) {
 uint64_t dynamic_model::prompt_cache_max(uint64_t now) const {
     const std::lock_guard<std::mutex> lock(mutex);
     const weights_budget blocks = scheduler->plan(0, n_ubatch_max());
-    const uint64_t rest = memory.granted() + memory.lent() - now + blocks.dense_bytes + blocks.expert_bytes;
+    const uint64_t rest = memory.granted() + memory.lent() - now + blocks.full_bytes();
     const uint64_t taken = with_page_tables(rest);
     return std::max(budget_now - std::min<uint64_t>(budget_now, taken), budget_now / 8);
 }

@@ -75,12 +75,15 @@ void layer_sched::apply_budget_if_idle() {
 
 void layer_sched::apply_plan() {
     const pool_budget e = experts.plan(n_ubatch);
-    // rows that are to go do so after the graph that runs, which has to go on meanwhile
-    const size_t least = std::min(bytes_max, plan_locked(0, n_ubatch).min_bytes);
-    const size_t bytes = std::max(bytes_max - std::min(bytes_max, store.row_bytes_more()), least);
-    const dense_budget d = dense.plan(bytes - std::min(bytes, e.least));
-    const bool works = d.works && bytes >= e.least;
-    experts.limit(works ? std::min(e.bytes, bytes - d.pinned - d.ring) : 0, e.bytes);
+    size_t rest = bytes_max - std::min(bytes_max, e.least);
+    dense_budget d = dense.plan(rest);
+    if (const size_t rows = store.row_bytes_more()) {
+        // those that are to go do so after the graph that runs, which has to go on meanwhile
+        rest = std::max(rest - std::min(rest, rows), std::min(rest, d.least));
+        d = dense.plan(rest);
+    }
+    const bool works = d.works && bytes_max >= e.least;
+    experts.limit(works ? std::min(e.bytes, e.least + rest - d.pinned - d.ring) : 0, e.bytes);
     dense.apply(d);
 }
 

@@ -11,6 +11,7 @@
 #include "weights/graph.h"
 #include "weights/store.h"
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <mutex>
@@ -29,6 +30,8 @@ struct weights_budget {
     size_t pinned_bytes;    // of dense blocks
     size_t pool_bytes;      // left for experts
     size_t streamed_bytes;  // of dense blocks, read for every pass over the weights
+
+    size_t full_bytes() const { return dense_bytes + std::max(expert_bytes, expert_pool_min); } // everything in memory
 };
 
 class layer_sched {

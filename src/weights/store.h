@@ -138,9 +138,9 @@ class weight_store {
     // Of its first bytes in the file: so much memory do they take on the host.
     size_t memory_of_first(const ggml_tensor * t, size_t file_bytes) const;
 
-    // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
-    // All rows that were read stay, and their neighbours come along; or few do. Between graphs.
+    // All rows that are read stay, and their neighbours come along; or few do. Between graphs.
     void keep_rows(bool all);
+    // Reads the rows of a by_row tensor that `ids` name. One thread at a time.
     bool is_by_row(const ggml_tensor * t) const;
     bool read_rows(const ggml_tensor * t, const int32_t * ids, size_t n, std::string * error);
 
