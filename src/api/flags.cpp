@@ -15,6 +15,7 @@
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 
 namespace superllama {
 
@@ -215,10 +216,14 @@ static std::vector<common_arg> superllama_options() {
     return options;
 }
 
-// A program whose main function lets an exception through says why, and fails as it does for other bad input.
+static std::terminate_handler of_library;
+static std::thread::id main_thread;
+
+// An exception that leaves a program's main function is its reason to fail, as for other bad input. One that leaves
+// another thread is a fault, and ends it as before.
 static void end_with_reason() {
     try {
-        if (std::current_exception() != nullptr) {
+        if (std::this_thread::get_id() == main_thread && std::current_exception() != nullptr) {
             std::rethrow_exception(std::current_exception());
         }
     } catch (const std::exception & e) {
@@ -226,11 +231,19 @@ static void end_with_reason() {
         std::_Exit(1);
     } catch (...) {
     }
-    std::abort();
+    of_library();
+}
+
+// Called by the main thread of a program, once or more.
+static void tell_reasons() {
+    if (std::get_terminate() != end_with_reason) {
+        main_thread = std::this_thread::get_id();
+        of_library = std::set_terminate(end_with_reason);
+    }
 }
 
 void add_flags(common_params_context & ctx) {
-    std::set_terminate(end_with_reason);
+    tell_reasons();
     if (ctx.ex == LLAMA_EXAMPLE_DOWNLOAD) {
         return; // loads no model
     }
@@ -271,7 +284,7 @@ static void call_handler(const common_arg & option, common_params & params, cons
 }
 
 int take_flags(int argc, char ** argv, flags & args) {
-    std::set_terminate(end_with_reason);
+    tell_reasons();
     const std::vector<common_arg> options = superllama_options();
     common_params params;
 

@@ -215,7 +215,6 @@ void schema_walk::alternatives(const common_json & schema, const std::string & p
     children(list, path + "/" + keyword);
 }
 
-// Upstream merges the properties of objects, and intersects enumerations; other kinds leave no trace.
 // Of the parts of allOf upstream makes one object: the properties of all, each once.
 void schema_walk::merge(const common_json & part, const std::string & path, std::set<std::string> & seen) {
     if (part.contains("type") && part.at("type") != "object" && part.contains("properties")) {
@@ -234,6 +233,7 @@ void schema_walk::merge(const common_json & part, const std::string & path, std:
     }
 }
 
+// Upstream merges the properties of objects, and intersects enumerations; other kinds leave no trace.
 void schema_walk::all_of(const common_json & schema, const std::string & path) {
     only(schema, path, every_kind, { "allOf", "type" });
     const common_json & list = schema.at("allOf");

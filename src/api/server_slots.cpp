@@ -137,6 +137,13 @@ bool restored(server_prompt & prompt, const std::vector<common_adapter_lora_info
     return usable;
 }
 
+int not_negative(const char * name, int value) {
+    if (value < 0) {
+        throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it cannot be negative");
+    }
+    return value;
+}
+
 std::vector<llama_token> known_tokens(const llama_vocab * vocab, std::vector<llama_token> tokens) {
     const int32_t n = llama_vocab_n_tokens(vocab);
     for (llama_token token : tokens) {

@@ -196,6 +196,9 @@ size_t n_unsent(const Tokens & tokens) {
 // A client's tokens. Throws std::invalid_argument for those that the vocabulary does not have.
 std::vector<llama_token> known_tokens(const llama_vocab * vocab, std::vector<llama_token> tokens);
 
+// A client's number. Throws std::invalid_argument where it is negative.
+int not_negative(const char * name, int value);
+
 // ------------------------------------------------------------------------------------------ restored slots
 
 extern const char * const nothing_restored; // the reason for a client

@@ -3,6 +3,7 @@
 #include "llama-batch.h"
 #include "llama-impl.h"
 #include "io/readers.h"
+#include "kv/state_check.h"
 #include "base/error.h"
 #include "model/assert_guard.h"
 #include "model/position_table.h"
@@ -20,6 +21,12 @@ static const int lent_page_cells = 32; // of a KV cache that only lends
 
 // ----------------------------------------------------------------------------------------------- a context
 
+void context_hooks::impl::finish_graphs() {
+    for (ggml_backend_t backend : ctx.backend_ptrs) {
+        ggml_backend_synchronize(backend);
+    }
+}
+
 context_hooks::impl::impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
     for (const auto & dev : ctx.get_model().devices) {
         devices.push_back(dev.dev);
@@ -30,11 +37,7 @@ context_hooks::impl::impl(llama_context & ctx, const superllama_context_params &
     weights = ctx.get_model().superllama.get();
     tier = weights != nullptr ? weights->tier() : nullptr;
     if (tier != nullptr) {
-        device_kv = std::make_unique<layer_kv>(*tier, [this] {
-            for (ggml_backend_t backend : this->ctx.backend_ptrs) {
-                ggml_backend_synchronize(backend);
-            }
-        });
+        device_kv = std::make_unique<layer_kv>(*tier, [this] { finish_graphs(); });
         offload_asked = ctx.cparams.op_offload;
         need_without_offload.resize(tier->n_devices());
     }
@@ -131,7 +134,7 @@ void context_hooks::context_ready() {
     self.close_paging();
     self.ready = true;
     if (self.weights != nullptr || self.paging.pager != nullptr) {
-        self.recurrent = recurrent_guard::create(self.ctx.get_memory());
+        self.recurrent = recurrent_guard::create(self.ctx.get_memory(), [&self] { self.finish_graphs(); }, true);
     }
     if (self.weights == nullptr) {
         return;
@@ -252,7 +255,6 @@ bool context_hooks::after_graph(bool computed) {
     impl & self = *pimpl;
     const bool ok = end_graph() && computed;
     if (self.recurrent && !ok) {
-        ggml_backend_sched_synchronize(self.ctx.get_sched());
         self.recurrent->undo(computed ? error_text() : "it was stopped");
     }
     return ok;
@@ -275,61 +277,35 @@ bool context_hooks::end_graph() {
     return ok && error.empty();
 }
 
-// Where sequences begin and end: what of them a state that turned out to be damaged has touched.
-static std::vector<std::pair<llama_pos, llama_pos>> ranges_of(const llama_memory_i & memory, uint32_t n_seqs) {
-    std::vector<std::pair<llama_pos, llama_pos>> ranges;
-    for (llama_seq_id seq = 0; seq < (llama_seq_id) n_seqs; ++seq) {
-        ranges.emplace_back(memory.seq_pos_min(seq), memory.seq_pos_max(seq));
-    }
-    return ranges;
-}
-
-// What was half read, or is where no text of this model can be, is no sequence.
-bool context_hooks::check_read(const std::vector<std::pair<llama_pos, llama_pos>> & before, bool ok) const {
-    llama_memory_i & memory = *pimpl->ctx.get_memory();
-    const llama_model & model = pimpl->ctx.get_model();
-    const auto n_ctx = (llama_pos) std::max(pimpl->ctx.n_ctx(), model.hparams.n_ctx_train);
-    const llama_pos most = llama_model_is_recurrent(&model) ? INT32_MAX : n_ctx;
-    const auto after = ranges_of(memory, (uint32_t) before.size());
-    for (size_t seq = 0; seq < after.size(); ++seq) {
-        if (after[seq] == before[seq] || (ok && after[seq].second < most)) {
-            continue;
-        }
-        if (ok) {
-            pimpl->say("the state is damaged: it ends at position " + std::to_string(after[seq].second) +
-                       ", the context has " + std::to_string(n_ctx));
-        }
-        ok = false;
-        memory.seq_rm((llama_seq_id) seq, -1, -1);
-    }
-    if (pimpl->recurrent == nullptr) {
-        pimpl->recurrent = recurrent_guard::create(&memory);
-    }
-    if (pimpl->recurrent != nullptr) {
-        pimpl->recurrent->clear_from_now_on();
-    }
-    return ok;
-}
-
-bool context_hooks::on_state(const std::function<bool()> & work, bool reads) const {
+bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool()> & work) const {
     llama_memory_t memory = pimpl->ctx.get_memory();
-    const uint32_t n_seqs = pimpl->ctx.get_cparams().n_seq_max;
-    std::vector<std::pair<llama_pos, llama_pos>> before;
     bool ok = false;
+    forget_positions();
     try {
         const assert_guard guard("the state is damaged, or of another model");
         pimpl->ctx.memory_update(false);
-        if (reads && memory != nullptr) {
-            before = ranges_of(*memory, n_seqs);
-        }
+        pimpl->finish_graphs(); // which that may have begun
         ok = work();
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("superllama: %s\n", e.what());
         set_error(e.what());
     }
     const bool kv_failed = pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
-    if (!before.empty()) {
-        ok = check_read(before, ok);
+    if (read == nullptr || memory == nullptr) {
+        return ok && !kv_failed;
+    }
+    if (!ok && positions_were_read()) { // what is half there is no sequence
+        if (*read < 0) {
+            memory->clear(true);
+        } else {
+            memory->seq_rm(*read, -1, -1);
+        }
+    }
+    if (pimpl->recurrent == nullptr) { // numbers of a state may be none, and would stay in the cells for ever
+        pimpl->recurrent = recurrent_guard::create(memory, [self = pimpl.get()] { self->finish_graphs(); }, false);
+    }
+    if (pimpl->recurrent != nullptr) {
+        pimpl->recurrent->clear_from_now_on();
     }
     return ok && !kv_failed;
 }

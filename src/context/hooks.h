@@ -7,7 +7,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 struct llama_context;
@@ -57,12 +56,12 @@ class context_hooks {
     template <typename F>
     auto write_state(const F & write) const {
         decltype(write()) result{};
-        return on_state([&] { return (result = write()) != 0; }, false) ? result : decltype(write())();
+        return on_state(nullptr, [&] { return (result = write()) != 0; }) ? result : decltype(write())();
     }
     template <typename F>
-    auto read_state(const F & read) const {
+    auto read_state(llama_seq_id seq, const F & read) const { // -1: all sequences
         decltype(read()) result{};
-        return on_state([&] { return (result = read()) != 0; }, true) ? result : decltype(read())();
+        return on_state(&seq, [&] { return (result = read()) != 0; }) ? result : decltype(read())();
     }
 
     // ggml_backend_tensor_copy(), also of KV cells whose page is on disk; `dst` is in host memory then.
@@ -79,8 +78,7 @@ class context_hooks {
     std::string metrics_json() const;
 
   private:
-    bool check_read(const std::vector<std::pair<llama_pos, llama_pos>> & before, bool ok) const;
-    bool on_state(const std::function<bool()> & work, bool reads) const;
+    bool on_state(const llama_seq_id * read, const std::function<bool()> & work) const;
     bool prepare(const llama_ubatch & ubatch);
     void count(const llama_ubatch & ubatch);
     bool end_graph();

@@ -85,6 +85,8 @@ struct context_hooks::impl {
     bool say(const std::string & error); // false, so that it can be returned
     bool guarded(const std::function<bool()> & body);
 
+    void finish_graphs(); // waits for what devices compute for this context
+
     void offer_paging();
     void offer_lending();
     void close_paging(); // the caches exist: who took the offer, and why not

@@ -33,7 +33,11 @@ class layer_kv {
     // While the result lives, nothing moves.
     static std::unique_lock<std::recursive_mutex> hold(const llama_model & model);
 
-    void finish_graphs() const { finish(); }
+    void finish_graphs() const { // one that is being made has computed nothing
+        if (!empty) {
+            finish();
+        }
+    }
     size_t bytes(int il) const;
     bool is_at(int il, ggml_backend_buffer_type_t buft) const; // all of it
     bool move(int il, ggml_backend_buffer_type_t to);          // false: no memory there; what did not move stays valid

@@ -248,12 +248,19 @@ void device_tier::forget(layer_kv * kv) {
 
 // ------------------------------------------------------------------------------------------------- moving
 
-bool device_tier::place(std::string * error, bool beside) {
-    const int64_t t_begin = ggml_time_us();
-    for (const layer_kv * kv : contexts) { // graphs without stops run on behind the call that began them
+// Graphs without stops run on behind the call that began them: before what they use moves.
+void device_tier::finish_graphs() {
+    for (const layer_kv * kv : contexts) {
         kv->finish_graphs();
     }
+}
+
+bool device_tier::place(std::string * error, bool beside) {
+    const int64_t t_begin = ggml_time_us();
     bool moved = arriving != nullptr;
+    if (moved) {
+        finish_graphs();
+    }
     bool ok = !moved || land(error);
     const std::vector<int> to = target();
     std::vector<int> coming;
@@ -262,6 +269,7 @@ bool device_tier::place(std::string * error, bool beside) {
         if (from < 0 || from == to[(size_t) il]) {
             continue;
         }
+        finish_graphs();
         ok = evict(il, error);
         moved = true;
         if (!ok) { // it stays, and what is above it, until a budget changes
@@ -280,12 +288,18 @@ bool device_tier::place(std::string * error, bool beside) {
         const bool late = dev >= 0 && std::any_of(contexts.begin(), contexts.end(),
                                                   [&](const layer_kv * kv) { return !kv->is_at(il, buft(dev)); });
         moved = moved || late;
+        if (late) {
+            finish_graphs();
+        }
         if (late && !move_kv(il, dev)) {
             return allocation_failed((size_t) dev, error);
         }
     }
     if (!coming.empty()) {
         beside = beside && !moved;
+        if (!beside) {
+            finish_graphs();
+        }
         ok = load(coming, to, beside, error) && ok;
         moved = !beside;
     }

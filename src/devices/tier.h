@@ -132,6 +132,7 @@ class device_tier {
         std::future<bool> uploaded;
     };
 
+    void finish_graphs(); // of all contexts
     void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
     std::vector<int> target() const;
     size_t kv_bytes(int il) const;         // of all contexts

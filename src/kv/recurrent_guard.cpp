@@ -8,17 +8,20 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace superllama {
 
-std::unique_ptr<recurrent_guard> recurrent_guard::create(llama_memory_i * memory) {
+std::unique_ptr<recurrent_guard> recurrent_guard::create(llama_memory_i * memory, std::function<void()> finish,
+                                                         bool undoes) {
     auto * part = dynamic_cast<llama_memory_recurrent *>(memory);
     if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
         part = hybrid->get_mem_recr();
     } else if (auto * iswa = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
         part = iswa->get_mem_recr();
     }
-    return std::unique_ptr<recurrent_guard>(part != nullptr ? new recurrent_guard(*part) : nullptr);
+    return std::unique_ptr<recurrent_guard>(part != nullptr ? new recurrent_guard(*part, std::move(finish), undoes)
+                                                            : nullptr);
 }
 
 // What a graph writes: the rows of the ubatch's cells and of their snapshots, in every layer. Cells of other sequences
@@ -55,6 +58,12 @@ bool recurrent_guard::is_lost(llama_seq_id seq) const {
 }
 
 bool recurrent_guard::before_ubatch(const llama_ubatch & ubatch, std::string * error) {
+    if (!undoes) {
+        return true;
+    }
+    if (!lost.empty()) {
+        finish();
+    }
     for (uint32_t s = 0; !lost.empty() && s < ubatch.n_seqs_unq; ++s) {
         if (is_lost(ubatch.seq_id_unq[s])) {
             *error = format("sequence %d is lost: its recurrent state was changing when a graph failed (%s); remove "
@@ -76,10 +85,15 @@ bool recurrent_guard::before_ubatch(const llama_ubatch & ubatch, std::string * e
 
 // New sequences begin with a state that upstream multiplies by zero, which leaves what is no number as it is.
 void recurrent_guard::clear_first() {
+    if (memory.rs_z < 0) {
+        return;
+    }
+    finish();
+    std::vector<uint8_t> zeros;
     for (const auto * list : { &memory.r_l, &memory.s_l, &memory.p_l }) {
         for (ggml_tensor * t : *list) {
-            if (t != nullptr && memory.rs_z >= 0) {
-                const std::vector<uint8_t> zeros(t->nb[1]);
+            if (t != nullptr) {
+                zeros.resize(std::max(zeros.size(), t->nb[1]));
                 ggml_backend_tensor_set(t, zeros.data(), (size_t) memory.rs_z * t->nb[1], t->nb[1]);
             }
         }
@@ -90,10 +104,14 @@ void recurrent_guard::before_graph(bool keep) {
     if (clears || !lost.empty()) {
         clear_first();
     }
+    if (!undoes) {
+        return;
+    }
     runs = true;
     kept = keep || memory.n > n_seqs; // cells of other sequences move
     states.clear();
     if (kept) {
+        finish();
         for_each_written([&](const ggml_tensor * t, size_t offset, size_t size) {
             states.resize(states.size() + size);
             ggml_backend_tensor_get(t, states.data() + states.size() - size, offset, size);
@@ -102,6 +120,10 @@ void recurrent_guard::before_graph(bool keep) {
 }
 
 void recurrent_guard::undo(const std::string & reason) {
+    if (!undoes) {
+        return;
+    }
+    finish();
     size_t at = 0;
     for_each_written([&](ggml_tensor * t, size_t offset, size_t size) {
         if (kept) {

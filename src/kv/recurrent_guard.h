@@ -4,15 +4,20 @@
 
 #include "llama-memory-recurrent.h"
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace superllama {
 
 class recurrent_guard {
   public:
-    static std::unique_ptr<recurrent_guard> create(llama_memory_i * memory); // null: it has no recurrent part
+    // Null: the memory has no recurrent part. `finish` waits for what devices compute, before states are read or
+    // written. `undoes`: reads of ours can fail in the middle of a graph; else it only clears what sequences begin
+    // with.
+    static std::unique_ptr<recurrent_guard> create(llama_memory_i * memory, std::function<void()> finish, bool undoes);
 
     bool before_ubatch(const llama_ubatch & ubatch, std::string * error); // false: a sequence in it is lost
     void clear_from_now_on() { clears = true; } // a state was loaded, whose numbers may be none
@@ -20,13 +25,18 @@ class recurrent_guard {
     void undo(const std::string & reason); // the ubatch failed; states that cannot come back are lost from here on
 
   private:
-    explicit recurrent_guard(llama_memory_recurrent & memory) : memory(memory) {}
+    recurrent_guard(llama_memory_recurrent & memory, std::function<void()> finish, bool undoes) :
+        memory(memory),
+        finish(std::move(finish)),
+        undoes(undoes) {}
     bool is_lost(llama_seq_id seq) const;
     void clear_first();
     template <typename F>
     void for_each_written(const F & visit) const;
 
     llama_memory_recurrent & memory;
+    const std::function<void()> finish;
+    const bool undoes;
 
     // before the ubatch had cells
     std::vector<llama_memory_recurrent::mem_cell> cells;
