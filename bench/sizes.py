@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -10,9 +11,10 @@ UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20,
 
 def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", text)
-    if match is None or len(match[1]) > 20 or match[2].lower() not in UNITS:
+    size = float(match[1]) * UNITS.get(match[2].lower(), math.inf) if match else math.inf
+    if not math.isfinite(size):
         raise ValueError(f"size {text!r}: give a number and one of B, KB, MB, GB, KiB, MiB, GiB, for example 1.5GB")
-    return int(float(match[1]) * UNITS[match[2].lower()])
+    return int(size)
 
 
 def format_size(n: float) -> str:

@@ -41,6 +41,7 @@ HELPERS = """
 void superllama_py_log_nothing(enum ggml_log_level level, const char * text, void * user_data);
 struct superllama_py_abort { int set; int listens; int64_t next_us; };
 bool superllama_py_abort_if_set(void * data);
+enum { SUPERLLAMA_PY_CONTRADICTION = -2 };
 llama_token superllama_py_sample(
     struct llama_sampler * chain, struct llama_sampler * grammar, struct llama_context * ctx, int32_t idx);
 enum ggml_type superllama_py_main_type(const char * path);

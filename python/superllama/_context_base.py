@@ -42,9 +42,7 @@ class ContextBase:
         self._owned_model = None if isinstance(model, Model) else Model(model)
         self.model: Model = model if isinstance(model, Model) else self._owned_model  # type: ignore[assignment]
         self._lock = threading.Lock()
-        # every token sees all others, so a text cannot be computed in parts
-        own_attention = self.model.metadata.get(f"{self.model.architecture}.attention.causal") == "false"
-        self._at_once = self.params.attention == "non-causal" or (self.params.attention == "model" and own_attention)
+        self._at_once = self.params.at_once(self.model.architecture, self.model.metadata)
         self._abort_flag = ffi.new("struct superllama_py_abort *")
         try:
             self._c = self._create()
@@ -73,9 +71,7 @@ class ContextBase:
         check_kv_fits(model, params, n_ctx or model.n_ctx_train)
 
         owned: list[Any] = []
-        c = params.to_c(owned, n_ctx=n_ctx, n_threads=n_physical_cores())
-        if self._at_once and "n_ubatch" not in params.model_fields_set:
-            c.n_ubatch = c.n_batch
+        c = params.to_c(owned, n_ctx=n_ctx, n_threads=n_physical_cores(), at_once=self._at_once)
         c.abort_callback = ffi.addressof(lib, "superllama_py_abort_if_set")
         c.abort_callback_data = self._abort_flag
 

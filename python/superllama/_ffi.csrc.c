@@ -46,9 +46,12 @@ static llama_token superllama_py_pick(struct llama_sampler * chain, llama_token_
     return candidates.data[candidates.selected].id;
 }
 
+enum { SUPERLLAMA_PY_CONTRADICTION = -2 };
+
 // Sample from output idx and accept the token. A grammar is asked about the chosen token first and applied
 // to the whole vocabulary only if it refuses. LLAMA_TOKEN_NULL: no such output, no memory, or the grammar
-// allows no token at all (accepting one nevertheless would abort the process).
+// allows no token at all (accepting one nevertheless would abort the process). SUPERLLAMA_PY_CONTRADICTION: the grammar
+// failed, superllama_last_error() says how.
 static llama_token superllama_py_sample(
         struct llama_sampler * chain, struct llama_sampler * grammar, struct llama_context * ctx, int32_t idx) {
     const float * logits = llama_get_logits_ith(ctx, idx);
@@ -69,6 +72,7 @@ static llama_token superllama_py_sample(
         if (constrained) {
             llama_token_data_array all = { data, n, -1, false };
             if (superllama_sampler_apply(grammar, &all) != 0) {
+                token = SUPERLLAMA_PY_CONTRADICTION;
                 break;
             }
         }
@@ -80,17 +84,19 @@ static llama_token superllama_py_sample(
         if (!constrained && grammar && token != LLAMA_TOKEN_NULL) {
             llama_token_data       one     = { token, 1.0f, 0.0f };
             llama_token_data_array allowed = { &one, 1, -1, false };
-            if (superllama_sampler_apply(grammar, &allowed) != 0 || one.logit == -INFINITY) {
+            if (superllama_sampler_apply(grammar, &allowed) != 0) {
+                token = SUPERLLAMA_PY_CONTRADICTION;
+            } else if (one.logit == -INFINITY) {
                 token = LLAMA_TOKEN_NULL;
             }
         }
     }
     free(data);
 
-    if (token != LLAMA_TOKEN_NULL) {
+    if (token >= 0) {
         llama_sampler_accept(chain, token);
         if (grammar && superllama_sampler_accept(grammar, token) != 0) {
-            token = LLAMA_TOKEN_NULL;
+            token = SUPERLLAMA_PY_CONTRADICTION;
         }
     }
     return token;

@@ -156,6 +156,8 @@ class Model:
     @cached_property
     def n_ctx_train(self) -> int:
         """Tokens of context that the model was trained with."""
+        if self.params.vocab_only:  # the library reads no hyperparameters then
+            return int(self.metadata.get(f"{self.architecture}.context_length", 0))
         with self._use() as c:
             return int(lib.llama_model_n_ctx_train(c))
 

@@ -340,13 +340,18 @@ class ContextParams(_Params):
         | {"prefetch_threads"}
     )
 
-    def to_c(self, owned: list[Any], *, n_ctx: int, n_threads: int) -> Any:
+    def at_once(self, architecture: str, metadata: Mapping[str, str]) -> bool:
+        """Whether a text cannot be computed in parts, since every token sees all others."""
+        own_attention = metadata.get(f"{architecture}.attention.causal") == "false"
+        return self.attention == "non-causal" or (self.attention == "model" and own_attention)
+
+    def to_c(self, owned: list[Any], *, n_ctx: int, n_threads: int, at_once: bool = False) -> Any:
         """A llama_context_params by value; `owned` must live until the context is made."""
         c = lib.llama_context_default_params()
         self._fill(c)
         c.n_ctx = n_ctx
-        if self.embeddings and "n_ubatch" not in self.model_fields_set:
-            c.n_ubatch = c.n_batch  # the embedding of a text is computed at once
+        if (self.embeddings or at_once) and "n_ubatch" not in self.model_fields_set:
+            c.n_ubatch = c.n_batch
         c.n_threads = self.n_threads or n_threads
         c.n_threads_batch = self.n_threads_batch or c.n_threads
         if self.metrics_file is not None:

@@ -149,19 +149,17 @@ def plan(
     context = merged(ContextParams, context_params, {k: v for k, v in context_kwargs.items() if v is not None})
     check_can_compute()  # measuring this CPU does
     with Model(path, vocab_only=True, progress=False) as model:
-        file = model.path
-        # the library reads no hyperparameters for a vocabulary
-        n_train = int(model.metadata.get(f"{model.architecture}.context_length", 0))
+        file, n_train, at_once = model.path, model.n_ctx_train, context.at_once(model.architecture, model.metadata)
     if context.n_ctx is None:
         context = merged(ContextParams, context, {"n_ctx": min(n_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)})
     budget = size_bytes(params.mem_budget) or int(memory().host_available * params.mem_pressure)
 
-    need = library_plan(file, params, context, [budget])[0]
+    need = library_plan(file, params, context, [budget], at_once)[0]
     marks = {f"{share} %": need.mem_full_bytes * share // 100 for share in SHARES}
     budgets = {"asked": budget, "least": need.mem_least_bytes, **marks}
-    found = dict(zip(budgets, library_plan(file, params, context, list(budgets.values())), strict=True))
+    found = dict(zip(budgets, library_plan(file, params, context, list(budgets.values()), at_once), strict=True))
     other_params = merged(ModelParams, params, {"use_extra_bufts": not params.use_extra_bufts})
-    other = library_plan(file, other_params, context, [budget])[0]
+    other = library_plan(file, other_params, context, [budget], at_once)[0]
 
     machine, other_rate = measure(file, params.use_extra_bufts, context.n_threads or n_physical_cores())
     rows = {label: row(label, p, machine.read_bytes_per_s, machine.cpu_bytes_per_s) for label, p in found.items()}
@@ -188,11 +186,13 @@ def plan(
 # ---------------------------------------------------------------- what the library and the machine say
 
 
-def library_plan(path: Path, params: ModelParams, context: ContextParams, budgets: list[int]) -> list[SimpleNamespace]:
+def library_plan(
+    path: Path, params: ModelParams, context: ContextParams, budgets: list[int], at_once: bool = False
+) -> list[SimpleNamespace]:
     """A copy of the C struct superllama_plan for each budget. Raises: ModelError."""
     owned: list[Any] = []
     n_threads = context.n_threads or n_physical_cores()
-    c = context.to_c(owned, n_ctx=context.n_ctx or 0, n_threads=n_threads)
+    c = context.to_c(owned, n_ctx=context.n_ctx or 0, n_threads=n_threads, at_once=at_once)
     c.n_batch = max(c.n_batch, c.n_ubatch)  # the library would cut the ubatch to it
     m = params.to_c(owned)
     m.load_mode = lib.LLAMA_LOAD_MODE_NONE  # what dynamic layers take whatever is asked; a dry run cannot map

@@ -37,6 +37,7 @@ class Stoppable(Protocol):
 _forks = 0  # how often this process and its ancestors forked, as far as they had loaded the package
 _computed_in: int | None = None  # the process, this one or an ancestor, that computed first
 _living: weakref.WeakSet[Stoppable] = weakref.WeakSet()
+_ending = False
 _gate = threading.RLock()  # at the end the main thread keeps it, and may go on itself: hooks run after ours
 
 
@@ -84,7 +85,14 @@ def _after_fork() -> None:
     _living = weakref.WeakSet()  # whoever held the old one's lock is not here
 
 
+def ending() -> bool:
+    """Whether the interpreter ends. A thread that begins something then waits for ever: work is for the main one."""
+    return _ending
+
+
 def _stop_all() -> None:
+    global _ending
+    _ending = True
     _gate.acquire()  # and keep it: nothing begins any more
     deadline = time.monotonic() + EXIT_S
     for thing in list(_living):

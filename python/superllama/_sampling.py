@@ -96,11 +96,11 @@ class Sampler:
     def sample(self, context: Any) -> int:
         """A token from the last logits of the native context; the chain is told that it was taken."""
         token = lib.superllama_py_sample(self._chain, self._constraint, context, -1)
-        if token != lib.LLAMA_TOKEN_NULL:
+        if token >= 0:
             return int(token)
+        if token == lib.SUPERLLAMA_PY_CONTRADICTION:
+            raise GrammarError(f"the grammar and the token that was chosen contradict each other: {last_error()}")
         if self._constraint != ffi.NULL:
-            if why := last_error():
-                raise GrammarError(f"the grammar and the token that was chosen contradict each other: {why}")
             raise GrammarError("the grammar allows no further token of this vocabulary; change it so that it can end")
         raise DecodeError("no token could be sampled: the last batch has no logits, or memory is exhausted")
 

@@ -192,8 +192,19 @@ class States(Sequences):
                 f"the library refuses this state: {reason(errors, 'no reason given')}. n_ctx, n_seq_max, "
                 "kv_unified and the cache types must suit the context that it was saved from"
             )
+        self._check_positions(seq)
         self._pending.update({s if seq is None else seq: token for s, token in header["pending"]})
         self._first.update({s if seq is None else seq: first for s, first in header["first"]})
+
+    def _check_positions(self, seq: int | None) -> None:
+        """Raises: StateError where no text of this context can end. Some graphs take memory by the largest position."""
+        most = max(self._n_ctx, self.model.n_ctx_train)
+        if not self._memory or lib.llama_model_is_recurrent(self.model._c):
+            return
+        for s in range(lib.llama_n_seq_max(self._c)) if seq is None else [seq]:
+            if (end := int(lib.llama_memory_seq_pos_max(self._memory, s))) >= most:
+                self._make_room(seq)
+                raise StateError(f"the state is damaged: sequence {s} ends at position {end}, the context has {most}")
 
     def _identity(self) -> dict[str, Any]:
         model = self.model

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from ._process import ending
+
 T = TypeVar("T")
 
 POLL_S = 0.5  # on systems where waiting for an event hears nothing
@@ -37,14 +39,15 @@ def interruptible(
     is undone, later: it may use nothing that the caller can change or free meanwhile. `within` is entered around the
     work and such an undoing, to hold what both need.
 
-    From the main thread, `work` runs in a thread of its own; from any other, which hears no signals, in that one.
+    From the main thread, `work` runs in a thread of its own; from any other, which hears no signals, in that one, and
+    at the end of the interpreter in the main one.
     """
 
     def here() -> T:
         with within():
             return work()
 
-    if not in_main_thread():
+    if not in_main_thread() or ending():
         return here()
     results: list[T] = []
     errors: list[BaseException] = []
@@ -62,7 +65,7 @@ def interruptible(
             with within():
                 result = work()
                 with lock:
-                    if not left or stop is not None:
+                    if not left:
                         results.append(result)
                         return
                 undo(result)
@@ -85,7 +88,8 @@ def interruptible(
             stop()
             _wait(done)
         for result in results:
-            undo(result)
+            with within():
+                undo(result)
         raise
     if errors:
         raise errors[0]

@@ -1,4 +1,4 @@
-"""A minute of malformed model files, always the same; `python tests/fuzz/fuzz_gguf.py --minutes 60` for more."""
+"""Malformed model files, the cases of one seed for a minute; `python tests/fuzz/fuzz_gguf.py --minutes 60` for more."""
 
 from __future__ import annotations
 

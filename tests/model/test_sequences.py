@@ -199,10 +199,12 @@ def test_a_header_nested_deeply_is_a_damaged_state(ctx: Context, tmp_path: Path)
 def test_saving_needs_the_memory_of_one_state(tmp_path: Path, run_python: Runner, seq: int | None) -> None:
     """The library writes into the result; a state may be most of the memory."""
     script = """
-import resource, sys, superllama
+import sys, superllama
 ctx = superllama.Context(sys.argv[1], n_ctx=2048, n_ubatch=64)
 ctx.decode([5] * 2000)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+def peak(): # of this program; ru_maxrss is that of the one which started it, if that was more
+    status = open("/proc/self/status").read()
+    return int(status[status.index("VmHWM:") + 6 :].split()[0]) << 10
 before = peak()
 state = ctx.state_save(eval(sys.argv[2]))
 print(len(state) >> 20, (peak() - before) / len(state))
@@ -214,7 +216,7 @@ assert ctx.seq_pos_max() == 1999
     assert done.returncode == 0, done.stderr
     mib, states = done.stdout.split()
     assert int(mib) > 20
-    assert float(states) < 1.5
+    assert 0.5 < float(states) < 1.5
 
 
 def test_states_of_others_are_refused(ctx: Context, tiny_bert: Path, model: Model) -> None:

@@ -201,8 +201,9 @@ def test_a_server_that_slept(tiny_model: Path, tmp_path: Path) -> None:
     with http_server(tiny_model, log, *flags) as server:
         prompts = [[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
         texts = [server.complete(prompt, n_predict=4)["content"] for prompt in prompts]
-        for _ in range(2):
-            n_slept = log.read_text(errors="replace").count("server is entering sleeping state")
-            while log.read_text(errors="replace").count("server is entering sleeping state") == n_slept:
+        for n_times in (1, 2):
+            deadline = time.monotonic() + 120
+            while log.read_text(errors="replace").count("server is entering sleeping state") < n_times:
+                assert time.monotonic() < deadline, "the server does not go to sleep"
                 time.sleep(0.1)
             assert [server.complete(prompt, n_predict=4)["content"] for prompt in prompts] == texts
