@@ -3,10 +3,12 @@
 #
 #   tools/wheel.sh            superllama itself: CPU code chosen at the start, backends as modules, the server's page
 #   tools/wheel.sh BACKEND    a backend alone (cuda, hip, vulkan, sycl, blas) as superllama-BACKEND, for that superllama
+#   tools/wheel.sh BACKEND FILE...    no wheel: compile these sources of it, to see that they still do
 #
 # Needed: a C++ compiler, for the page Node.js 20.19 with npm, for HTTPS the headers of OpenSSL, for a backend what it
-# is compiled with (cuda: nvcc; no card). Options for CMake: CMAKE_ARGS. The wheel runs where the C library is as new as here:
-# for older systems run this in a manylinux image, or cibuildwheel, which pyproject.toml has a table for.
+# is compiled with (cuda: nvcc; no card, and where the toolkit lacks cuBLAS, NVIDIA's package of it is taken). Options
+# for CMake: CMAKE_ARGS. The wheel runs where the C library is as new as here: for older systems run this in a manylinux
+# image, or cibuildwheel, which pyproject.toml has a table for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -49,11 +51,43 @@ if [ -z "$backend" ]; then
 else
     step "build ggml-$backend"
     upper=$(tr '[:lower:]' '[:upper:]' <<<"$backend")
+    options=() rpath=
+    if [ "$backend" = cuda ]; then
+        version=$(nvcc --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+        # where NVIDIA's own Python packages put what the library is linked to, beside ours
+        rpath="\$ORIGIN/../nvidia/cu$version/lib"
+        [ "$version" -ge 13 ] || rpath="\$ORIGIN/../nvidia/cublas/lib:\$ORIGIN/../nvidia/cuda_runtime/lib"
+        if ! echo '#include <cublas_v2.h>' | nvcc -E -x cu - >/dev/null 2>&1; then
+            package=nvidia-cublas folder=nvidia/cu$version
+            [ "$version" -ge 13 ] || package=nvidia-cublas-cu$version folder=nvidia/cublas
+            python -m pip install --quiet --no-deps "$package==$version.*"
+            cublas=$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/$folder
+            options+=("-DCMAKE_CUDA_FLAGS=-isystem $cublas/include")
+            for name in cublas cublasLt; do
+                options+=("-DCUDA_${name}_LIBRARY=$cublas/lib/lib$name.so.$version")
+            done
+        fi
+        if ! echo | nvcc -shared -Xcompiler -fPIC -x cu - -lcuda -o "$raw/linked" 2>/dev/null; then
+            # neither a driver nor the toolkit's stub of it: its name is all that the linker writes down
+            echo | "${CC:-cc}" -shared -Wl,-soname,libcuda.so.1 -x c - -o "$root/$tools/lib/libcuda.so"
+            options+=("-DCUDA_cuda_driver_LIBRARY=$root/$tools/lib/libcuda.so")
+        fi
+    fi
     # shellcheck disable=SC2086  # CMAKE_ARGS is a list of words
     cmake -S . -B "build/backend-$backend" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSUPERLLAMA_PAGE=OFF \
-        -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF -DGGML_CPU=OFF "-DGGML_$upper=ON" ${CMAKE_ARGS:-}
+        -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF -DGGML_CPU=OFF "-DGGML_$upper=ON" \
+        ${options[@]+"${options[@]}"} ${CMAKE_ARGS:-}
+    if [ $# -gt 1 ]; then
+        targets=()
+        for file in "${@:2}"; do
+            targets+=("$(ninja -C "build/backend-$backend" -t targets all | sed -n "s|^\(.*/ggml-$backend.dir/$file.o\): .*|\1|p")")
+        done
+        cmake --build "build/backend-$backend" --target "${targets[@]}"
+        exit
+    fi
     cmake --build "build/backend-$backend" --target "ggml-$backend"
     strip --strip-unneeded "build/backend-$backend/bin/libggml-$backend.so"
+    [ -z "$rpath" ] || patchelf --set-rpath "$rpath" "build/backend-$backend/bin/libggml-$backend.so"
     python tools/backend_wheel.py "$backend" "build/backend-$backend/bin/libggml-$backend.so" "$raw"
     cp "$raw"/*.whl dist/
 fi
