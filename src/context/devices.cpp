@@ -58,7 +58,7 @@ void context_hooks::count_compute_buffers() {
     pimpl->tier->refresh();
 }
 
-bool context_hooks::lost_device(std::string * error) {
+bool context_hooks::lost_device(std::string * error) const {
     const auto placement = hold();
     bool any = false;
     for (ggml_backend_t backend : pimpl->ctx.backend_ptrs) {
@@ -80,6 +80,20 @@ bool context_hooks::lost_device(std::string * error) {
     }
     pimpl->lost = pimpl->lost || any;
     return any;
+}
+
+// What was asked for comes later than the graph ends, and a device that is lost meanwhile answers with zeros.
+bool context_hooks::after_outputs() {
+    std::string error;
+    if (pimpl->tier == nullptr) {
+        return true;
+    }
+    for (ggml_backend_t backend : pimpl->ctx.backend_ptrs) {
+        if (may_be_lost(backend)) {
+            ggml_backend_synchronize(backend);
+        }
+    }
+    return !lost_device(&error) || pimpl->say(error);
 }
 
 // The scheduler knows how it would cut the graph and has allocated nothing yet.

@@ -279,13 +279,19 @@ bool context_hooks::end_graph() {
 
 bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool()> & work) const {
     llama_memory_t memory = pimpl->ctx.get_memory();
+    const auto placement = hold();
     bool ok = false;
     forget_positions();
     try {
         const assert_guard guard("the state is damaged, or of another model");
         pimpl->ctx.memory_update(false);
         pimpl->finish_graphs(); // which that may have begun
-        ok = work();
+        const bool done = work();
+        std::string error;
+        if (pimpl->tier != nullptr && lost_device(&error)) { // what was asked of it came as zeros
+            throw std::runtime_error(error);
+        }
+        ok = done;
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("superllama: %s\n", e.what());
         set_error(e.what());

@@ -49,6 +49,7 @@ class context_hooks {
     bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
     bool after_graph(bool computed);                 // false: what the graph computed is not to be used
     void after_ubatch(const llama_ubatch & ubatch);
+    bool after_outputs(); // false: they come from a device that is gone
 
     // The result of saving or loading a state, or nothing where it is damaged, or KV data could not be read or written.
     // Copies and shifts that wait for the next decode come first, so that they are in what is saved, and cannot change
@@ -84,7 +85,7 @@ class context_hooks {
     bool end_graph();
     std::vector<size_t> buffer_sizes() const;
     void count_compute_buffers();
-    bool lost_device(std::string * error); // one that this context computes on is gone
+    bool lost_device(std::string * error) const; // one that this context computes on is gone
 
     struct impl;
     std::unique_ptr<impl> pimpl;

@@ -7,6 +7,7 @@
 namespace superllama {
 
 bool is_lost(ggml_backend_t backend);
+bool may_be_lost(ggml_backend_t backend);
 
 // Asked once, before anything of a server is used: the process outlives servers from now on.
 void survive_lost_devices();

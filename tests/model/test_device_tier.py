@@ -17,7 +17,6 @@ from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
 from running import Runner
 
 import superllama
-from superllama._programs import find_program
 
 
 @pytest.fixture(scope="module")
@@ -335,70 +334,6 @@ def test_tensors_pinned_to_a_device_are_refused(demo_model: Path, servers: list[
 
 # ---------------------------------------------------------------- errors
 
-LOST = (
-    PRELUDE
-    + """
-import signal, socket, subprocess
-
-port = sys.argv[4].rpartition(":")[2]
-superllama.add_rpc_server(sys.argv[4])
-model, ctx = open_model(vram_budget=["50MiB", "auto"])
-healthy = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
-healthy.decode(model.tokenize(PROMPT))
-reference = greedy(healthy, 8)
-on_both = {l.device for l in model.layers()} >= {"RPC1"}
-ctx.decode(model.tokenize(PROMPT))
-os.kill(int(sys.argv[5]), signal.SIGKILL)
-try: # the process that serves ends a moment after the one that watches it
-    while True:
-        socket.create_connection(("127.0.0.1", int(port))).close()
-        time.sleep(0.01)
-except OSError:
-    pass
-errors = []
-for _ in range(2):
-    try:
-        ctx.decode([1])
-    except superllama.DecodeError as e:
-        errors.append(str(e))
-gone = "RPC1" in {l.device for l in model.layers()}
-again = subprocess.Popen([sys.argv[6], "-H", "127.0.0.1", "-p", port, "-t", "1"], stdout=subprocess.DEVNULL)
-time.sleep(1)
-ctx.close(); healthy.close()
-fresh = superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=1)
-fresh.decode(model.tokenize(PROMPT))
-tokens = greedy(fresh, 4)
-model.set_budget(vram=["50MiB", "auto"])
-tokens += greedy(fresh, 4)
-back = "RPC1" in {l.device for l in model.layers()}
-fresh.close(); model.close()
-again.kill()
-print(json.dumps({"both": on_both, "errors": errors, "gone": gone, "back": back, "same": tokens == reference}))
-"""
-)
-
-
-def test_a_server_that_is_killed(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
-    """Its contexts fail with a message; its layers are back on the host, and on it, when it is there again."""
-    with rpc_server() as victim:
-        done = run_python(
-            LOST,
-            demo_model,
-            servers[0].endpoint,
-            servers[0].serving_pid(),
-            victim.endpoint,
-            victim.process.pid,
-            find_program("ggml-rpc-server"),
-        )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert seen["both"]
-    assert len(seen["errors"]) == 2
-    assert all(f"RPC server at {victim.endpoint} is gone" in error for error in seen["errors"])
-    assert not seen["gone"]
-    assert seen["back"]
-    assert seen["same"]
-
 
 def test_bad_input(demo_model: Path, demo: superllama.Model) -> None:
     with pytest.raises(superllama.ModelError, match="without dynamic layers"):
@@ -407,10 +342,3 @@ def test_bad_input(demo_model: Path, demo: superllama.Model) -> None:
         with pytest.raises(ValueError, match="size"):
             superllama.ModelParams(vram_budget=wrong)
     assert superllama.ModelParams(vram_budget=["1GiB", 0, "auto"]).vram_budget == ("1GiB", 0, "auto")
-
-
-def test_no_server() -> None:
-    with pytest.raises(superllama.Error, match="no RPC server at 'localhost:1'"):
-        superllama.add_rpc_server("localhost:1")
-    with pytest.raises(superllama.Error, match="host:port"):
-        superllama.add_rpc_server("nowhere")
