@@ -67,16 +67,16 @@ ggml_cgraph * context_hooks::largest_graph(llama_context & ctx) {
 }
 
 // The kernels' work for a graph, and what two graphs are described by: the one that runs, and the largest.
-static uint64_t work_of(llama_context & ctx, const ggml_cgraph * gf) {
+static uint64_t work_of(llama_context & ctx, ggml_backend_sched_t sched, const ggml_cgraph * gf) {
     const auto max_nodes = (size_t) ctx.get_gf_res_reserve()->get_max_nodes();
     const uint64_t described = ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false);
     const int n_threads = std::max(ctx.n_threads(), ctx.n_threads_batch());
-    return cpu_work_bytes(ctx.get_sched(), gf, n_threads) + 2 * described;
+    return cpu_work_bytes(sched, gf, n_threads) + 2 * described;
 }
 
 uint64_t context_hooks::work_bytes(llama_context & ctx) {
     const ggml_cgraph * gf = largest_graph(ctx);
-    return gf != nullptr ? work_of(ctx, gf) : 0;
+    return gf != nullptr ? work_of(ctx, nullptr, gf) : 0;
 }
 
 void context_hooks::impl::grant(charge & of, uint64_t bytes) {
@@ -121,7 +121,7 @@ void context_hooks::impl::charge_buffers(const ggml_cgraph * gf) {
 }
 
 void context_hooks::impl::charge_cpu_work(const ggml_cgraph * gf) {
-    const uint64_t bytes = work_of(ctx, gf);
+    const uint64_t bytes = work_of(ctx, ctx.get_sched(), gf);
     if (bytes > memory->cpu_work.granted()) {
         weights->change_charges({ { &memory->cpu_work, bytes, bytes } });
     }

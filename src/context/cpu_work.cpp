@@ -18,8 +18,7 @@ static graph_plan planner() {
 
 static bool is_on_cpu(ggml_backend_sched_t sched, ggml_tensor * node) {
     ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(sched, node);
-    return backend == nullptr ||
-           ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    return ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
 size_t cpu_work_bytes(ggml_backend_sched_t sched, const ggml_cgraph * gf, int n_threads) {
@@ -29,7 +28,7 @@ size_t cpu_work_bytes(ggml_backend_sched_t sched, const ggml_cgraph * gf, int n_
     }
     std::vector<ggml_tensor *> nodes;
     for (int i = 0; i < gf->n_nodes; ++i) {
-        if (is_on_cpu(sched, gf->nodes[i])) {
+        if (sched == nullptr || is_on_cpu(sched, gf->nodes[i])) {
             nodes.push_back(gf->nodes[i]);
         }
     }

@@ -9,6 +9,9 @@ struct ggml_cgraph;
 
 namespace superllama {
 
+// Of the nodes that `sched`, which holds the graph, has given to the CPU. Null: of all of them. A scheduler that does
+// not hold it must not be asked: it would keep every node in its table, which then has no room for the graph that
+// comes.
 size_t cpu_work_bytes(ggml_backend_sched_t sched, const ggml_cgraph * gf, int n_threads);
 
 } // namespace superllama

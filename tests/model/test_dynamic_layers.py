@@ -144,6 +144,16 @@ def test_experts_that_share_pages(demo_model: Path, tmp_path: Path, ahead: bool)
             assert metrics.expert_guesses == 0
 
 
+def test_a_graph_that_fills_the_scheduler(demo_model: Path, tmp_path: Path) -> None:
+    """Two graphs of this model have more nodes than upstream's table has room for."""
+    path = tmp_path / "moe.gguf"
+    spec = make_model.Spec(kind="moe", n_layer=8, n_embd=512, n_expert=64, n_expert_used=8, n_ff=64)
+    make_model.make_model(path, demo_model, spec)
+    with superllama.Model(path, dynamic_layers=True) as model, superllama.Context(model, **CONTEXT) as ctx:
+        for n in (1, 3, 1):
+            ctx.decode([1, 2, 3][:n])
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_experts_of_two_sizes(demo_model: Path, tmp_path: Path, ahead: bool) -> None:
     """Mixed quantization: frames of one size cannot serve the other, and memory goes from one to the other."""
