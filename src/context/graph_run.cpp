@@ -89,11 +89,18 @@ bool graph_run::stops_after(ggml_tensor * node) {
     const llama_cparams & cp = ctx.get_cparams();
     user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
     const bool kv = pager != nullptr && pager->is_cut(node);
+    if (turn && weights->pieces_of(node) != nullptr) {
+        skip(node); // until it was stopped after
+    }
     return (turn && weights->stops_after(node)) || kv || user_asked;
 }
 
 bool graph_run::after_node(ggml_tensor * node) {
     const llama_cparams & cp = ctx.get_cparams();
+    const std::vector<uint32_t> * pieces = turn ? weights->pieces_of(node) : nullptr;
+    if (pieces != nullptr && !multiply_in_pieces(node, *pieces)) {
+        return false;
+    }
     if (user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
         cut_short = true; // its own wish: no error
         return false;
@@ -109,6 +116,30 @@ bool graph_run::after_node(ggml_tensor * node) {
 void graph_run::skip(ggml_tensor * node) {
     skipped.emplace_back(node, node->flags);
     node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+}
+
+bool graph_run::multiply_in_pieces(ggml_tensor * node, const std::vector<uint32_t> & pieces) {
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), node);
+    if (ggml_is_empty(node)) {
+        return true; // no token of this ubatch wants logits
+    }
+    for (uint32_t id : pieces) {
+        std::string error;
+        weight_piece piece;
+        if (!weights->next_piece(id, &piece, &error)) {
+            return fail("the weights could not be read: " + error);
+        }
+        const ggml_status status = products.multiply(backend, node, piece);
+        if (status == GGML_STATUS_ABORTED) {
+            cut_short = true;
+            stopped = true;
+            return false;
+        }
+        if (status != GGML_STATUS_SUCCESS) {
+            return fail(std::string("the product with ") + node->src[0]->name + " could not be computed");
+        }
+    }
+    return true;
 }
 
 void graph_run::unhook() {
@@ -137,7 +168,7 @@ bool graph_run::end() {
             fail(e.what());
         }
     }
-    return kv_ok && failure.empty();
+    return kv_ok && failure.empty() && !stopped;
 }
 
 } // namespace superllama

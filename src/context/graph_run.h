@@ -6,6 +6,8 @@
 // that do not exist.
 #pragma once
 
+#include "context/piecewise.h"
+
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -34,6 +36,7 @@ class graph_run {
     bool end();                   // false: what it computed is not to be used
 
     const std::string & error() const { return failure; }
+    bool was_stopped() const { return stopped; } // by the user's abort callback, in a product of ours
 
   private:
     static bool on_node(ggml_tensor * node, bool ask, void * data);
@@ -41,17 +44,20 @@ class graph_run {
     bool stops_after(ggml_tensor * node);
     bool after_node(ggml_tensor * node);
     void skip(ggml_tensor * node);
+    bool multiply_in_pieces(ggml_tensor * node, const std::vector<uint32_t> & pieces);
     void unhook();
     bool fail(const std::string & why);
 
     llama_context & ctx;
     layer_sched * weights;
     kv_pager * pager;
-    bool hooked = false;     // the scheduler calls on_node()
-    bool turn = false;       // it is ours
-    bool cut_short = false;  // by the user's callback, or by an error: what comes is skipped
+    bool hooked = false;    // the scheduler calls on_node()
+    bool turn = false;      // it is ours
+    bool cut_short = false; // by the user's callback, or by an error: what comes is skipped
+    bool stopped = false;
     bool user_asked = false; // the user's callback wants to see the node
     std::string failure;
+    piecewise products;
     std::vector<std::pair<ggml_tensor *, int32_t>> skipped; // nodes, and their flags
 };
 

@@ -136,10 +136,15 @@ void context_hooks::context_ready() {
     if (self.weights != nullptr || self.paging.pager != nullptr) {
         self.recurrent = recurrent_guard::create(self.ctx.get_memory(), [&self] { self.finish_graphs(); }, true);
     }
+    std::string error;
+    const llama_context * other = self.ctx.cparams.ctx_other;
+    dynamic_model * lender = other != nullptr ? other->get_model().superllama.get() : nullptr;
+    if (lender != nullptr && lender != self.weights && !lender->lend_embeddings(&error)) {
+        throw std::runtime_error(error);
+    }
     if (self.weights == nullptr) {
         return;
     }
-    std::string error;
     if (self.tier != nullptr && lost_device(&error)) {
         throw std::runtime_error(error);
     }
@@ -255,9 +260,13 @@ bool context_hooks::after_graph(bool computed) {
     impl & self = *pimpl;
     const bool ok = end_graph() && computed;
     if (self.recurrent && !ok) {
-        self.recurrent->undo(computed ? error_text() : "it was stopped");
+        self.recurrent->undo(computed && !self.stopped ? error_text() : "it was stopped");
     }
     return ok;
+}
+
+ggml_status context_hooks::failure() const {
+    return pimpl->stopped ? GGML_STATUS_ABORTED : GGML_STATUS_FAILED;
 }
 
 bool context_hooks::end_graph() {
@@ -266,6 +275,7 @@ bool context_hooks::end_graph() {
         return false; // it did not begin, and before_graph() said why
     }
     const bool ok = self.run->end();
+    self.stopped = self.run->was_stopped();
     std::string error = self.run->error();
     self.run.reset();
     if (self.tier != nullptr) {

@@ -48,6 +48,7 @@ class context_hooks {
     void before_inputs(const ggml_cgraph * gf);      // its tensors have their places, and nothing is in them
     bool before_graph(ggml_cgraph * gf);             // false: the graph cannot run; superllama_last_error() says why
     bool after_graph(bool computed);                 // false: what the graph computed is not to be used
+    ggml_status failure() const;                     // it was stopped, or failed
     void after_ubatch(const llama_ubatch & ubatch);
     bool after_outputs(); // false: they come from a device that is gone
 

@@ -41,6 +41,7 @@ struct context_hooks::impl {
     std::unique_ptr<layer_kv> device_kv;      // with a tier
     bool offload_asked = false;               // large batches are computed there with weights of the host
     std::vector<size_t> need_without_offload; // of compute buffers, per device
+    bool stopped = false;                     // the graph that ran last, by the user's abort callback
     bool lost = false;                        // a device that it computed on is gone
     int64_t placement = -1;                   // generation that the scheduler's buffers are reserved for
     int64_t n_device_moves[2] = {};           // loads, evictions: as of the last event line

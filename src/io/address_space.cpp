@@ -1,5 +1,7 @@
 #include "io/address_space.h"
 
+#include <cerrno>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -26,28 +28,26 @@ size_t system_page() {
     return size;
 }
 
+// A child would copy every page that is written here, past any budget.
+static void keep_from_children(void * at, size_t size) {
+#    ifdef MADV_DONTFORK
+    madvise(at, size, MADV_DONTFORK);
+#    else
+    (void) at, (void) size;
+#    endif
+}
+
 uint8_t * address_reserve(size_t size) {
-    void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    void * base = mmap(nullptr, size, PROT_NONE, flags, -1, 0);
     if (base == MAP_FAILED) {
         return nullptr;
     }
-#    ifdef MADV_DONTFORK
-    madvise(base, size, MADV_DONTFORK); // a child would copy every page that is written here, past any budget
-#    endif
+    keep_from_children(base, size);
     return (uint8_t *) base;
 }
 
 void address_release(uint8_t * base, size_t size) {
     munmap(base, size);
-}
-
-void address_discard(uint8_t * at, size_t size) {
-#    ifdef __linux__
-    if (madvise(at, size, MADV_DONTNEED) == 0) {
-        return;
-    }
-#    endif
-    mmap(at, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
 }
 
 void address_small_pages(uint8_t * at, size_t size) {
@@ -58,16 +58,36 @@ void address_small_pages(uint8_t * at, size_t size) {
 #    endif
 }
 
-void address_huge_pages(uint8_t * at, size_t size) {
+void address_commit(uint8_t * at, size_t size, page_kind kind) {
+    if (mprotect(at, size, PROT_READ | PROT_WRITE) != 0) {
+        throw std::runtime_error("the system has no memory for " + std::to_string((size >> 10) + 1) +
+                                 " KiB more: " + strerror(errno) + " (overcommit, ulimit -d, or vm.max_map_count)");
+    }
+    address_small_pages(at, size);
 #    ifdef MADV_HUGEPAGE
     uint8_t * first = (uint8_t *) round_up((size_t) at, huge_page);
     uint8_t * last = (uint8_t *) round_down((size_t) at + size, huge_page);
-    if (first < last) {
+    if (kind == page_kind::huge && first < last) {
         madvise(first, (size_t) (last - first), MADV_HUGEPAGE);
     }
 #    else
-    (void) at, (void) size;
+    (void) kind;
 #    endif
+}
+
+// Mapped anew: what a mapping may need stays promised to it for as long as it is there.
+void address_decommit(uint8_t * at, size_t size) {
+    mmap(at, size, PROT_NONE, flags | MAP_FIXED, -1, 0);
+    keep_from_children(at, size);
+}
+
+void address_discard(uint8_t * at, size_t size) {
+#    ifdef __linux__
+    if (madvise(at, size, MADV_DONTNEED) == 0) {
+        return;
+    }
+#    endif
+    mmap(at, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
 }
 
 #else
@@ -82,11 +102,13 @@ uint8_t * address_reserve(size_t) {
 
 void address_release(uint8_t *, size_t) {}
 
+void address_commit(uint8_t *, size_t, page_kind) {}
+
+void address_decommit(uint8_t *, size_t) {}
+
 void address_discard(uint8_t *, size_t) {}
 
 void address_small_pages(uint8_t *, size_t) {}
-
-void address_huge_pages(uint8_t *, size_t) {}
 
 #endif
 
@@ -98,7 +120,6 @@ address_range::address_range(size_t size, size_t alignment, const char * what) :
                                  " MiB of address space for " + what + "; is it limited (ulimit -v)?");
     }
     first = (uint8_t *) round_up((size_t) reserved, alignment);
-    address_small_pages(reserved, reserved_bytes);
 }
 
 address_range::~address_range() {

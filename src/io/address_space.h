@@ -1,4 +1,6 @@
-// Address space that costs memory only where it is written. Addresses and sizes are multiples of the system's page.
+// Address space, and memory in it where it is asked for: what is only reserved counts nowhere, also where the system
+// promises no more than it has (overcommit, ulimit -d) or a process locks its memory. Addresses and sizes are multiples
+// of the system's page.
 #pragma once
 
 #include <cstddef>
@@ -18,17 +20,22 @@ static inline size_t round_up(size_t x, size_t to) {
     return round_down(x + to - 1, to);
 }
 
-uint8_t * address_reserve(size_t size); // null on failure
+uint8_t * address_reserve(size_t size); // null on failure; nothing can be read or written there
 void address_release(uint8_t * base, size_t size);
-void address_discard(uint8_t * at, size_t size); // reads as zero afterwards
 
-// Huge pages: never, as one byte would commit all of one; or where they lie wholly inside, as one that reaches beyond
-// could not be given back alone.
+// Pages of the system's size, whatever its default, as budgets count them: one byte would commit all of a huge page. Or
+// huge ones where they lie wholly inside, as one that reaches beyond could not be given back alone.
+enum class page_kind { small, huge };
+
+// From now on it has memory where it is written; what has some already keeps it. Throws where the system has none.
+void address_commit(uint8_t * at, size_t size, page_kind kind);
+void address_decommit(uint8_t * at, size_t size); // as reserved
+
+// Of memory that others allocated: reads as zero afterwards; has no huge pages.
+void address_discard(uint8_t * at, size_t size);
 void address_small_pages(uint8_t * at, size_t size);
-void address_huge_pages(uint8_t * at, size_t size);
 
-// Reserved for good, on small pages until some of it is told otherwise, whatever the system's default: budgets count
-// pages. Throws where there is no address space; `what` says for what.
+// Reserved for good. Throws where there is no address space; `what` says for what.
 class address_range {
   public:
     address_range(size_t size, size_t alignment, const char * what);

@@ -1,7 +1,5 @@
 #include "io/staging.h"
 
-#include "io/address_space.h"
-
 #include <algorithm>
 
 namespace superllama {
@@ -13,22 +11,12 @@ size_t staging_buffer::bytes() {
     return n_pages * huge_page;
 }
 
-staging_buffer::staging_buffer(int n_readers) : reserved(address_reserve(bytes() + huge_page)) {
+staging_buffer::staging_buffer(int n_readers) : range(bytes(), huge_page, "reading") {
     const auto n_slices = (size_t) std::clamp(n_readers, 1, 8);
     n_slice = bytes() / n_slices / system_page() * system_page();
-    if (reserved == nullptr) {
-        return;
-    }
-    uint8_t * page = (uint8_t *) round_up((size_t) reserved, huge_page);
-    address_huge_pages(page, bytes());
+    address_commit(range.base(), bytes(), page_kind::huge);
     for (size_t i = 0; i < n_slices; ++i) {
-        free.push_back(page + i * n_slice);
-    }
-}
-
-staging_buffer::~staging_buffer() {
-    if (reserved != nullptr) {
-        address_release(reserved, bytes() + huge_page);
+        free.push_back(range.base() + i * n_slice);
     }
 }
 

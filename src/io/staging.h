@@ -2,6 +2,8 @@
 // large pieces of memory much faster than many small ones, where every 4 KiB are an entry of their own in its queue.
 #pragma once
 
+#include "io/address_space.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -13,19 +15,14 @@ class staging_buffer {
   public:
     static size_t bytes(); // of memory
 
-    // Slices for so many readers. Where there is no memory for it, take() finds none.
-    explicit staging_buffer(int n_readers);
-    ~staging_buffer();
-
-    staging_buffer(const staging_buffer &) = delete;
-    staging_buffer & operator=(const staging_buffer &) = delete;
+    explicit staging_buffer(int n_readers); // slices for so many; throws where there is no memory
 
     size_t slice_bytes() const { return n_slice; }
     uint8_t * take(); // null: all are in use. Any thread
     void give_back(uint8_t * slice);
 
   private:
-    uint8_t * reserved;
+    address_range range;
     size_t n_slice;
 
     std::mutex mutex;

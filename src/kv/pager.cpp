@@ -191,7 +191,14 @@ ggml_backend_buffer_t kv_pager::alloc_buffer(ggml_backend_buffer_type_t buft, si
                   " of address space for the KV cache; is it limited (ulimit -v)? Make the context smaller");
         return nullptr;
     }
-    address_small_pages(self.base, size); // one cell would commit 2 MiB in every layer, past the budget
+    try { // huge pages would hold 2 MiB in every layer for one cell, past the budget
+        address_commit(self.base, round_up(size, system_page()), page_kind::small);
+    } catch (const std::exception & e) {
+        address_release(self.base, size);
+        self.base = nullptr;
+        self.fail(std::string("the KV cache: ") + e.what());
+        return nullptr;
+    }
     return ggml_backend_buffer_init(buft, buffer_iface(), &self, size);
 }
 

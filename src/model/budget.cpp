@@ -165,27 +165,34 @@ void dynamic_model::remove_context(const void * ctx) {
 }
 
 bool dynamic_model::serve(ggml_cgraph * gf, std::string * error) {
-    const std::vector<const ggml_tensor *> whole = read_whole(store, gf);
-    if (whole.empty()) {
-        return true;
-    }
+    return hold_whole(read_whole(store, gf), "the graph reads", error);
+}
+
+bool dynamic_model::lend_embeddings(std::string * error) {
+    return hold_whole({ model.tok_embd, model.output }, "a draft model reads", error);
+}
+
+// Of these only rows or pieces are there.
+bool dynamic_model::hold_whole(const std::vector<const ggml_tensor *> & tensors, const char * who,
+                               std::string * error) {
     const std::lock_guard<std::mutex> lock(mutex);
-    for (const ggml_tensor * t : whole) {
-        if (!store.is_by_row(t)) {
+    for (const ggml_tensor * t : tensors) {
+        if (!store.is_partial(t)) {
             continue; // read twice by this graph, or by another one meanwhile
         }
         const uint64_t need = least_bytes() + ggml_nbytes(t);
         if (budget_now < need && params.mem_budget_bytes > 0) {
-            *error =
-                format("--mem-budget: %.0f MiB are too few: the graph reads all of %s (%.0f MiB), not only rows of "
-                       "it; the least that works is %.0f MiB",
-                       budget_now / MiB, t->name, ggml_nbytes(t) / MiB, mib_up(need));
+            *error = format("--mem-budget: %.0f MiB are too few: %s all of %s (%.0f MiB), not only rows of it; the "
+                            "least that works is %.0f MiB",
+                            budget_now / MiB, who, t->name, ggml_nbytes(t) / MiB, mib_up(need));
             return false;
         }
-        scheduler->between_graphs([&] { store.hold_whole(t); });
+        scheduler->hold_whole(t);
         apply();
+        has_unread = true;
     }
-    return store.load_resident(error);
+    has_unread = has_unread && !store.load_resident(error); // and where that failed, the next graph tries again
+    return !has_unread;
 }
 
 bool dynamic_model::set_budget(uint64_t bytes, std::string * error) {

@@ -20,6 +20,7 @@ namespace superllama {
 // two reads of 4 MiB at once fill the drive that was measured; more of them wait for a processor that computes
 static const int read_threads_default = 6;
 static const size_t read_part_bytes = 4u << 20;
+static const size_t output_bytes_min = 32u << 20; // of an output matrix that is not always resident
 
 superllama_model_params dynamic_model::default_params() {
     superllama_model_params params = {};
@@ -119,9 +120,16 @@ ggml_backend_buffer_t dynamic_model::alloc(ggml_context * ctx, ggml_backend_buff
         }
         return { weight->idx, weight->offs };
     };
-    // the token embedding is looked up by rows, unless it serves as output matrix too
-    const auto by_row = [this](const ggml_tensor * t) { return t == model.tok_embd && t != model.output; };
-    return store.alloc(ctx, buft, source, by_row);
+    // where no layer can be on a device, and the output matrix is what else a small budget would be spent on
+    const auto by_piece = [this](const ggml_tensor * t) {
+        const bool is = t == model.output && model.devices.empty() && ggml_nbytes(t) >= output_bytes_min;
+        return is && ggml_n_dims(t) == 2 ? (int32_t) model.hparams.n_layer() : -1;
+    };
+    // the token embedding is looked up by rows, unless it is an output matrix that is needed whole
+    const auto by_row = [&](const ggml_tensor * t) {
+        return t == model.tok_embd && (t != model.output || by_piece(t) >= 0);
+    };
+    return store.alloc(ctx, buft, source, by_row, by_piece);
 }
 
 size_t dynamic_model::fixed_bytes() const {

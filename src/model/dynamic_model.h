@@ -70,7 +70,10 @@ class dynamic_model {
     void expect(ggml_cgraph * gf) { scheduler->expect(uses_of(store, gf)); }
 
     // Before a graph that was not seen yet: what it reads of the weights can be read so. False with an error text.
+    // A graph that will run may read as a whole what is there only in part; so may those of a draft model, which have
+    // the embedding and the output matrix of this one.
     bool serve(ggml_cgraph * gf, std::string * error);
+    bool lend_embeddings(std::string * error);
 
     // While running. 0 = automatic. False with an error text where it cannot work.
     bool set_budget(uint64_t bytes, std::string * error);
@@ -95,6 +98,7 @@ class dynamic_model {
     dynamic_model(llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
 
     void create_tier();
+    bool hold_whole(const std::vector<const ggml_tensor *> & tensors, const char * who, std::string * error);
 
     void charge_weights();      // those that are no blocks, at the present placement
     size_t taken_bytes() const; // of the budget: all but blocks
@@ -129,6 +133,7 @@ class dynamic_model {
     std::map<const void *, charge> adapters;
     uint64_t budget_max = 0; // as asked for; automatic: all there is
     std::atomic<uint64_t> budget_now{ 0 };
+    bool has_unread = false; // a resident tensor that could not be read yet
 
     // other processes take memory at any time, in the middle of a graph too
     std::thread watcher;

@@ -3,6 +3,7 @@
 #include "ggml-impl.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <stdexcept>
@@ -54,19 +55,38 @@ static bool is_whole(const ggml_tensor * src, const ggml_tensor * weights) {
     return src == weights || copied_name(src) == weights->name;
 }
 
+// A product that is computed a piece of the matrix at a time: this is the matrix.
+static bool is_in_pieces(const ggml_tensor * node, int s) {
+    return node->op == GGML_OP_MUL_MAT && s == 0 && node->src[0]->view_src == nullptr;
+}
+
 std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf) {
+    static const int per_node = 1024;
     std::map<uint32_t, block_use> uses;
+    const auto use = [&uses](uint32_t block, int at) {
+        uses.insert({ block, { block, at, at } }).first->second.last = at;
+    };
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
-        for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            const ggml_tensor * root = weights_of(src);
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        for (int s = 0; s < GGML_MAX_SRC; ++s) {
+            const ggml_tensor * root = weights_of(node->src[s]);
             if (root == nullptr || root->op != GGML_OP_NONE) {
                 continue;
             }
             const std::string copied = copied_name(root);
-            const ggml_tensor * t = store.named(copied.empty() ? root->name : copied);
+            const std::string name = copied.empty() ? root->name : copied;
+            const ggml_tensor * in_pieces = is_in_pieces(node, s) ? store.named_in_pieces(name) : nullptr;
+            if (in_pieces != nullptr) {
+                const std::vector<uint32_t> & pieces = store.pieces_of(in_pieces);
+                for (size_t k = 0; k < pieces.size(); ++k) {
+                    use(pieces[k], i * per_node + (int) std::min<size_t>(k, per_node - 1));
+                }
+                continue;
+            }
+            const ggml_tensor * t = store.named(name);
             const int32_t block = t == nullptr || store.n_experts(t) > 0 ? -1 : store.block_of(t);
             if (block >= 0) {
-                uses.insert({ (uint32_t) block, { (uint32_t) block, i, i } }).first->second.last = i;
+                use((uint32_t) block, i * per_node);
             }
         }
     }
@@ -87,7 +107,10 @@ std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgr
                 continue;
             }
             const bool as_it_is = s == 0 && is_whole(node->src[s], src);
-            if (store.is_by_row(src) && !(node->op == GGML_OP_GET_ROWS && as_it_is) && node->op != GGML_OP_VIEW) {
+            const bool served = node->op == GGML_OP_VIEW ||
+                                (as_it_is && store.is_by_row(src) && node->op == GGML_OP_GET_ROWS) ||
+                                (!store.pieces_of(src).empty() && is_in_pieces(node, s));
+            if (store.is_partial(src) && !served) {
                 whole.push_back(src);
             }
             if (store.n_experts(src) > 0 && !(node->op == GGML_OP_MUL_MAT_ID && as_it_is)) {
@@ -152,6 +175,22 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
             }
             if (node->op == GGML_OP_GET_ROWS && store.is_by_row(src)) {
                 graph.rows.push_back(node);
+                if (!store.pieces_of(src).empty()) {
+                    graph.in_pieces[src] = false;
+                }
+                continue;
+            }
+            const std::vector<uint32_t> & pieces = store.pieces_of(src);
+            if (!pieces.empty()) {
+                for (uint32_t b : pieces) {
+                    if (first_use[b] < 0) {
+                        first_use[b] = i;
+                        graph.order.push_back(b);
+                    }
+                    last_use[b] = i;
+                }
+                graph.stops[node].in_pieces = src;
+                graph.in_pieces[src] = false;
                 continue;
             }
             const int32_t block = store.block_of(src);

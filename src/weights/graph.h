@@ -24,6 +24,7 @@ struct layer_stop {
     const ggml_tensor * next_router = nullptr;  // weights that choose the experts of the next layer that has any
     const layer_stop * next_moe = nullptr;      // the stop where they are chosen
     bool always = false;                        // stop here even where nothing is to be done
+    const ggml_tensor * in_pieces = nullptr;    // the matrix that this node multiplies with, a piece at a time
 };
 
 struct layer_graph {
@@ -32,11 +33,13 @@ struct layer_graph {
     std::unordered_map<const ggml_tensor *, layer_stop> stops;      // after this node; nullptr: before the first
     std::unordered_map<uint32_t, std::vector<ggml_tensor *>> views; // of weights, by block
     std::vector<const ggml_tensor *> rows;                          // GET_ROWS nodes over by-row tensors
+    std::unordered_map<const ggml_tensor *, bool> in_pieces;        // that it reads; true: all are there, and stay
 };
 
 layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id);
 
-// From the first node that reads a block to the last one: so long it is in use.
+// From the first node that reads a block to the last one: so long it is in use. Pieces of a matrix come one after the
+// other at one node, so that positions are finer than nodes.
 struct block_use {
     uint32_t block;
     int first;
@@ -46,9 +49,9 @@ struct block_use {
 // Of blocks that are no experts. The graph may be another model's, of the same file: tensors are known by name.
 std::vector<block_use> uses_of(const weight_store & store, ggml_cgraph * gf);
 
-// Tensors taken for ones that are looked up by rows which the graph reads as a whole: an embedding that is the output
-// matrix too, in this model or in a draft that borrows it. Throws where a tensor of experts is read by an operation
-// whose kernel does not ask where an expert is.
+// Tensors of which only rows or pieces are there, and which the graph reads in another way: an embedding that is the
+// output matrix too, an output matrix that is looked up by rows. Throws where a tensor of experts is read by an
+// operation whose kernel does not ask where an expert is.
 std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgraph * gf);
 
 } // namespace superllama

@@ -9,22 +9,22 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace superllama {
 
 static const size_t block_bytes_wanted = 8u << 20; // neighbouring matrices are read together up to this size
 static const size_t block_gap_max = 64u << 10;     // small tensors between them that are read along
 static const size_t matrix_bytes_min = 16u << 10;  // smaller ones are always resident
-static const size_t huge_ranges_max = 16384;       // each is a mapping, of which the kernel limits the number
 
 static int32_t layer_of(const char * name) {
     int il = -1;
     return sscanf(name, "blk.%d.", &il) == 1 ? il : -1;
 }
 
-static weight_role role_of(const ggml_tensor * t, bool by_row) {
-    if (by_row) {
-        return weight_role::by_row;
+static weight_role role_of(const ggml_tensor * t, bool by_row, bool by_piece) {
+    if (by_row || by_piece) {
+        return by_row ? weight_role::by_row : weight_role::by_piece;
     }
     if (layer_of(t->name) < 0 || ggml_n_dims(t) < 2 || ggml_nbytes(t) < matrix_bytes_min || t->view_src != nullptr) {
         return weight_role::resident;
@@ -89,6 +89,12 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
             default:
                 h.addr_off = round_up(end, h.role == weight_role::resident ? page_for(bytes) : page) + in_page;
                 end = h.addr_off + bytes;
+                h.rows_off = h.addr_off;
+                if (h.piece_layer >= 0) {
+                    add_pieces(h);
+                    h.rows_off = round_up(end, page) + in_page;
+                    end = h.rows_off + (h.role == weight_role::by_row ? bytes : 0);
+                }
         }
         end = round_up(end, page);
         previous = &h;
@@ -100,6 +106,25 @@ bool weight_store::joins_last_block(const weight_held & h, const weight_held * p
     return previous != nullptr && previous->role == weight_role::streamed && previous->layer == h.layer &&
            previous->source.file == h.source.file && all_blocks.back().bytes + h.bytes <= block_bytes_wanted &&
            h.source.offset - (previous->source.offset + ggml_nbytes(previous->tensor)) <= block_gap_max;
+}
+
+// So many rows that kernels which interleave them, and the conversion, see whole groups, and that every piece begins at
+// the same offset in a page.
+void weight_store::add_pieces(weight_held & h) {
+    const size_t row = ggml_row_size(h.tensor->type, h.tensor->ne[0]);
+    const size_t memory_row = memory_of(h.tensor, h.buft, row * (size_t) group_rows) / (size_t) group_rows;
+    const size_t page = system_page();
+    const size_t step = std::max((size_t) group_rows, page / std::gcd(memory_row, page));
+    h.piece_rows = (int64_t) round_up(std::max<size_t>(1, block_bytes_wanted / row), step);
+    for (int64_t first = 0; first < h.tensor->ne[1]; first += h.piece_rows) {
+        const size_t bytes = row * (size_t) std::min(h.piece_rows, h.tensor->ne[1] - first);
+        const weight_source source = { h.source.file, h.source.offset + row * (uint64_t) first };
+        h.pieces.push_back((uint32_t) all_blocks.size());
+        all_blocks.emplace_back();
+        all_blocks.back().layer = h.piece_layer;
+        all_blocks.back().first_row = first;
+        all_blocks.back().slices.push_back({ h.tensor, bytes, source, memory_of(h.tensor, h.buft, bytes) });
+    }
 }
 
 // A share of the tensor to the block of each expert of its layer.
@@ -122,7 +147,8 @@ void weight_store::add_experts(weight_held & h) {
 
 ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
                                           const std::function<weight_source(const ggml_tensor *)> & source,
-                                          const std::function<bool(const ggml_tensor *)> & by_row) {
+                                          const std::function<bool(const ggml_tensor *)> & by_row,
+                                          const std::function<int32_t(const ggml_tensor *)> & by_piece) {
     const bool plain = keeps_layout(buft);
     if (plain) {
         buft = ggml_backend_cpu_buffer_type(); // a device's host memory too: ours lies in ranges of our own
@@ -136,8 +162,10 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
         weight_held h = {};
         h.tensor = t;
-        h.role = role_of(t, plain && by_row(t));
+        h.piece_layer = by_piece(t);
+        h.role = role_of(t, plain && by_row(t), h.piece_layer >= 0);
         h.converts = !plain;
+        h.buft = buft;
         h.bytes = plain ? ggml_nbytes(t) : ggml_backend_buft_get_alloc_size(buft, t);
         h.source = source(t);
         h.layer = layer_of(t->name);
@@ -162,6 +190,8 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
     for (weight_block & b : all_blocks) {
         if (b.expert >= 0) {
             lay_out_expert(b);
+        } else if (b.home == nullptr && b.first_row >= 0) {
+            lay_out_piece(b);
         } else if (b.home == nullptr) {
             lay_out_dense(b);
         }
@@ -179,19 +209,22 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
 void weight_store::take_over(const weight_held & h) {
     pimpl->index[h.tensor] = pimpl->held.size();
     pimpl->names[h.tensor->name] = h.tensor;
+    if (!h.pieces.empty()) {
+        pimpl->names_in_pieces[h.tensor->name] = h.tensor;
+    }
     pimpl->held.push_back(h);
     const size_t page = system_page();
     const size_t pages = round_up(h.addr_off % page + h.bytes, page);
     if (h.role == weight_role::resident) {
         n_resident += pages;
-        address_huge_pages(h.addr, h.bytes);
     } else if (h.role == weight_role::experts) {
         h.tensor->flags |= GGML_TENSOR_FLAG_TABLE;
+        address_commit(h.addr, round_up(expert_table::bytes((size_t) h.n_experts), page), page_kind::small);
         pimpl->tables[h.tensor] = expert_table::create(h.addr, (size_t) h.n_experts, pimpl->waiters);
         n_resident += round_up(expert_table::bytes((size_t) h.n_experts), page);
     } else if (h.role == weight_role::by_row) {
         n_row_max += row_bytes(pages);
-        n_row_all += pages;
+        n_row_all += h.pieces.empty() ? pages : 0; // all its pieces are all its rows
         pimpl->rows[h.tensor].there.resize(pages / page);
     }
 }
@@ -218,10 +251,17 @@ void weight_store::lay_out_dense(weight_block & b) {
     b.home = (uint8_t *) b.slices.front().tensor->data - head;
     b.bytes = b.ranges.front().bytes;
     n_dense += b.bytes;
-    if (b.bytes >= huge_page && pimpl->n_huge_ranges < huge_ranges_max) {
-        address_huge_pages(b.home, b.bytes);
-        pimpl->n_huge_ranges++;
-    }
+}
+
+void weight_store::lay_out_piece(weight_block & b) {
+    weight_slice & s = b.slices.front();
+    const weight_held & h = *pimpl->find(s.tensor);
+    b.bytes = 0;
+    s.at = add_range(b, s.memory_bytes, s.source, h.converts);
+    const size_t row = ggml_row_size(h.tensor->type, h.tensor->ne[0]);
+    b.home = h.addr + memory_of(h.tensor, h.buft, row * (size_t) b.first_row) - s.at;
+    b.bytes = b.ranges.front().bytes;
+    n_dense += b.bytes;
 }
 
 // A range for each of its matrices that is there already.
@@ -256,6 +296,17 @@ bool weight_store::owns(const ggml_context * ctx) const {
 int32_t weight_store::n_experts(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
     return h != nullptr ? h->n_experts : 0;
+}
+
+const std::vector<uint32_t> & weight_store::pieces_of(const ggml_tensor * t) const {
+    static const std::vector<uint32_t> none;
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr ? h->pieces : none;
+}
+
+const ggml_tensor * weight_store::named_in_pieces(const std::string & name) const {
+    const auto it = pimpl->names_in_pieces.find(name);
+    return it == pimpl->names_in_pieces.end() ? nullptr : it->second;
 }
 
 const ggml_tensor * weight_store::named(const std::string & name) const {
@@ -293,6 +344,11 @@ std::vector<weight_tensor> weight_store::tensors() const {
 bool weight_store::is_by_row(const ggml_tensor * t) const {
     const weight_held * h = pimpl->find(t);
     return h != nullptr && h->role == weight_role::by_row;
+}
+
+bool weight_store::is_partial(const ggml_tensor * t) const {
+    const weight_held * h = pimpl->find(t);
+    return h != nullptr && (h->role == weight_role::by_row || h->role == weight_role::by_piece);
 }
 
 bool weight_store::is_resident(const ggml_tensor * t) const {

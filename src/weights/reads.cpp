@@ -119,7 +119,9 @@ bool weight_store::load_resident(std::string * error) {
         }
         const weight_file & file = *pimpl->files[(size_t) h.source.file];
         const size_t bytes = ggml_nbytes(h.tensor);
+        const size_t head = h.addr_off % system_page();
         bool ok = true;
+        address_commit(h.addr - head, round_up(head + h.bytes, system_page()), page_kind::huge);
         if (h.converts) {
             const size_t step = convert_step(h.tensor);
             for (size_t first = 0; ok && first < bytes; first += step) {
@@ -127,9 +129,7 @@ bool weight_store::load_resident(std::string * error) {
                                   std::min(step, bytes - first), pimpl->checks_tensors, error);
             }
         } else {
-            const size_t head = h.source.offset % system_page();
-            ok = file.read_pages((uint8_t *) h.tensor->data - head, round_up(head + bytes, system_page()),
-                                 h.source.offset - head, error) &&
+            ok = file.read_pages(h.addr - head, round_up(head + bytes, system_page()), h.source.offset - head, error) &&
                  (!pimpl->checks_tensors || weight_is_valid(h.tensor, h.tensor->data, bytes, error));
         }
         if (!ok) {
@@ -164,13 +164,18 @@ void weight_store::keep_rows(bool all) {
     }
 }
 
+// Of a tensor whose pieces may all be there, rows are not kept besides.
+bool weight_store::keeps_rows_of(const weight_held & h) const {
+    return pimpl->keeps_rows && h.pieces.empty();
+}
+
 // Where too many have stayed.
 void weight_store::drop_rows(const ggml_tensor * t) {
     const size_t page = system_page();
     row_pages & rows = pimpl->rows.at(t);
-    if (!pimpl->keeps_rows && rows.n * page > weight_row_bytes_cap) {
-        const weight_held & h = *pimpl->find(t);
-        address_discard(h.addr - h.source.offset % page, rows.there.size() * page);
+    const weight_held & h = *pimpl->find(t);
+    if (!keeps_rows_of(h) && rows.n * page > weight_row_bytes_cap) {
+        address_decommit(h.addr - h.addr_off + h.rows_off - h.source.offset % page, rows.there.size() * page);
         rows.there.assign(rows.there.size(), false);
         n_row_now -= rows.n * page;
         rows.n = 0;
@@ -184,11 +189,11 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     row_pages & rows = pimpl->rows.at(t);
     std::vector<bool> & there = rows.there;
     const size_t head = h.source.offset % page;
-    uint8_t * base = (uint8_t *) t->data - head;
+    uint8_t * base = h.addr - h.addr_off + h.rows_off - head;
     const size_t row = ggml_row_size(t->type, t->ne[0]);
 
     drop_rows(t);
-    const size_t step = pimpl->keeps_rows ? std::max<size_t>(1, row_read_bytes / page) : 1;
+    const size_t step = keeps_rows_of(h) ? std::max<size_t>(1, row_read_bytes / page) : 1;
     for (size_t i = 0; i < n; ++i) {
         if (ids[i] < 0 || ids[i] >= t->ne[1]) {
             *error = "row " + std::to_string(ids[i]) + " of " + t->name + " does not exist";
@@ -199,6 +204,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
         const size_t last = std::min(end, there.size()) - 1;
         if (!std::all_of(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last + 1,
                          [](bool b) { return b; })) {
+            address_commit(base + first * page, (last - first + 1) * page, page_kind::small);
             if (!file.read_pages(base + first * page, (last - first + 1) * page, h.source.offset - head + first * page,
                                  error)) {
                 return false;
@@ -211,8 +217,7 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
             }
         }
         // each row that is looked up: others came along with it
-        if (pimpl->checks_tensors &&
-            !weight_is_valid(t, (const uint8_t *) t->data + row * (size_t) ids[i], row, error)) {
+        if (pimpl->checks_tensors && !weight_is_valid(t, base + head + row * (size_t) ids[i], row, error)) {
             return false;
         }
     }

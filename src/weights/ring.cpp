@@ -9,11 +9,7 @@ namespace superllama {
 stream_ring::stream_ring(size_t bytes_max, size_t page) :
     page(page),
     range(bytes_max, page, "streamed weights"),
-    there(round_up(bytes_max, page) / page) {
-    if (page == huge_page) {
-        address_huge_pages(range.base(), there.size() * page);
-    }
-}
+    there(round_up(bytes_max, page) / page) {}
 
 void stream_ring::limit(size_t bytes) {
     n_limit = std::min(round_down(bytes, page), there.size() * page);
@@ -49,17 +45,22 @@ uint8_t * stream_ring::take(uint32_t block, size_t bytes) {
     if (at == SIZE_MAX) {
         throw std::logic_error("no room for a block in the ring");
     }
+    commit(at, bytes);
     places[at] = { bytes, block };
     next = at + bytes;
-    commit(at, bytes);
     return range.base() + at;
 }
 
 void stream_ring::commit(size_t at, size_t bytes) {
-    for (size_t i = at / page; i * page < at + bytes; ++i) {
-        n_there += there[i] ? 0 : 1;
-        there[i] = true;
+    const size_t first = at / page, last = round_up(at + bytes, page) / page;
+    const size_t n = (size_t) std::count(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last, false);
+    if (n == 0) {
+        return;
     }
+    address_commit(range.base() + first * page, (last - first) * page,
+                   page == huge_page ? page_kind::huge : page_kind::small);
+    std::fill(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last, true);
+    n_there += n;
 }
 
 void stream_ring::give_back(const uint8_t * place) {
@@ -78,11 +79,15 @@ void stream_ring::trim() {
         const size_t end = round_up(p->first + p->second.bytes, page) / page;
         std::fill(needed.begin() + (ptrdiff_t) (p->first / page), needed.begin() + (ptrdiff_t) end, true);
     }
-    for (size_t i = 0; i < there.size(); ++i) {
-        if (there[i] && !needed[i]) {
-            address_discard(range.base() + i * page, page);
-            there[i] = false;
-            n_there--;
+    for (size_t i = 0, n; i < there.size(); i += n) {
+        for (n = 0; i + n < there.size() && there[i + n] && !needed[i + n]; ++n) {
+            there[i + n] = false;
+        }
+        n_there -= n;
+        if (n > 0) {
+            address_decommit(range.base() + i * page, n * page);
+        } else {
+            n = 1;
         }
     }
 }

@@ -114,14 +114,6 @@ void layer_sched::shrink(block_loader::guard & lock) {
 
 // ------------------------------------------------------------------------------------------------- moving
 
-void layer_sched::between_graphs(const std::function<void()> & change) {
-    const std::lock_guard<std::mutex> no_graph(turn);
-    const auto lock = loader.lock();
-    current = layer_graph();
-    dense.forget();
-    change();
-}
-
 void layer_sched::layer_moved(int32_t layer) {
     const std::lock_guard<std::mutex> no_graph(turn);
     auto lock = loader.lock();
@@ -142,6 +134,21 @@ void layer_sched::layer_moved(int32_t layer) {
     dense.forget();
     budget_new = true;
     apply_budget(lock);
+}
+
+void layer_sched::hold_whole(const ggml_tensor * t) {
+    const std::lock_guard<std::mutex> no_graph(turn);
+    auto lock = loader.lock();
+    current = layer_graph();
+    dense.forget();
+    for (uint32_t id : store.pieces_of(t)) {
+        loader[id].elsewhere = true; // it has no use any more
+        loader.wait_for(id, lock);
+        if (loader[id].state == block_state::ready) {
+            loader.drop(id);
+        }
+    }
+    store.hold_whole(t);
 }
 
 std::vector<const uint8_t *> layer_sched::keep(const ggml_tensor * t) {
@@ -179,9 +186,17 @@ bool layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string *
         }
         experts.begin(n_graphs);
         dense.begin(current, n_graphs);
+        for (auto & entry : current.in_pieces) {
+            entry.second = dense.acquire_if_there(store.pieces_of(entry.first));
+            store.point_to_pieces(entry.first, entry.second);
+        }
     }
     for (const ggml_tensor * node : current.rows) {
         const ggml_tensor * ids = node->src[1];
+        const auto in_pieces = current.in_pieces.find(node->src[0]);
+        if (in_pieces != current.in_pieces.end() && in_pieces->second) {
+            continue; // all are there
+        }
         if (!store.read_rows(node->src[0], (const int32_t *) ids->data, (size_t) ggml_nelements(ids), error)) {
             return false;
         }
@@ -196,6 +211,9 @@ bool layer_sched::stops_after(const ggml_tensor * node) {
         return false;
     }
     const layer_stop & s = found->second;
+    if (pieces_of(node) != nullptr) {
+        return true;
+    }
     const auto lock = loader.lock();
     const auto stays = [this](uint32_t id) { return dense.settled(id); };
     if (s.always || s.experts != nullptr || s.experts_done != nullptr ||
@@ -238,6 +256,30 @@ bool layer_sched::run_stop(const layer_stop & s, std::string * error) {
     return true;
 }
 
+const std::vector<uint32_t> * layer_sched::pieces_of(const ggml_tensor * node) const {
+    const auto found = current.stops.find(node);
+    const bool in_pieces = found != current.stops.end() && found->second.in_pieces != nullptr;
+    return in_pieces && !current.in_pieces.at(found->second.in_pieces) ? &store.pieces_of(found->second.in_pieces)
+                                                                       : nullptr;
+}
+
+bool layer_sched::next_piece(uint32_t id, weight_piece * piece, std::string * error) {
+    auto lock = loader.lock();
+    if (piece_used >= 0) {
+        dense.release((uint32_t) piece_used);
+    }
+    piece_used = id;
+    if (!dense.acquire(id, lock, error)) {
+        return false;
+    }
+    const weight_block & b = store.blocks()[id];
+    const ggml_tensor * t = b.slices.front().tensor;
+    const size_t row = ggml_row_size(t->type, t->ne[0]);
+    *piece = { b.first_row, (int64_t) (b.slices.front().bytes / row), store.data(id, 0),
+               store.memory_of_first(t, row * (size_t) group_rows) };
+    return true;
+}
+
 bool layer_sched::before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error) {
     const ggml_tensor * t = src->view_src != nullptr ? src->view_src : src;
     *copied = false;
@@ -273,6 +315,13 @@ void layer_sched::end_graph() {
         for (uint32_t id : current.order) { // after an error, or past the last stop
             dense.release(id);
         }
+        for (auto & entry : current.in_pieces) {
+            for (uint32_t id : store.pieces_of(entry.first)) {
+                dense.release(id);
+            }
+            entry.second = false;
+        }
+        piece_used = -1;
         passed.clear();
         experts.end();
         apply_budget(lock);

@@ -34,6 +34,14 @@ struct weights_budget {
     size_t full_bytes() const { return dense_bytes + std::max(expert_bytes, expert_pool_min); } // everything in memory
 };
 
+// Rows of a matrix, in memory as its kernels want them.
+struct weight_piece {
+    int64_t first_row;
+    int64_t n_rows;
+    const uint8_t * data;
+    size_t group_bytes; // of 32 rows, the least that can be multiplied with
+};
+
 class layer_sched {
   public:
     struct config {
@@ -65,12 +73,15 @@ class layer_sched {
     bool before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error);
     void end_graph();
 
-    // No graph runs meanwhile, and the next one is looked at anew.
-    void between_graphs(const std::function<void()> & change);
+    // A node that is not to be computed as it stands: after it, for every piece of its matrix, which is there until the
+    // next one is asked for. Null: it is as others.
+    const std::vector<uint32_t> * pieces_of(const ggml_tensor * node) const;
+    bool next_piece(uint32_t id, weight_piece * piece, std::string * error);
 
     // Tensors of a layer point to a device now, or no longer do: which blocks are needed in host memory. Not between
     // begin_graph() and end_graph().
     void layer_moved(int32_t layer);
+    void hold_whole(const ggml_tensor * t); // one of which only rows or pieces are there, from the next graph on
     // Where a tensor's blocks are in memory, if all of them are; then they stay until layer_moved() for their layer.
     std::vector<const uint8_t *> keep(const ggml_tensor * t);
 
@@ -120,6 +131,7 @@ class layer_sched {
     std::atomic<bool> budget_new{ false };
 
     layer_graph current;
+    int64_t piece_used = -1;
     std::vector<uint32_t> passed; // resident blocks that were used last where the graph did not stop
     int64_t n_graphs = 0;
 

@@ -24,6 +24,7 @@ size_t weight_store::staging_bytes() const {
     if (std::any_of(pimpl->held.begin(), pimpl->held.end(), [](const weight_held & h) { return h.converts; })) {
         bytes += (size_t) std::max(n_converting, pimpl->n_readers) * page_buffer::memory_bytes(convert_bytes);
     }
+    bytes += pimpl->names_in_pieces.empty() ? 0 : piece_result_bytes;
     return bytes;
 }
 
@@ -37,17 +38,28 @@ void weight_store::place(uint32_t block, bool streamed) {
     if (b.expert >= 0) {
         set_frame(block, pimpl->frames.at(b.bytes)->take(block));
     } else {
+        if (!streamed) {
+            address_commit(b.home, b.bytes, page_kind::huge);
+        }
         b.addr = streamed ? pimpl->ring->take(block, b.bytes) : b.home;
     }
 }
 
 void weight_store::point(uint32_t block) {
+    if (all_blocks[block].first_row >= 0) {
+        return; // who multiplies with it asks where it is
+    }
     for (size_t i = 0; i < all_blocks[block].slices.size(); ++i) {
         ggml_tensor * t = all_blocks[block].slices[i].tensor;
         if (is_here(t)) {
             t->data = const_cast<uint8_t *>(data(block, i));
         }
     }
+}
+
+void weight_store::point_to_pieces(const ggml_tensor * t, bool all) {
+    const weight_held & h = *pimpl->find(t);
+    h.tensor->data = all ? h.addr : h.addr - h.addr_off + h.rows_off;
 }
 
 size_t weight_store::slice_of(uint32_t block, const ggml_tensor * t) const {
@@ -62,7 +74,18 @@ void weight_store::drop(uint32_t block) {
         pimpl->frames.at(b.bytes)->give_back(b.addr);
         set_frame(block, nullptr);
     } else if (b.addr == b.home) {
-        address_discard(b.home, b.bytes);
+        uint8_t * first = b.home;
+        uint8_t * last = b.home + b.bytes;
+        if (b.first_row >= 0) { // pieces share pages where one ends and the next begins
+            const auto stays = [this](const weight_block & other) {
+                return other.first_row >= 0 && other.addr != nullptr && other.addr == other.home;
+            };
+            first = block > 0 && stays((&b)[-1]) ? std::max(first, (&b)[-1].home + (&b)[-1].bytes) : first;
+            last = block + 1 < all_blocks.size() && stays((&b)[1]) ? std::min(last, (&b)[1].home) : last;
+        }
+        if (first < last) {
+            address_decommit(first, (size_t) (last - first));
+        }
     } else {
         pimpl->ring->give_back(b.addr);
     }
@@ -102,7 +125,7 @@ void weight_store::hold_resident(const ggml_tensor * t, bool held) {
     } else {
         h.there = false;
         n_resident -= pages;
-        address_discard(h.addr - h.addr_off % page, pages);
+        address_decommit(h.addr - h.addr_off % page, pages);
     }
 }
 
@@ -110,12 +133,17 @@ void weight_store::hold_whole(const ggml_tensor * t) {
     weight_held & h = pimpl->held[pimpl->index.at(t)];
     const size_t page = system_page();
     const size_t pages = round_up(h.addr_off % page + h.bytes, page);
-    n_row_max -= row_bytes(pages);
-    n_row_all -= pages;
     n_resident += pages;
+    if (h.role == weight_role::by_row) {
+        n_row_max -= row_bytes(pages);
+        n_row_all -= h.pieces.empty() ? pages : 0;
+        n_row_now -= pimpl->rows.at(t).n * page; // those that were read are part of it now
+        pimpl->rows.erase(t);
+    }
     h.role = weight_role::resident;
-    n_row_now -= pimpl->rows.at(t).n * page; // those that were read are part of it now
-    pimpl->rows.erase(t);
+    h.tensor->data = h.addr;
+    h.pieces.clear();
+    pimpl->names_in_pieces.erase(t->name);
 }
 
 size_t weight_store::ring_page() const {

@@ -20,6 +20,8 @@
 
 namespace superllama {
 
+static const int64_t group_rows = 32; // are converted together: kernels interleave 16 at most
+
 struct weight_source {
     int file; // index from add_file()
     uint64_t offset;
@@ -49,10 +51,12 @@ struct weight_copy {
     uint64_t checksum = 0;
 };
 
-// The unit of residency: neighbouring matrices of one layer, or one expert of one layer.
+// The unit of residency: neighbouring matrices of one layer, one expert of one layer, or a piece of a matrix too large
+// to be there at once, so many rows of it.
 struct weight_block {
     int32_t layer = -1;
     int32_t expert = -1;
+    int64_t first_row = -1; // of a piece
 
     std::vector<weight_slice> slices;
     std::vector<weight_range> ranges;
@@ -94,10 +98,11 @@ class weight_store {
     // is set and does so in groups of rows, one after the other. Else returns null, and what is in host memory counts
     // as resident.
     // `source` finds a tensor's bytes, `by_row` says whether it is looked up by rows, as far as is known before a
-    // graph.
+    // graph, and `by_piece` the layer whose matrix it is, if it is multiplied with a piece at a time; -1: it is not.
     ggml_backend_buffer_t alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft,
                                 const std::function<weight_source(const ggml_tensor *)> & source,
-                                const std::function<bool(const ggml_tensor *)> & by_row);
+                                const std::function<bool(const ggml_tensor *)> & by_row,
+                                const std::function<int32_t(const ggml_tensor *)> & by_piece);
 
     bool owns(const ggml_context * ctx) const;
 
@@ -107,8 +112,13 @@ class weight_store {
     int32_t n_experts(const ggml_tensor * t) const; // 0: not a tensor of experts
     int32_t block_of(const ggml_tensor * t, int32_t expert = 0) const;
 
+    const std::vector<uint32_t> & pieces_of(const ggml_tensor * t) const; // by rows; empty: it has none
+    // Where the tensor is for kernels: all its pieces at their homes, or rows of it.
+    void point_to_pieces(const ggml_tensor * t, bool all);
+
     const ggml_tensor * named(const std::string & name) const; // null: none of ours
-    std::vector<weight_tensor> tensors() const;                // all that we hold, token embeddings by row left out
+    const ggml_tensor * named_in_pieces(const std::string & name) const;
+    std::vector<weight_tensor> tensors() const; // all that we hold, token embeddings by row left out
 
     // Bytes that are resident whatever the budget.
     size_t resident_bytes() const { return n_resident; }
@@ -153,8 +163,9 @@ class weight_store {
     size_t slice_of(uint32_t block, const ggml_tensor * t) const;
     void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
 
-    // A tensor that was taken for one that is looked up by rows, and is read as a whole: from now on it is resident,
-    // for load_resident() to read. Between two graphs only.
+    // A tensor of which only rows or pieces are there, and which is read as a whole: from now on it is resident, for
+    // load_resident() to read. Nothing is in its pieces. Between two graphs only.
+    bool is_partial(const ggml_tensor * t) const;
     void hold_whole(const ggml_tensor * t);
 
     // The ring of streamed blocks.
@@ -194,12 +205,15 @@ class weight_store {
     uint64_t bytes_read() const;
 
   private:
+    bool keeps_rows_of(const weight_held & h) const;
     void drop_rows(const ggml_tensor * t);
     size_t lay_out(std::vector<weight_held> & mine);
     bool joins_last_block(const weight_held & h, const weight_held * previous) const;
     void add_experts(weight_held & h);
     void take_over(const weight_held & h);
+    void add_pieces(weight_held & h);
     void lay_out_dense(weight_block & b);
+    void lay_out_piece(weight_block & b);
     void lay_out_expert(weight_block & b);
     std::map<size_t, size_t> expert_sizes() const;
     size_t huge_bytes(const weight_block & block) const;

@@ -27,6 +27,8 @@ static const size_t row_read_bytes = 256u << 10;     // where all rows may stay,
 static const size_t convert_bytes = 256u << 10; // converted at a time: the memory of one reader
 static const int n_converting = 6;              // readers that are counted, so that a plan knows no threads
 
+static const size_t piece_result_bytes = 1u << 20; // of a product with a part of a piece, before it is where it belongs
+
 // Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
 static inline size_t row_bytes(size_t tensor_bytes) {
     return std::min(tensor_bytes, 2 * weight_row_bytes_cap);
@@ -45,13 +47,11 @@ bool keeps_layout(ggml_backend_buffer_type_t buft);
 size_t bytes_of(const ggml_context * ctx, ggml_backend_buffer_type_t buft); // of all its tensors
 bool converts_by_rows(const ggml_context * ctx, ggml_backend_buffer_type_t buft);
 
-// Rows are converted in groups of this many: kernels interleave 16 at most.
-static const int64_t group_rows = 32;
-
 // How the bytes of a tensor come to be in memory, after the operations that read it.
 enum class weight_role {
     resident, // always there
     by_row,   // looked up by rows: only those that a ubatch names are read
+    by_piece, // multiplied with, a piece at a time
     streamed, // with its block
     experts,  // one matrix at a time, by way of a table
 };
@@ -62,10 +62,15 @@ struct weight_held {
     bool converts; // the buffer type changes the layout of what is set
     weight_source source;
     int32_t layer;
+    int32_t piece_layer = -1; // the layer of its pieces; -1: it has none
+    ggml_backend_buffer_type_t buft = nullptr;
     int32_t n_experts = 0;
-    uint32_t block = 0;  // the first one
-    size_t bytes = 0;    // of memory
-    size_t addr_off = 0; // in its arena
+    uint32_t block = 0;           // the first one
+    std::vector<uint32_t> pieces; // also of one that is looked up by rows; they follow each other in its memory
+    int64_t piece_rows = 0;       // of each but the last
+    size_t bytes = 0;             // of memory
+    size_t addr_off = 0;          // in its arena
+    size_t rows_off = 0;          // where it is looked up by rows: apart from its pieces
     uint8_t * addr = nullptr;
     ggml_backend_buffer_t buffer = nullptr;
     ggml_tensor host = {}; // as the tensor is on the host, also while it points to a device
@@ -91,10 +96,10 @@ struct weight_store::impl {
     std::vector<weight_held> held;
     std::unordered_map<const ggml_tensor *, size_t> index; // into held
     std::unordered_map<std::string, const ggml_tensor *> names;
+    std::unordered_map<std::string, const ggml_tensor *> names_in_pieces;
     std::map<std::pair<int32_t, int32_t>, uint32_t> expert_blocks; // (layer, expert)
     std::unordered_map<const ggml_tensor *, row_pages> rows;       // of tensors that are looked up by rows
     bool keeps_rows = false;
-    size_t n_huge_ranges = 0;
 
     std::unique_ptr<stream_ring> ring;                       // from the first budget on that streams
     std::map<size_t, std::unique_ptr<expert_frames>> frames; // by the size of an expert

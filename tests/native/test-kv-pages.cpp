@@ -58,8 +58,8 @@ struct cache {
             for (int i = 0; i < (il == 2 ? 1 : 2); ++i) {
                 const size_t size = (g.n_streams * g.n_cells * row_bytes / 4096 + 1) * 4096;
                 memory.push_back({ address_reserve(size), size });
-                address_small_pages(memory.back().first, size);
                 CHECK(memory.back().first != nullptr);
+                address_commit(memory.back().first, size, page_kind::small);
                 rows.push_back({ memory.back().first, row_bytes });
             }
             g.layers.push_back(rows);

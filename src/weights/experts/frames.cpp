@@ -19,16 +19,22 @@ expert_frames::expert_frames(size_t frame_bytes, size_t n_max) :
     frame_bytes(frame_bytes),
     n_max(n_max),
     page(page_of(frame_bytes, n_max)),
-    range(frame_bytes * n_max, page, "experts") {
-    if (page == huge_page) {
-        address_huge_pages(range.base(), round_up(frame_bytes * n_max, page));
-    }
+    range(frame_bytes * n_max, page, "experts") {}
+
+// Where the pages begin and end that the frame of this number needs beside those before it.
+std::pair<size_t, size_t> expert_frames::pages_of(size_t i) const {
+    return { round_up(i * frame_bytes, page), round_up((i + 1) * frame_bytes, page) };
 }
 
 uint8_t * expert_frames::take(uint32_t block) {
     if (free.empty()) {
         if (owners.size() == n_max) {
             throw std::logic_error("more experts than there are");
+        }
+        const auto pages = pages_of(owners.size());
+        if (pages.first < pages.second) {
+            address_commit(range.base() + pages.first, pages.second - pages.first,
+                           page == huge_page ? page_kind::huge : page_kind::small);
         }
         owners.push_back(block);
         return at(owners.size() - 1);
@@ -63,10 +69,9 @@ bool expert_frames::shrink(const std::function<bool(uint32_t block)> & may_move,
         moved((uint32_t) owner, to);
     }
     owners.pop_back();
-    const size_t first = round_up(last * frame_bytes, page);
-    const size_t end = round_up((last + 1) * frame_bytes, page);
-    if (first < end) {
-        address_discard(range.base() + first, end - first);
+    const auto pages = pages_of(last);
+    if (pages.first < pages.second) {
+        address_decommit(range.base() + pages.first, pages.second - pages.first);
     }
     return true;
 }

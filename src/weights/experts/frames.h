@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <set>
+#include <utility>
 #include <vector>
 
 namespace superllama {
@@ -31,6 +32,7 @@ class expert_frames {
 
   private:
     uint8_t * at(size_t i) const { return range.base() + i * frame_bytes; }
+    std::pair<size_t, size_t> pages_of(size_t i) const;
 
     size_t frame_bytes;
     size_t n_max;
