@@ -54,10 +54,11 @@ def equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("extra", [False, True])
-@pytest.mark.parametrize("reads_ahead", [False, True])
-def test_the_same_logits(path: Path, extra: bool, reads_ahead: bool) -> None:
-    options = {"use_extra_bufts": extra, "async_prefetch": reads_ahead}
+@pytest.mark.parametrize(("extra", "reads_ahead", "policy"), [
+    (False, False, "pin"), (False, True, "pin"), (True, False, "pin"), (True, True, "pin"), (False, True, "lru"),
+])  # fmt: skip
+def test_the_same_logits(path: Path, extra: bool, reads_ahead: bool, policy: str) -> None:
+    options = {"use_extra_bufts": extra, "async_prefetch": reads_ahead, "layer_policy": policy}
     least, full = (bytes_ + LOGITS for bytes_ in budgets(path, **options))
     with superllama.Model(path, use_extra_bufts=extra) as stock:
         reference = logits_of(stock)

@@ -9,8 +9,10 @@
 #include <vector>
 
 // A backend that is loaded at run time has no symbols to link to, and the kernels of the one that is chosen cannot be
-// named here: so the product is our own, compiled for three generations of x86, one of which is taken at the start.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+// named here: so the product is our own, compiled for three generations of x86, one of which is taken at the start:
+// before ThreadSanitizer works, which crashes in what takes it.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) &&                           \
+    !defined(__SANITIZE_THREAD__)
 #    define FOR_EACH_CPU __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #    define FOR_EACH_CPU
