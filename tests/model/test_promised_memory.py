@@ -14,7 +14,7 @@ from running import Runner
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 
 PRELUDE = """
-import ctypes, json, os, resource, sys
+import ctypes, json, mmap, os, resource, sys
 import numpy as np
 import superllama
 
@@ -81,7 +81,12 @@ LOCKED = (
     PRELUDE
     + """
 libc = ctypes.CDLL(None, use_errno=True)
-if libc.mlockall(2) != 0: # MCL_FUTURE
+locks = libc.mlockall(2) == 0 # MCL_FUTURE
+try: # what it may lock can be limited, and address space counts
+    mmap.mmap(-1, 4 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
+except OSError:
+    locks = False
+if not locks:
     print(json.dumps(None))
     sys.exit()
 before = status("RssAnon")
