@@ -68,8 +68,10 @@ else
             done
         fi
         if ! echo | nvcc -shared -Xcompiler -fPIC -x cu - -lcuda -o "$raw/linked" 2>/dev/null; then
-            # neither a driver nor the toolkit's stub of it: its name is all that the linker writes down
-            echo | "${CC:-cc}" -shared -Wl,-soname,libcuda.so.1 -x c - -o "$root/$tools/lib/libcuda.so"
+            # neither a driver nor the toolkit's stub of it: the linker wants names, its own and those of functions
+            echo '#include <cuda.h>' | nvcc -E -x cu - | grep -oE '\bcu[A-Z][A-Za-z0-9_]*\(' | sort -u |
+                sed 's/^\(.*\)($/void \1(void) {}/' |
+                "${CC:-cc}" -shared -Wl,-soname,libcuda.so.1 -x c - -o "$root/$tools/lib/libcuda.so"
             options+=("-DCUDA_cuda_driver_LIBRARY=$root/$tools/lib/libcuda.so")
         fi
     fi
