@@ -225,7 +225,8 @@ struct superllama_layer {
 };
 
 // Fills up to n_max entries and returns how many layers there are: 0 for a model without dynamic layers. Where
-// layers can go to devices, the last entry is the output matrix, which -ngl counts as a layer.
+// layers can go to devices, or an output matrix is not always in memory, the last entry is the output matrix, which
+// -ngl counts as a layer.
 LLAMA_API int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max);
 
 // The host budget of a model with dynamic layers, from the next ubatch on; 0 = automatic. A budget that cannot

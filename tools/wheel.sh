@@ -82,7 +82,9 @@ else
     if [ $# -gt 1 ]; then
         targets=()
         for file in "${@:2}"; do
-            targets+=("$(ninja -C "build/backend-$backend" -t targets all | sed -n "s|^\(.*/ggml-$backend.dir/$file.o\): .*|\1|p")")
+            target=$(ninja -C "build/backend-$backend" -t targets all | sed -n "s|^\(.*/ggml-$backend.dir/$file.o\): .*|\1|p")
+            [ -n "$target" ] || { echo "wheel: ggml-$backend has no source $file" >&2; exit 2; }
+            targets+=("$target")
         done
         cmake --build "build/backend-$backend" --target "${targets[@]}"
         exit

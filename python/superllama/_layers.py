@@ -20,8 +20,8 @@ _TIERS: dict[int, Tier] = {
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer, now. `tier` is "host" if all of it is in memory, "disk" if some of it is read when it is needed,
-    "device" if it is in the memory of `device`. The last one is the output matrix, where it
-    can be on a device or is not always in memory.
+    "device" if it is in the memory of `device`. The last one is the output matrix, where it can be on a device or is
+    not always in memory.
     """
 
     index: int

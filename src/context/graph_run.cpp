@@ -89,10 +89,11 @@ bool graph_run::stops_after(ggml_tensor * node) {
     const llama_cparams & cp = ctx.get_cparams();
     user_asked = cp.cb_eval != nullptr && cp.cb_eval(node, true, cp.cb_eval_user_data);
     const bool kv = pager != nullptr && pager->is_cut(node);
-    if (turn && weights->pieces_of(node) != nullptr) {
-        skip(node); // until it was stopped after
+    const bool stops = turn && weights->stops_after(node);
+    if (stops && weights->pieces_of(node) != nullptr) {
+        skip(node); // it is computed once the graph stopped there
     }
-    return (turn && weights->stops_after(node)) || kv || user_asked;
+    return stops || kv || user_asked;
 }
 
 bool graph_run::after_node(ggml_tensor * node) {
@@ -119,17 +120,18 @@ void graph_run::skip(ggml_tensor * node) {
 }
 
 bool graph_run::multiply_in_pieces(ggml_tensor * node, const std::vector<uint32_t> & pieces) {
-    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), node);
     if (ggml_is_empty(node)) {
         return true; // no token of this ubatch wants logits
     }
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), node);
     for (uint32_t id : pieces) {
         std::string error;
         weight_piece piece;
-        if (!weights->next_piece(id, &piece, &error)) {
+        if (!weights->acquire_piece(id, &piece, &error)) {
             return fail("the weights could not be read: " + error);
         }
         const ggml_status status = products.multiply(backend, node, piece);
+        weights->release_piece(id);
         if (status == GGML_STATUS_ABORTED) {
             cut_short = true;
             stopped = true;

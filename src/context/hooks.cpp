@@ -271,6 +271,7 @@ ggml_status context_hooks::failure() const {
 
 bool context_hooks::end_graph() {
     impl & self = *pimpl;
+    self.stopped = false;
     if (self.run == nullptr) {
         return false; // it did not begin, and before_graph() said why
     }

@@ -9,15 +9,14 @@
 
 namespace superllama {
 
-static const int64_t part_floats = 1 << 18; // 1 MiB, which the store counts (piece_result_bytes)
-
 ggml_status piecewise::multiply(ggml_backend_t backend, const ggml_tensor * node, const weight_piece & piece) {
     const int64_t n_tokens = ggml_nrows(node);
     auto * out = (float *) node->data + piece.first_row;
     if (n_tokens == 1) {
         return multiply_rows(backend, node, piece.data, piece.n_rows, out);
     }
-    const int64_t step = std::max<int64_t>(1, part_floats / n_tokens / group_rows) * group_rows;
+    const auto part_max = (int64_t) (piece_result_bytes / sizeof(float)); // the store counts them
+    const int64_t step = std::max<int64_t>(1, part_max / n_tokens / group_rows) * group_rows;
     for (int64_t first = 0; first < piece.n_rows; first += step) {
         const int64_t n_rows = std::min(step, piece.n_rows - first);
         part.resize((size_t) (n_rows * n_tokens));

@@ -17,7 +17,8 @@ bool may_be_lost(ggml_backend_t backend) {
 }
 
 bool is_lost(ggml_backend_t backend) {
-    return may_be_lost(backend) && question(backend)(backend);
+    const backend_lost lost = question(backend);
+    return lost != nullptr && lost(backend);
 }
 
 void survive_lost_devices() {

@@ -61,7 +61,8 @@ void address_small_pages(uint8_t * at, size_t size) {
 void address_commit(uint8_t * at, size_t size, page_kind kind) {
     if (mprotect(at, size, PROT_READ | PROT_WRITE) != 0) {
         throw std::runtime_error("the system has no memory for " + std::to_string((size >> 10) + 1) +
-                                 " KiB more: " + strerror(errno) + " (overcommit, ulimit -d, or vm.max_map_count)");
+                                 " KiB more: " + strerror(errno) +
+                                 "; is it limited (ulimit -d, vm.overcommit_memory, vm.max_map_count)?");
     }
     address_small_pages(at, size);
 #    ifdef MADV_HUGEPAGE

@@ -27,11 +27,15 @@ void address_release(uint8_t * base, size_t size);
 // huge ones where they lie wholly inside, as one that reaches beyond could not be given back alone.
 enum class page_kind { small, huge };
 
+static inline page_kind kind_of(size_t page) { // where memory comes and goes in these
+    return page == huge_page ? page_kind::huge : page_kind::small;
+}
+
 // From now on it has memory where it is written; what has some already keeps it. Throws where the system has none.
 void address_commit(uint8_t * at, size_t size, page_kind kind);
 void address_decommit(uint8_t * at, size_t size); // as reserved
 
-// Of memory that others allocated: reads as zero afterwards; has no huge pages.
+// Of memory that stays committed, or that others allocated: reads as zero afterwards; has no huge pages.
 void address_discard(uint8_t * at, size_t size);
 void address_small_pages(uint8_t * at, size_t size);
 

@@ -181,22 +181,15 @@ std::unique_ptr<page_table> kv_pager::spilled_pages(const kv_geometry & g) {
 
 ggml_backend_buffer_t kv_pager::alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
     kv_pager & self = *(kv_pager *) buft->context;
-    if (self.base != nullptr) { // a copy of cells that someone keeps beside the cache
+    if (self.range != nullptr) { // a copy of cells that someone keeps beside the cache
         return ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     }
-    self.base = address_reserve(size);
-    self.reserved = size;
-    if (self.base == nullptr) {
-        self.fail("cannot reserve " + kv_mib(size) +
-                  " of address space for the KV cache; is it limited (ulimit -v)? Make the context smaller");
-        return nullptr;
-    }
     try { // huge pages would hold 2 MiB in every layer for one cell, past the budget
-        address_commit(self.base, round_up(size, system_page()), page_kind::small);
+        self.range = std::make_unique<address_range>(size, system_page(), "the KV cache");
+        address_commit(self.range->base(), round_up(size, system_page()), page_kind::small);
     } catch (const std::exception & e) {
-        address_release(self.base, size);
-        self.base = nullptr;
-        self.fail(std::string("the KV cache: ") + e.what());
+        self.range.reset();
+        self.fail(std::string(e.what()) + " Make the context smaller");
         return nullptr;
     }
     return ggml_backend_buffer_init(buft, buffer_iface(), &self, size);
@@ -212,10 +205,9 @@ const ggml_backend_buffer_i & kv_pager::buffer_iface() {
             kv_pager & self = self_of(buffer);
             self.end_streaming();
             self.pages.reset(); // waits for reads into the memory that goes now
-            address_release(self.base, self.reserved);
-            self.base = nullptr;
+            self.range.reset();
         };
-        i.get_base = [](ggml_backend_buffer_t buffer) -> void * { return self_of(buffer).base; };
+        i.get_base = [](ggml_backend_buffer_t buffer) -> void * { return self_of(buffer).range->base(); };
         i.memset_tensor = [](ggml_backend_buffer_t buffer, ggml_tensor * t, uint8_t value, size_t offset, size_t size) {
             kv_pager & self = self_of(buffer);
             std::string error;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "llama-kv-cache.h"
+#include "io/address_space.h"
 #include "kv/layer_run.h"
 #include "kv/pages.h"
 
@@ -87,8 +88,7 @@ class kv_pager {
     std::shared_ptr<readers> pool;
 
     std::unique_ptr<ggml_backend_buffer_type> buft;
-    uint8_t * base = nullptr; // reserved address space
-    size_t reserved = 0;
+    std::unique_ptr<address_range> range; // of the buffer
 
     std::unique_ptr<page_table> pages;
     std::unordered_map<const ggml_tensor *, uint32_t> layer_of; // K and V tensors

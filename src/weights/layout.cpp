@@ -57,7 +57,7 @@ static ggml_backend_buffer_t make_buffer(ggml_backend_buffer_type_t buft, uint8_
 
 // Every tensor begins on pages of its own, at the offset in the page that it has in the file; matrices of one block
 // keep the distances that they have in the file, so that one read brings them all. The size of all.
-size_t weight_store::lay_out(std::vector<weight_held> & mine) {
+size_t weight_store::lay_out(std::vector<weight_held> & mine, ggml_backend_buffer_type_t buft) {
     const size_t page = system_page();
     size_t end = 0;
     const weight_held * previous = nullptr;
@@ -91,7 +91,7 @@ size_t weight_store::lay_out(std::vector<weight_held> & mine) {
                 end = h.addr_off + bytes;
                 h.rows_off = h.addr_off;
                 if (h.piece_layer >= 0) {
-                    add_pieces(h);
+                    add_pieces(h, buft);
                     h.rows_off = round_up(end, page) + in_page;
                     end = h.rows_off + (h.role == weight_role::by_row ? bytes : 0);
                 }
@@ -110,20 +110,20 @@ bool weight_store::joins_last_block(const weight_held & h, const weight_held * p
 
 // So many rows that kernels which interleave them, and the conversion, see whole groups, and that every piece begins at
 // the same offset in a page.
-void weight_store::add_pieces(weight_held & h) {
+void weight_store::add_pieces(weight_held & h, ggml_backend_buffer_type_t buft) {
     const size_t row = ggml_row_size(h.tensor->type, h.tensor->ne[0]);
-    const size_t memory_row = memory_of(h.tensor, h.buft, row * (size_t) group_rows) / (size_t) group_rows;
+    const size_t memory_row = memory_of(h.tensor, buft, row * (size_t) group_rows) / (size_t) group_rows;
     const size_t page = system_page();
     const size_t step = std::max((size_t) group_rows, page / std::gcd(memory_row, page));
-    h.piece_rows = (int64_t) round_up(std::max<size_t>(1, block_bytes_wanted / row), step);
-    for (int64_t first = 0; first < h.tensor->ne[1]; first += h.piece_rows) {
-        const size_t bytes = row * (size_t) std::min(h.piece_rows, h.tensor->ne[1] - first);
+    const auto n_rows = (int64_t) round_up(std::max<size_t>(1, block_bytes_wanted / row), step);
+    for (int64_t first = 0; first < h.tensor->ne[1]; first += n_rows) {
+        const size_t bytes = row * (size_t) std::min(n_rows, h.tensor->ne[1] - first);
         const weight_source source = { h.source.file, h.source.offset + row * (uint64_t) first };
         h.pieces.push_back((uint32_t) all_blocks.size());
-        all_blocks.emplace_back();
-        all_blocks.back().layer = h.piece_layer;
-        all_blocks.back().first_row = first;
-        all_blocks.back().slices.push_back({ h.tensor, bytes, source, memory_of(h.tensor, h.buft, bytes) });
+        weight_block & b = all_blocks.emplace_back();
+        b.layer = h.piece_layer;
+        b.first_row = first;
+        b.slices.push_back({ h.tensor, bytes, source, memory_of(h.tensor, buft, bytes) });
     }
 }
 
@@ -165,7 +165,6 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
         h.piece_layer = by_piece(t);
         h.role = role_of(t, plain && by_row(t), h.piece_layer >= 0);
         h.converts = !plain;
-        h.buft = buft;
         h.bytes = plain ? ggml_nbytes(t) : ggml_backend_buft_get_alloc_size(buft, t);
         h.source = source(t);
         h.layer = layer_of(t->name);
@@ -174,7 +173,7 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
     std::stable_sort(mine.begin(), mine.end(), [](const weight_held & a, const weight_held & b) {
         return std::make_pair(a.source.file, a.source.offset) < std::make_pair(b.source.file, b.source.offset);
     });
-    const size_t size = lay_out(mine);
+    const size_t size = lay_out(mine, buft);
 
     pimpl->arenas.push_back(std::make_unique<address_range>(size, huge_page, "weights"));
     uint8_t * base = pimpl->arenas.back()->base();
@@ -258,8 +257,8 @@ void weight_store::lay_out_piece(weight_block & b) {
     const weight_held & h = *pimpl->find(s.tensor);
     b.bytes = 0;
     s.at = add_range(b, s.memory_bytes, s.source, h.converts);
-    const size_t row = ggml_row_size(h.tensor->type, h.tensor->ne[0]);
-    b.home = h.addr + memory_of(h.tensor, h.buft, row * (size_t) b.first_row) - s.at;
+    const size_t before = ggml_row_size(h.tensor->type, h.tensor->ne[0]) * (size_t) b.first_row;
+    b.home = h.addr + memory_of_first(h.tensor, before) - s.at;
     b.bytes = b.ranges.front().bytes;
     n_dense += b.bytes;
 }

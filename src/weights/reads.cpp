@@ -160,7 +160,7 @@ size_t weight_store::row_bytes_more() const {
 void weight_store::keep_rows(bool all) {
     pimpl->keeps_rows = all;
     for (const auto & entry : pimpl->rows) {
-        drop_rows(entry.first);
+        trim_rows(entry.first);
     }
 }
 
@@ -169,16 +169,20 @@ bool weight_store::keeps_rows_of(const weight_held & h) const {
     return pimpl->keeps_rows && h.pieces.empty();
 }
 
-// Where too many have stayed.
-void weight_store::drop_rows(const ggml_tensor * t) {
+void weight_store::drop_rows(const weight_held & h) {
     const size_t page = system_page();
-    row_pages & rows = pimpl->rows.at(t);
+    row_pages & rows = pimpl->rows.at(h.tensor);
+    address_decommit(h.rows_addr() - h.source.offset % page, rows.there.size() * page);
+    rows.there.assign(rows.there.size(), false);
+    n_row_now -= rows.n * page;
+    rows.n = 0;
+}
+
+// Where too many have stayed.
+void weight_store::trim_rows(const ggml_tensor * t) {
     const weight_held & h = *pimpl->find(t);
-    if (!keeps_rows_of(h) && rows.n * page > weight_row_bytes_cap) {
-        address_decommit(h.addr - h.addr_off + h.rows_off - h.source.offset % page, rows.there.size() * page);
-        rows.there.assign(rows.there.size(), false);
-        n_row_now -= rows.n * page;
-        rows.n = 0;
+    if (!keeps_rows_of(h) && pimpl->rows.at(t).n * system_page() > weight_row_bytes_cap) {
+        drop_rows(h);
     }
 }
 
@@ -189,10 +193,10 @@ bool weight_store::read_rows(const ggml_tensor * t, const int32_t * ids, size_t 
     row_pages & rows = pimpl->rows.at(t);
     std::vector<bool> & there = rows.there;
     const size_t head = h.source.offset % page;
-    uint8_t * base = h.addr - h.addr_off + h.rows_off - head;
+    uint8_t * base = h.rows_addr() - head;
     const size_t row = ggml_row_size(t->type, t->ne[0]);
 
-    drop_rows(t);
+    trim_rows(t);
     const size_t step = keeps_rows_of(h) ? std::max<size_t>(1, row_read_bytes / page) : 1;
     for (size_t i = 0; i < n; ++i) {
         if (ids[i] < 0 || ids[i] >= t->ne[1]) {

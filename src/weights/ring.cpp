@@ -57,8 +57,7 @@ void stream_ring::commit(size_t at, size_t bytes) {
     if (n == 0) {
         return;
     }
-    address_commit(range.base() + first * page, (last - first) * page,
-                   page == huge_page ? page_kind::huge : page_kind::small);
+    address_commit(range.base() + first * page, (last - first) * page, kind_of(page));
     std::fill(there.begin() + (ptrdiff_t) first, there.begin() + (ptrdiff_t) last, true);
     n_there += n;
 }
@@ -79,15 +78,14 @@ void stream_ring::trim() {
         const size_t end = round_up(p->first + p->second.bytes, page) / page;
         std::fill(needed.begin() + (ptrdiff_t) (p->first / page), needed.begin() + (ptrdiff_t) end, true);
     }
-    for (size_t i = 0, n; i < there.size(); i += n) {
-        for (n = 0; i + n < there.size() && there[i + n] && !needed[i + n]; ++n) {
-            there[i + n] = false;
+    for (size_t i = 0; i < there.size(); ++i) {
+        const size_t first = i;
+        while (i < there.size() && there[i] && !needed[i]) {
+            there[i++] = false;
         }
-        n_there -= n;
-        if (n > 0) {
-            address_decommit(range.base() + i * page, n * page);
-        } else {
-            n = 1;
+        if (i > first) {
+            address_decommit(range.base() + first * page, (i - first) * page);
+            n_there -= i - first;
         }
     }
 }

@@ -114,6 +114,16 @@ void layer_sched::shrink(block_loader::guard & lock) {
 
 // ------------------------------------------------------------------------------------------------- moving
 
+// Whether this block's bytes are no longer needed in a place of its own on the host. No graph runs.
+void layer_sched::set_elsewhere(uint32_t id, bool elsewhere, block_loader::guard & lock) {
+    loader[id].elsewhere = elsewhere;
+    loader.wait_for(id, lock);
+    loader[id].in_use = false;
+    if (elsewhere && loader[id].state == block_state::ready) {
+        loader.drop(id);
+    }
+}
+
 void layer_sched::layer_moved(int32_t layer) {
     const std::lock_guard<std::mutex> no_graph(turn);
     auto lock = loader.lock();
@@ -122,13 +132,9 @@ void layer_sched::layer_moved(int32_t layer) {
             continue;
         }
         const auto & slices = store.blocks()[id].slices;
-        loader[id].elsewhere = std::none_of(slices.begin(), slices.end(),
+        const bool none_here = std::none_of(slices.begin(), slices.end(),
                                             [this](const weight_slice & s) { return store.is_here(s.tensor); });
-        loader.wait_for(id, lock);
-        loader[id].in_use = false;
-        if (loader[id].elsewhere && loader[id].state == block_state::ready) {
-            loader.drop(id);
-        }
+        set_elsewhere(id, none_here, lock);
     }
     current = layer_graph();
     dense.forget();
@@ -142,11 +148,7 @@ void layer_sched::hold_whole(const ggml_tensor * t) {
     current = layer_graph();
     dense.forget();
     for (uint32_t id : store.pieces_of(t)) {
-        loader[id].elsewhere = true; // it has no use any more
-        loader.wait_for(id, lock);
-        if (loader[id].state == block_state::ready) {
-            loader.drop(id);
-        }
+        set_elsewhere(id, true, lock);
     }
     store.hold_whole(t);
 }
@@ -211,7 +213,7 @@ bool layer_sched::stops_after(const ggml_tensor * node) {
         return false;
     }
     const layer_stop & s = found->second;
-    if (pieces_of(node) != nullptr) {
+    if (pieces_of(s) != nullptr) {
         return true;
     }
     const auto lock = loader.lock();
@@ -256,19 +258,18 @@ bool layer_sched::run_stop(const layer_stop & s, std::string * error) {
     return true;
 }
 
-const std::vector<uint32_t> * layer_sched::pieces_of(const ggml_tensor * node) const {
-    const auto found = current.stops.find(node);
-    const bool in_pieces = found != current.stops.end() && found->second.in_pieces != nullptr;
-    return in_pieces && !current.in_pieces.at(found->second.in_pieces) ? &store.pieces_of(found->second.in_pieces)
-                                                                       : nullptr;
+// Null where all of them are there, and stay.
+const std::vector<uint32_t> * layer_sched::pieces_of(const layer_stop & s) const {
+    return s.in_pieces != nullptr && !current.in_pieces.at(s.in_pieces) ? &store.pieces_of(s.in_pieces) : nullptr;
 }
 
-bool layer_sched::next_piece(uint32_t id, weight_piece * piece, std::string * error) {
+const std::vector<uint32_t> * layer_sched::pieces_of(const ggml_tensor * node) const {
+    const auto found = current.stops.find(node);
+    return found != current.stops.end() ? pieces_of(found->second) : nullptr;
+}
+
+bool layer_sched::acquire_piece(uint32_t id, weight_piece * piece, std::string * error) {
     auto lock = loader.lock();
-    if (piece_used >= 0) {
-        dense.release((uint32_t) piece_used);
-    }
-    piece_used = id;
     if (!dense.acquire(id, lock, error)) {
         return false;
     }
@@ -278,6 +279,11 @@ bool layer_sched::next_piece(uint32_t id, weight_piece * piece, std::string * er
     *piece = { b.first_row, (int64_t) (b.slices.front().bytes / row), store.data(id, 0),
                store.memory_of_first(t, row * (size_t) group_rows) };
     return true;
+}
+
+void layer_sched::release_piece(uint32_t id) {
+    const auto lock = loader.lock();
+    dense.release(id);
 }
 
 bool layer_sched::before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error) {
@@ -321,7 +327,6 @@ void layer_sched::end_graph() {
             }
             entry.second = false;
         }
-        piece_used = -1;
         passed.clear();
         experts.end();
         apply_budget(lock);

@@ -73,10 +73,11 @@ class layer_sched {
     bool before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error);
     void end_graph();
 
-    // A node that is not to be computed as it stands: after it, for every piece of its matrix, which is there until the
-    // next one is asked for. Null: it is as others.
+    // A node that is not to be computed as it stands, but after the graph stopped there, with every piece of its matrix
+    // in this order. Null: it is as others.
     const std::vector<uint32_t> * pieces_of(const ggml_tensor * node) const;
-    bool next_piece(uint32_t id, weight_piece * piece, std::string * error);
+    bool acquire_piece(uint32_t id, weight_piece * piece, std::string * error);
+    void release_piece(uint32_t id);
 
     // Tensors of a layer point to a device now, or no longer do: which blocks are needed in host memory. Not between
     // begin_graph() and end_graph().
@@ -115,7 +116,9 @@ class layer_sched {
     std::vector<layer> layers() const;
 
   private:
+    const std::vector<uint32_t> * pieces_of(const layer_stop & s) const;
     bool run_stop(const layer_stop & s, std::string * error);
+    void set_elsewhere(uint32_t id, bool elsewhere, block_loader::guard & lock);
     weights_budget plan_locked(size_t bytes, int n_ubatch) const;
     void apply_plan();
     void shrink(block_loader::guard & lock);
@@ -131,7 +134,6 @@ class layer_sched {
     std::atomic<bool> budget_new{ false };
 
     layer_graph current;
-    int64_t piece_used = -1;
     std::vector<uint32_t> passed; // resident blocks that were used last where the graph did not stop
     int64_t n_graphs = 0;
 

@@ -59,7 +59,7 @@ void weight_store::point(uint32_t block) {
 
 void weight_store::point_to_pieces(const ggml_tensor * t, bool all) {
     const weight_held & h = *pimpl->find(t);
-    h.tensor->data = all ? h.addr : h.addr - h.addr_off + h.rows_off;
+    h.tensor->data = all ? h.addr : h.rows_addr();
 }
 
 size_t weight_store::slice_of(uint32_t block, const ggml_tensor * t) const {
@@ -68,23 +68,35 @@ size_t weight_store::slice_of(uint32_t block, const ggml_tensor * t) const {
     return (size_t) (mine - slices.begin());
 }
 
+// That no other block at its home needs: pieces of a matrix share a page where one ends and the next begins.
+std::pair<uint8_t *, uint8_t *> weight_store::pages_of_home(const weight_block & b) const {
+    std::pair<uint8_t *, uint8_t *> pages = { b.home, b.home + b.bytes };
+    if (b.first_row < 0) {
+        return pages;
+    }
+    for (uint32_t id : pieces_of(b.slices.front().tensor)) {
+        const weight_block & other = all_blocks[id];
+        if (other.addr == nullptr || other.addr != other.home) {
+            continue;
+        }
+        if (other.home < b.home) {
+            pages.first = std::max(pages.first, other.home + other.bytes);
+        } else if (other.home > b.home) {
+            pages.second = std::min(pages.second, other.home);
+        }
+    }
+    return pages;
+}
+
 void weight_store::drop(uint32_t block) {
     weight_block & b = all_blocks[block];
     if (b.expert >= 0) {
         pimpl->frames.at(b.bytes)->give_back(b.addr);
         set_frame(block, nullptr);
     } else if (b.addr == b.home) {
-        uint8_t * first = b.home;
-        uint8_t * last = b.home + b.bytes;
-        if (b.first_row >= 0) { // pieces share pages where one ends and the next begins
-            const auto stays = [this](const weight_block & other) {
-                return other.first_row >= 0 && other.addr != nullptr && other.addr == other.home;
-            };
-            first = block > 0 && stays((&b)[-1]) ? std::max(first, (&b)[-1].home + (&b)[-1].bytes) : first;
-            last = block + 1 < all_blocks.size() && stays((&b)[1]) ? std::min(last, (&b)[1].home) : last;
-        }
-        if (first < last) {
-            address_decommit(first, (size_t) (last - first));
+        const auto pages = pages_of_home(b);
+        if (pages.first < pages.second) {
+            address_decommit(pages.first, (size_t) (pages.second - pages.first));
         }
     } else {
         pimpl->ring->give_back(b.addr);
@@ -137,7 +149,7 @@ void weight_store::hold_whole(const ggml_tensor * t) {
     if (h.role == weight_role::by_row) {
         n_row_max -= row_bytes(pages);
         n_row_all -= h.pieces.empty() ? pages : 0;
-        n_row_now -= pimpl->rows.at(t).n * page; // those that were read are part of it now
+        drop_rows(h);
         pimpl->rows.erase(t);
     }
     h.role = weight_role::resident;

@@ -20,7 +20,8 @@
 
 namespace superllama {
 
-static const int64_t group_rows = 32; // are converted together: kernels interleave 16 at most
+static const int64_t group_rows = 32;              // are converted together: kernels interleave 16 at most
+static const size_t piece_result_bytes = 1u << 20; // of a product with a part of a piece, before it is where it belongs
 
 struct weight_source {
     int file; // index from add_file()
@@ -206,12 +207,14 @@ class weight_store {
 
   private:
     bool keeps_rows_of(const weight_held & h) const;
-    void drop_rows(const ggml_tensor * t);
-    size_t lay_out(std::vector<weight_held> & mine);
+    void trim_rows(const ggml_tensor * t);
+    void drop_rows(const weight_held & h);
+    std::pair<uint8_t *, uint8_t *> pages_of_home(const weight_block & b) const;
+    size_t lay_out(std::vector<weight_held> & mine, ggml_backend_buffer_type_t buft);
     bool joins_last_block(const weight_held & h, const weight_held * previous) const;
     void add_experts(weight_held & h);
     void take_over(const weight_held & h);
-    void add_pieces(weight_held & h);
+    void add_pieces(weight_held & h, ggml_backend_buffer_type_t buft);
     void lay_out_dense(weight_block & b);
     void lay_out_piece(weight_block & b);
     void lay_out_expert(weight_block & b);

@@ -27,8 +27,6 @@ static const size_t row_read_bytes = 256u << 10;     // where all rows may stay,
 static const size_t convert_bytes = 256u << 10; // converted at a time: the memory of one reader
 static const int n_converting = 6;              // readers that are counted, so that a plan knows no threads
 
-static const size_t piece_result_bytes = 1u << 20; // of a product with a part of a piece, before it is where it belongs
-
 // Of a tensor that is looked up by rows: what stays, and what one ubatch adds.
 static inline size_t row_bytes(size_t tensor_bytes) {
     return std::min(tensor_bytes, 2 * weight_row_bytes_cap);
@@ -63,11 +61,9 @@ struct weight_held {
     weight_source source;
     int32_t layer;
     int32_t piece_layer = -1; // the layer of its pieces; -1: it has none
-    ggml_backend_buffer_type_t buft = nullptr;
     int32_t n_experts = 0;
     uint32_t block = 0;           // the first one
     std::vector<uint32_t> pieces; // also of one that is looked up by rows; they follow each other in its memory
-    int64_t piece_rows = 0;       // of each but the last
     size_t bytes = 0;             // of memory
     size_t addr_off = 0;          // in its arena
     size_t rows_off = 0;          // where it is looked up by rows: apart from its pieces
@@ -76,6 +72,8 @@ struct weight_held {
     ggml_tensor host = {}; // as the tensor is on the host, also while it points to a device
     bool held = true;      // of a resident tensor: it is to be in memory
     bool there = false;    // and it is
+
+    uint8_t * rows_addr() const { return addr - addr_off + rows_off; }
 };
 
 // Which pages of a tensor that is looked up by rows are in memory.

@@ -33,8 +33,7 @@ uint8_t * expert_frames::take(uint32_t block) {
         }
         const auto pages = pages_of(owners.size());
         if (pages.first < pages.second) {
-            address_commit(range.base() + pages.first, pages.second - pages.first,
-                           page == huge_page ? page_kind::huge : page_kind::small);
+            address_commit(range.base() + pages.first, pages.second - pages.first, kind_of(page));
         }
         owners.push_back(block);
         return at(owners.size() - 1);
