@@ -2,9 +2,8 @@
 
     import superllama
 
-    ctx = superllama.Context(superllama.demo_model())
-    for piece in ctx.generate("The capital of France is", max_tokens=8, temperature=0):
-        print(piece.text, end="")
+    llm = superllama.LLM(superllama.demo_model())
+    print(llm.generate("The capital of France is", max_tokens=8, temperature=0).text)
 
 Importing the package is cheap: the library is loaded when something that needs it is used first.
 """
@@ -24,8 +23,10 @@ from ._errors import (
     ForkedError,
     GrammarError,
     ModelError,
+    PreemptedError,
     PromptError,
     PromptTooLongError,
+    RequestError,
     StateError,
     TemplateError,
 )
@@ -33,6 +34,11 @@ from ._errors import (
 if TYPE_CHECKING:
     from ._context import Context
     from ._demo import demo_model
+    from ._engine.async_llm import AsyncLLM
+    from ._engine.llm import LLM
+    from ._engine.results import ChatCompletion, Chunk, Completion, Ranked, Timings, TokenLogprob, Usage
+    from ._engine.server import Server
+    from ._engine.tools import ToolCall
     from ._generation import Piece, Summary
     from ._layers import Layer
     from ._memory import Device, Memory, add_rpc_server, devices, memory
@@ -44,9 +50,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncLLM": "_engine.async_llm",
+    "ChatCompletion": "_engine.results",
+    "Chunk": "_engine.results",
+    "Completion": "_engine.results",
     "Context": "_context",
     "ContextParams": "_params",
     "Device": "_memory",
+    "LLM": "_engine.llm",
     "Layer": "_layers",
     "Lora": "_model",
     "Memory": "_memory",
@@ -55,8 +66,14 @@ _HOME = {
     "ModelParams": "_params",
     "Piece": "_generation",
     "Plan": "_plan",
+    "Ranked": "_engine.results",
     "SamplingParams": "_params",
+    "Server": "_engine.server",
     "Summary": "_generation",
+    "Timings": "_engine.results",
+    "TokenLogprob": "_engine.results",
+    "ToolCall": "_engine.tools",
+    "Usage": "_engine.results",
     "add_rpc_server": "_memory",
     "demo_model": "_demo",
     "devices": "_memory",
@@ -65,7 +82,12 @@ _HOME = {
 }
 
 __all__ = [
+    "LLM",
+    "AsyncLLM",
     "CancelledError",
+    "ChatCompletion",
+    "Chunk",
+    "Completion",
     "ConcurrentUseError",
     "Context",
     "ContextError",
@@ -85,12 +107,20 @@ __all__ = [
     "ModelParams",
     "Piece",
     "Plan",
+    "PreemptedError",
     "PromptError",
     "PromptTooLongError",
+    "Ranked",
+    "RequestError",
     "SamplingParams",
+    "Server",
     "StateError",
     "Summary",
     "TemplateError",
+    "Timings",
+    "TokenLogprob",
+    "ToolCall",
+    "Usage",
     "__version__",
     "add_rpc_server",
     "demo_model",

@@ -9,9 +9,9 @@ from typing import Any
 
 from ._errors import CancelledError, ContextError, DecodeError, PromptError
 from ._generation import FinishReason, Piece, Summary, TextStream
-from ._metrics import Metrics
+from ._metrics import Metrics, metrics_of
 from ._model import Lora
-from ._native import ffi, last_error, lib
+from ._native import ffi, lib
 from ._params import SamplingParams, merged
 from ._process import check_process, inherited
 from ._sampling import Sampler
@@ -233,15 +233,7 @@ class Context(States):
         with self._metrics_lock:
             if self.closed:
                 raise ContextError("this context is closed")
-            size = 4096
-            while True:
-                buffer = ffi.new("char[]", size)
-                n = lib.superllama_metrics_json(self._c, buffer, size)
-                if n < 0:
-                    raise ContextError(f"no metrics: {last_error()}")
-                if n < size:
-                    return Metrics.model_validate_json(bytes(ffi.buffer(buffer, n)))
-                size = n + 1
+            return metrics_of(self._c)
 
     def close(self) -> None:
         """Free the context, and the model if the context loaded it. Closing twice is fine.

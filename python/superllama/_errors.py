@@ -32,6 +32,11 @@ class DecodeError(Error):
     """The library could not process a batch. The context stays usable unless the text says otherwise."""
 
 
+class PreemptedError(DecodeError):
+    """A request that was ended because the context has no room for it beside the others. It works when they are done:
+    `LLM` tries again by itself, unless the text streams."""
+
+
 class PromptError(Error, ValueError):
     """A prompt, a text or a list of tokens that cannot be processed: empty, not UTF-8, not of this vocabulary."""
 
@@ -46,6 +51,10 @@ class PromptTooLongError(PromptError):
         super().__init__(message)
         self.n_tokens = n_tokens
         self.n_room = n_room
+
+
+class RequestError(Error, ValueError):
+    """A request that an engine cannot serve as it is: a value out of range, a field that it does not know."""
 
 
 class TemplateError(PromptError):

@@ -70,6 +70,22 @@ class Metrics(BaseModel):
     memory_by_tag: dict[str, Count] = Field(description="bytes in memory now, of what lies in the budget")
 
 
+def metrics_of(context: Any) -> Metrics:
+    """The metrics of a native context, which nobody frees meanwhile. Raises: ContextError."""
+    from ._errors import ContextError
+    from ._native import ffi, last_error, lib
+
+    size = 4096
+    while True:
+        buffer = ffi.new("char[]", size)
+        n = lib.superllama_metrics_json(context, buffer, size)
+        if n < 0:
+            raise ContextError(f"no metrics: {last_error()}")
+        if n < size:
+            return Metrics.model_validate_json(bytes(ffi.buffer(buffer, n)))
+        size = n + 1
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of the line, draft 2020-12."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "superllama-metrics"}

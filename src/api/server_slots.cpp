@@ -74,9 +74,14 @@ void switch_off(common_params & params) {
 }
 
 static std::atomic_bool stops{ false };
+static std::atomic_bool stop_themselves{ false };
 
 void stop_waiting() {
-    stops = true;
+    stops = !stop_themselves;
+}
+
+void requests_stop_themselves() {
+    stop_themselves = true;
 }
 
 server_task_result_ptr or_stopped(server_task_result_ptr result) {

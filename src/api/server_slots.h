@@ -4,6 +4,7 @@
 
 #include "api/answer_format.h"
 #include "api/schema_check.h"
+#include "api/tool_choice.h"
 #include "server-task.h"
 
 #include <algorithm>
@@ -81,6 +82,7 @@ void count_checkpoints(Slots & slots) {
 
 // From now on whoever waits for a result gets an error: a client that stays connected would hold up the exit.
 void stop_waiting();
+void requests_stop_themselves(); // not so in a process that serves more than one model: each request is told to stop
 server_task_result_ptr or_stopped(server_task_result_ptr result);
 
 // ------------------------------------------------------------------------------------- batches and errors
@@ -174,13 +176,18 @@ bool give_up_one(Slots & slots, Batch & batch, int32_t off, const End & end) {
 
 // ---------------------------------------------------------------------------------------- ends of answers
 
-// An answer that ends inside a character: its bytes so far are the last token's. True where they are to be streamed.
+// A token that ends inside a character has no text yet; if it is an answer's last one, the bytes so far are its text.
+// True where it is to be streamed: with text, or to those who count tokens.
 template <class Slot, class Token>
-bool take_rest(Slot & slot, Token & token) {
-    token.text_to_send = slot.generated.text.substr(std::min(slot.n_sent_text, slot.generated.text.size()));
-    slot.n_sent_text += token.text_to_send.size();
+bool take_part(Slot & slot, Token & token) {
+    token.text_to_send.clear();
+    if (!slot.has_next_token) {
+        token.text_to_send = slot.generated.text.substr(std::min(slot.n_sent_text, slot.generated.text.size()));
+        slot.n_sent_text += token.text_to_send.size();
+    }
     slot.add_token(token);
-    return slot.task->params.stream;
+    const auto & params = slot.task->params;
+    return params.stream && (!token.text_to_send.empty() || params.return_tokens || params.sampling.n_probs > 0);
 }
 
 // Tokens at the end of which nothing was sent: those of a stop word, which an answer leaves out, are among them.

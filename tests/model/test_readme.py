@@ -18,9 +18,9 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 def test_an_example_runs(example: str, demo_model: Path, run_python: Runner) -> None:
     done = run_python(example.replace('"model.gguf"', repr(str(demo_model))))
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout) > 100
+    assert len(done.stdout) > 30
 
 
 def test_there_are_examples() -> None:
-    """The first screen and the chapter on Python."""
-    assert len(EXAMPLES) == 2
+    """The first screen, and three in the chapter on Python."""
+    assert len(EXAMPLES) == 4

@@ -1,0 +1,72 @@
+// The engine: what llama-server does, without HTTP, inside a process. Requests are those of its API, a path and a body
+// of JSON, and answers are its JSON; so one documentation serves both. Many requests run at once, in the server's
+// slots.
+//
+// All functions may be called from any thread. Errors are values: nothing ends the process.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#    define SUPERLLAMA_ENGINE_API __declspec(dllexport)
+#else
+#    define SUPERLLAMA_ENGINE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_context;
+struct llama_model;
+struct superllama_engine;
+struct superllama_request;
+
+// Why the last call in this thread failed.
+SUPERLLAMA_ENGINE_API const char * superllama_engine_error(void);
+
+// The flags that superllama_engine_start() knows, one line each: the names, and "=" after those that take a value.
+SUPERLLAMA_ENGINE_API const char * superllama_engine_flags(void);
+
+// Loads a model and starts to serve it. `arguments` are flags of superllama-server with their values, without the name
+// of a program; flags that print something and end are refused, and the environment is not looked at. `progress` is
+// called with 0 to 1 while weights load, in this thread, and stops that by returning false; it may be null. Null: it
+// failed, see superllama_engine_error().
+SUPERLLAMA_ENGINE_API struct superllama_engine * superllama_engine_start(int32_t n_arguments,
+                                                                         const char * const * arguments,
+                                                                         bool (*progress)(float done, void * user_data),
+                                                                         void * user_data);
+
+// Cancels what runs, waits until it has ended, and frees the model. Handles of requests stay valid.
+SUPERLLAMA_ENGINE_API void superllama_engine_stop(struct superllama_engine * engine);
+
+// What it runs on. They live as long as the engine; whoever computes with the context breaks the requests.
+SUPERLLAMA_ENGINE_API struct llama_model * superllama_engine_model(struct superllama_engine * engine);
+SUPERLLAMA_ENGINE_API struct llama_context * superllama_engine_context(struct superllama_engine * engine);
+
+// Starts a request: "GET" or "POST", a path such as "/v1/chat/completions" or "/slots/0?action=save", a body of `size`
+// bytes. Returns at once; what goes wrong is the answer. Null: there is no memory or no thread for it.
+SUPERLLAMA_ENGINE_API struct superllama_request * superllama_engine_submit(struct superllama_engine * engine,
+                                                                           const char * method, const char * path,
+                                                                           const char * body, size_t size);
+
+// Waits for the next piece of the answer, at most `timeout_ms`; below 0: as long as it takes. 1: `data` are `size`
+// bytes, valid until the next call for this request. 0: the answer has ended. -1: nothing yet. One that streams gives
+// an event a piece ("data: {...}\n\n"), any other gives all of it at once.
+SUPERLLAMA_ENGINE_API int superllama_request_next(struct superllama_request * request, int32_t timeout_ms,
+                                                  const char ** data, size_t * size);
+
+// The HTTP status; 0 before the first piece. 499: the request was cancelled. 503: the engine was stopped.
+SUPERLLAMA_ENGINE_API int superllama_request_status(const struct superllama_request * request);
+
+// The slot stops working for it within a ubatch, or a second where it waits. What has come so far can be read.
+SUPERLLAMA_ENGINE_API void superllama_request_cancel(struct superllama_request * request);
+
+// Cancels it if it runs.
+SUPERLLAMA_ENGINE_API void superllama_request_free(struct superllama_request * request);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,108 @@
+"""What LLM and AsyncLLM have in common: the engine, its memory, and no waiting."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .._budgets import Budgets
+from .._errors import TemplateError
+from .._layers import Layer, layers_of, memory_by_tag
+from .._metrics import Metrics, metrics_of
+from .._params import ModelParams
+from .._progress import LoadProgress, ProgressCallback, bar_for
+from .handle import Handle
+from .options import arguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Base:
+    """An engine that is made, shows its memory, and is closed."""
+
+    def __init__(
+        self, model: str | os.PathLike[str], progress: ProgressCallback | bool | None, options: dict[str, Any]
+    ) -> None:
+        self.model = os.fspath(model)
+        name = Path(self.model).name
+        words = arguments(self.model, options)
+        budgets = {k: v for k, v in options.items() if k in ("mem_budget", "vram_budget") and v is not None}
+        self._budgets = Budgets(ModelParams(**budgets))
+        bar = bar_for(name) if progress in (None, True) else None
+        try:
+            self._engine = Handle(words, name, LoadProgress(progress if callable(progress) else bar))
+        finally:
+            if bar:
+                bar.close()
+
+    # ---------------------------------------------------------------- life
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine has been stopped."""
+        return self._engine.closed
+
+    def close(self) -> None:
+        """Cancel what runs, and free the model. Closing twice is fine."""
+        self._engine.close()
+
+    def __repr__(self) -> str:
+        return f"<superllama.{type(self).__name__} {Path(self.model).name}{' (closed)' if self.closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @functools.cached_property
+    def _props(self) -> Any:
+        return self._engine.ask("GET", "/props")
+
+    @property
+    def _n_slots(self) -> int:
+        return int(self._props["total_slots"])
+
+    @property
+    def _template_shows_tools(self) -> bool:
+        props = self._props
+        return bool(props["chat_template_caps"]["supports_tools"]) or "chat_template_tool_use" in props
+
+    def _check_tools(self, request: Mapping[str, Any]) -> None:
+        """Raises: TemplateError where the model would not see its tools."""
+        if request.get("tools") and request.get("tool_choice") != "none" and not self._template_shows_tools:
+            raise TemplateError(
+                "this model's chat template shows no tools to it; use a model that was made for them, or "
+                "chat_template_file= with a template that has them"
+            )
+
+    # ---------------------------------------------------------------- memory
+
+    def layers(self) -> list[Layer]:
+        """Where each layer is now; empty where dynamic_layers is off."""
+        with self._engine.using() as (model, _):
+            return layers_of(model)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of host memory in use now, by what they are for; see Model.memory()."""
+        with self._engine.using() as (model, _):
+            return memory_by_tag(model)
+
+    def metrics(self) -> Metrics:
+        """What the engine has done since it was made: reads, stalls, layers and pages that moved."""
+        with self._engine.using() as (_, context):
+            return metrics_of(context)
+
+    def set_budget(
+        self, mem_budget: int | str | None = None, *, vram: int | str | Sequence[int | str] | None = None
+    ) -> None:
+        """Change the memory that the engine may use, also while it generates; see Model.set_budget()."""
+        with self._engine.using() as (model, _):
+            self._budgets.change(model, mem_budget, vram)

@@ -1,0 +1,95 @@
+"""The form that an answer must have: a schema, a class, one of several texts, a regular expression, a grammar.
+
+What cannot be held is an error before anything is generated; an answer that does not have the form is one afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from .._errors import GrammarError
+from .regex import choice_grammar, regex_grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How a request says it, and how the text becomes an object."""
+
+    schema: Mapping[str, Any] | None = None
+    grammar: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+def format_of(
+    response_format: Any = None,
+    choice: Sequence[str] | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+) -> Format:
+    """The form that these ask for; at most one of them.
+
+    `response_format` is a pydantic class, any other type that pydantic knows, a JSON schema, or OpenAI's
+    {"type": "json_schema", "json_schema": {"schema": ...}} and {"type": "json_object"}.
+
+    Raises: GrammarError for two forms, and for one that cannot be held.
+    """
+    forms = {"response_format": response_format, "choice": choice, "regex": regex, "grammar": grammar}
+    given = [name for name, value in forms.items() if value is not None]
+    if len(given) > 1:
+        raise GrammarError(f"an answer can have one form, and {' and '.join(given)} are given")
+    if choice is not None:
+        return Format(grammar=choice_grammar(list(choice)), parse=str)
+    if regex is not None:
+        return Format(grammar=regex_grammar(regex), parse=str)
+    if grammar is not None:
+        if not isinstance(grammar, str) or not grammar.strip():
+            raise GrammarError("a grammar is a text in GBNF with a rule `root`")
+        return Format(grammar=grammar)
+    if response_format is None:
+        return Format()
+    if isinstance(response_format, Mapping):
+        return Format(schema=_schema(response_format), parse=_json)
+    return _of_type(response_format)
+
+
+def _schema(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    kind = given.get("type")
+    if kind == "json_object":
+        return given.get("schema") or {"type": "object"}
+    if kind == "json_schema":
+        schema = given.get("json_schema", {})
+        schema = schema.get("schema", schema) if isinstance(schema, Mapping) else schema
+        if not isinstance(schema, Mapping):
+            raise GrammarError("a response_format of type json_schema has a 'json_schema' with a 'schema'")
+        return schema
+    return given
+
+
+def _of_type(kind: Any) -> Format:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        model = kind
+        return Format(model.model_json_schema(), parse=lambda text: _checked(model.model_validate_json, text))
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        schema = adapter.json_schema()
+    except Exception as e:  # pydantic has several for what is no type
+        raise GrammarError(f"response_format is a pydantic class, a type or a JSON schema, not {kind!r:.80}") from e
+    return Format(schema, parse=lambda text: _checked(adapter.validate_json, text))
+
+
+def _json(text: str) -> Any:
+    return _checked(json.loads, text)
+
+
+def _checked(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except (ValidationError, ValueError) as e:
+        raise GrammarError(
+            f"the answer does not have the form that was asked for, perhaps for it was cut (max_tokens): {text:.200}"
+        ) from e

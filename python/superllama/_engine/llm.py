@@ -1,0 +1,175 @@
+"""LLM: an engine for threads that wait."""
+
+from __future__ import annotations
+
+import collections
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .._errors import PreemptedError
+from .._progress import ProgressCallback
+from . import calls
+from .base import Base
+from .calls import Call, Prompt, Stream
+from .handle import POLL_MS, Request
+from .results import ChatCompletion, Chunk, Completion, Ranked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .fields import Conversation, Generation
+    from .options import EngineOptions
+
+T = TypeVar("T")
+SWEEP_MS = 10  # how long one of several requests is waited for before the others are looked at
+PREEMPTED_S = 0.05  # before a request that had to make room for another caller's begins again
+
+Messages = str | Sequence[Mapping[str, Any]]
+
+
+class LLM(Base):
+    """A model that serves many requests at once: prompts of a list, and calls of other threads, share each pass over
+    the weights, and each prompt goes on from what was computed of the same beginning before.
+
+    `model` is a GGUF file, or "hf:org/repo:Q4_K_M", which is fetched once. Keyword arguments are those of
+    EngineOptions, and any other flag of superllama-server by its name with underscores. A model that has no room in
+    memory streams (dynamic_layers, async_prefetch), unless one of those, or a budget, is given.
+
+    May be used from any thread. It is freed by close(), at the end of a with block, or when nothing refers to it.
+
+    Raises: ModelError if it cannot be loaded, TypeError for a parameter that does not exist.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        progress: ProgressCallback | bool | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        super().__init__(model, progress, dict(options))
+
+    # ---------------------------------------------------------------- text
+
+    @overload
+    def generate(  # type: ignore[overload-overlap] # a text is a sequence of texts, and the first one is meant
+        self, prompts: str | Mapping[str, Any] | Sequence[int], *, n: int = 1, **request: Unpack[Generation]
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | Sequence[Mapping[str, Any]],
+        *,
+        n: int = 1,
+        **request: Unpack[Generation],
+    ) -> list[Completion]: ...
+
+    def generate(self, prompts: Any, *, n: int = 1, **request: Unpack[Generation]) -> Any:
+        """Texts that go on from prompts: one Completion for one prompt, a list in the same order for a list.
+
+        A prompt is a text, in which names of special tokens count as those tokens, or a list of tokens. With `n` above
+        1, each has n - 1 `alternatives`, for which the prompt is computed once; n is at most n_parallel. Other keywords
+        are those of Generation: sampling, the end of a text, the form that it must have, log-probabilities.
+
+        Raises: PromptError, PromptTooLongError, RequestError, DecodeError; GrammarError for a form that cannot be held,
+        and for an answer that was cut before it had it.
+        """
+        wanted = calls.generate_calls(prompts, n, request)
+        return self._ask_all(wanted) if isinstance(wanted, list) else self._ask(wanted)
+
+    def stream(self, prompts: Prompt | Sequence[Prompt], **request: Unpack[Generation]) -> Iterator[Chunk]:
+        """What generate() gives, as it comes; `index` says of which prompt. Chunks of a prompt's progress come first.
+        Leaving the loop cancels the request."""
+        return self._stream(calls.stream_call(prompts, request))
+
+    # ---------------------------------------------------------------- conversations
+
+    def chat(self, messages: Messages, **request: Unpack[Conversation]) -> ChatCompletion:
+        """The answer in a conversation: messages of OpenAI's API, or one text of the user.
+
+        Keywords are those of Conversation. `tools` are functions with types and a docstring, or schemas; what the model
+        wants to call is in `.tool_calls`, each with `call()` and `result()`.
+
+        Raises: what generate() does, TemplateError for tools that the model's template does not show.
+        """
+        self._check_tools(request)
+        return self._ask(calls.chat_call(messages, request))
+
+    def chat_stream(self, messages: Messages, **request: Unpack[Conversation]) -> Iterator[Chunk]:
+        """What chat() gives, as it comes; see stream(). Tool calls are in the last chunk."""
+        self._check_tools(request)
+        return self._stream(calls.chat_stream(messages, request))
+
+    def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
+        """The prompt that chat() makes of a conversation."""
+        self._check_tools(request)
+        return self._ask(calls.template_call(messages, request))
+
+    # ---------------------------------------------------------------- the rest
+
+    def embed(self, inputs: Any, *, dimensions: int | None = None, normalize: bool = True) -> Any:
+        """A vector for a text or a list of tokens, a list of them for a list; with pooling="none" one for each token.
+
+        `dimensions` keeps the first numbers of each, for models that were made for it. Needs LLM(..., embedding=True).
+        """
+        return self._ask(calls.embed_call(inputs, dimensions, normalize))
+
+    def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
+        """Documents by their relevance to a query, the best first. Needs LLM(..., reranking=True)."""
+        return self._ask(calls.rerank_call(query, documents, top_n))
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The tokens of a text, as generate() computes them."""
+        return self._ask(calls.tokenize_call(text, add_special, parse_special))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        return self._ask(calls.detokenize_call(tokens))
+
+    # ---------------------------------------------------------------- how calls are made
+
+    def _ask(self, call: Call[T]) -> T:
+        return self._ask_all([call])[0]
+
+    def _ask_all(self, wanted: Sequence[Call[T]]) -> list[T]:
+        """The answers, in order. Some more requests than there are slots wait in the engine, so that none is idle; one
+        that is ended to make room for others begins again. An error cancels the others, and so does Ctrl-C."""
+        found: dict[int, T] = {}
+        waiting = collections.deque(range(len(wanted)))
+        running: dict[int, Request] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * self._n_slots:
+                    i = waiting.popleft()
+                    if wanted[i].path:
+                        running[i] = self._engine.submit(wanted[i].method, wanted[i].path, wanted[i].body)
+                    else:
+                        found[i] = wanted[i].read(None)
+                timeout_ms = POLL_MS if len(running) == 1 else SWEEP_MS
+                for i, request in list(running.items()):
+                    answer = request.whole(timeout_ms)
+                    timeout_ms = 0
+                    if answer is None:
+                        continue
+                    running.pop(i).close()
+                    if isinstance(answer, PreemptedError):
+                        waiting.append(i)
+                        time.sleep(0 if running else PREEMPTED_S)
+                    else:
+                        found[i] = wanted[i].read(answer)
+        finally:
+            for request in running.values():
+                request.close()
+        return [found[i] for i in range(len(wanted))]
+
+    def _stream(self, stream: Stream) -> Iterator[Chunk]:
+        return _chunks(self._engine.submit("POST", stream.path, stream.body), stream.reader())
+
+
+def _chunks(running: Request, read: Callable[[Any], Iterator[Chunk]]) -> Iterator[Chunk]:
+    with running as request:
+        for event in request.events():
+            yield from read(event)

@@ -1,0 +1,162 @@
+"""How an engine is made: keyword arguments, which are flags of superllama-server, and its own defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from .._gguf import check_gguf
+from .._memory import memory
+from .library import flags
+from .names import by_own_names, unknown
+
+AnyPath = str | os.PathLike[str]
+Size = int | str
+
+
+class EngineOptions(TypedDict, total=False):
+    """What LLM and AsyncLLM take, beside any other flag of superllama-server by its name with underscores
+    (`cache_reuse=256`, `override_tensor="exps=CPU"`, `no_warmup=True`)."""
+
+    # memory
+    n_ctx: int  # cells of the KV cache, shared by all sequences (8192); 0 = the model's whole context
+    n_parallel: int  # sequences that are computed at once (4)
+    n_batch: int
+    n_ubatch: int
+    dynamic_layers: bool
+    async_prefetch: bool
+    mem_budget: Size
+    vram_budget: Size | Sequence[Size]
+    paged_kv: bool
+    kv_budget: Size
+    spill_dir: AnyPath
+    n_gpu_layers: int
+    cache_ram: int  # MiB of prompts kept beside the slots (8192)
+    type_k: str
+    type_v: str
+    repack: bool
+    # computing
+    n_threads: int
+    n_threads_batch: int
+    flash_attn: Literal["on", "off", "auto"] | bool
+    swa_full: bool
+    kv_unified: bool
+    # what it does
+    embedding: bool
+    reranking: bool
+    pooling: Literal["none", "mean", "cls", "last", "rank"]
+    lora: AnyPath | Sequence[AnyPath]
+    lora_scaled: Mapping[str, float]  # file -> scale
+    control_vector: AnyPath | Sequence[AnyPath]
+    mmproj: AnyPath
+    chat_template: str
+    chat_template_file: AnyPath
+    chat_template_kwargs: Mapping[str, Any]
+    reasoning_format: Literal["none", "deepseek", "deepseek-legacy", "auto"]
+    reasoning_budget: int
+    slot_save_path: AnyPath
+    # speculation
+    speculative: str  # "ngram", "mtp", or the path of a draft model
+    # our log
+    metrics_file: AnyPath
+    verbosity: int
+
+
+_SYNONYMS = {
+    "ctx_size": "n_ctx",
+    "max_model_len": "n_ctx",
+    "num_ctx": "n_ctx",
+    "batch_size": "n_batch",
+    "ubatch_size": "n_ubatch",
+    "parallel": "n_parallel",
+    "max_num_seqs": "n_parallel",
+    "n_seq_max": "n_parallel",
+    "threads": "n_threads",
+    "num_thread": "n_threads",
+    "threads_batch": "n_threads_batch",
+    "gpu_layers": "n_gpu_layers",
+    "num_gpu": "n_gpu_layers",
+    "cache_type_k": "type_k",
+    "cache_type_v": "type_v",
+    "embeddings": "embedding",
+    "rerank": "reranking",
+}
+_FLAGS = {
+    "n_ctx": "--ctx-size",
+    "n_parallel": "--parallel",
+    "n_batch": "--batch-size",
+    "n_ubatch": "--ubatch-size",
+    "n_threads": "--threads",
+    "n_threads_batch": "--threads-batch",
+    "n_gpu_layers": "--n-gpu-layers",
+    "type_k": "--cache-type-k",
+    "type_v": "--cache-type-v",
+}
+_DRAFT = {"ngram": ["--spec-default"], "mtp": ["--spec-type", "draft-mtp"]}
+
+
+def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
+    """The command line of an engine.
+
+    Raises: TypeError for a name that nobody knows, ModelError for a file that is no model.
+    """
+    found = by_own_names(options, _SYNONYMS)
+    if model.startswith("hf:"):
+        words = ["-hf", model[3:]]
+    else:
+        words = ["--model", str(check_gguf(model))]
+        if not _places_layers(found) and _is_too_large(model):
+            found |= {"dynamic_layers": True, "async_prefetch": True}
+    if "n_ctx" not in found:
+        found["n_ctx"] = 8192
+    for key, value in found.items():
+        if value is not None:
+            words += _words(key, value)
+    return words
+
+
+def _places_layers(options: Mapping[str, Any]) -> bool:
+    return any(name in options for name in ("dynamic_layers", "async_prefetch", "mem_budget", "vram_budget"))
+
+
+def _is_too_large(path: str) -> bool:
+    """Whether a file has no room in what memory is there now."""
+    return Path(path).stat().st_size > 0.9 * memory().host_available
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if name == "speculative":
+        return _DRAFT.get(value, ["--model-draft", os.fspath(value)])
+    if name == "lora_scaled":
+        return ["--lora-scaled", ",".join(f"{os.fspath(file)}:{scale}" for file, scale in value.items())]
+    if name == "chat_template_kwargs":
+        return ["--chat-template-kwargs", json.dumps(dict(value))]
+    flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+    known = flags()
+    if flag not in known:
+        raise unknown(name, [*EngineOptions.__annotations__, *_SYNONYMS, *(_own_name(f) for f in known)], "LLM")
+    if name == "flash_attn" and isinstance(value, bool):
+        value = "on" if value else "off"
+    if not known[flag]:
+        return _switch(name, flag, value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name} takes a value, not {value}")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = ",".join(str(item) if isinstance(item, int) else os.fspath(item) for item in value)
+    return [flag, str(value) if isinstance(value, int | float) else os.fspath(value)]
+
+
+def _switch(name: str, flag: str, value: Any) -> list[str]:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a switch, True or False, not {value!r}")
+    if value:
+        return [flag]
+    off = "--" + flag[5:] if flag.startswith("--no-") else "--no-" + flag[2:]
+    return [off] if off in flags() else []  # what cannot be switched off is off
+
+
+def _own_name(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")

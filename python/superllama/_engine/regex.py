@@ -1,0 +1,107 @@
+"""A regular expression as a GBNF grammar: what a grammar can hold of it, exactly, and an error for the rest."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from typing import Any
+
+from .._errors import GrammarError
+
+# Python's own parser of regular expressions, which has no name that is public
+parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
+codes: Any = importlib.import_module("re._constants" if sys.version_info >= (3, 11) else "sre_constants")
+
+_CLASSES = {"CATEGORY_DIGIT": "0-9", "CATEGORY_WORD": "a-zA-Z0-9_", "CATEGORY_SPACE": r" \t\n\r\x0B\x0C"}
+_NEGATED = {"CATEGORY_NOT_DIGIT": "0-9", "CATEGORY_NOT_WORD": "a-zA-Z0-9_", "CATEGORY_NOT_SPACE": r" \t\n\r\x0B\x0C"}
+
+
+def regex_grammar(pattern: str) -> str:
+    r"""The grammar of all texts that `pattern` matches as a whole. \d, \w and \s are those of ASCII.
+
+    Raises: GrammarError for a pattern that is none, or that looks around, refers back or ignores case.
+    """
+    try:
+        tree = parser.parse(pattern)
+    except (re.error, OverflowError, RecursionError) as e:
+        raise GrammarError(f"the regular expression {pattern!r} cannot be parsed: {e}") from e
+    if tree.state.flags & ~re.UNICODE & ~re.ASCII:
+        raise GrammarError(f"the regular expression {pattern!r} has flags, such as (?i); write them out")
+    items = list(tree)
+    if items and items[0] == (codes.AT, codes.AT_BEGINNING):  # the whole text is matched anyway
+        items = items[1:]
+    if items and items[-1][0] is codes.AT and str(items[-1][1]) in ("AT_END", "AT_END_STRING"):
+        items = items[:-1]
+    return "root ::= " + (_sequence(items, pattern) or '""')
+
+
+def choice_grammar(choices: list[str]) -> str:
+    """The grammar of one of these texts. Raises: GrammarError if there are none."""
+    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise GrammarError("choices are a list of texts that are not empty")
+    return "root ::= " + " | ".join(_literal(choice) for choice in choices)
+
+
+def _sequence(items: Any, pattern: str) -> str:
+    return " ".join(_item(code, value, pattern) for code, value in items)
+
+
+def _item(code: Any, value: Any, pattern: str) -> str:
+    if code is codes.LITERAL:
+        return _literal(chr(value))
+    if code is codes.NOT_LITERAL:
+        return f"[^{_in_class(value)}]"
+    if code is codes.ANY:
+        return r"[^\n]"
+    if code is codes.IN:
+        return _set(value, pattern)
+    if code is codes.BRANCH:
+        return "(" + " | ".join(_sequence(branch, pattern) or '""' for branch in value[1]) + ")"
+    if code is codes.SUBPATTERN and not value[1] and not value[2]:
+        return f"({_sequence(value[3], pattern) or chr(34) * 2})"
+    if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):  # which texts match does not depend on greed
+        least, most, inner = value
+        return f"({_sequence(inner, pattern) or chr(34) * 2})" + _times(least, most)
+    kind = str(code).lower().replace("_", " ")
+    raise GrammarError(f"the regular expression {pattern!r} has what a grammar cannot hold: {kind}")
+
+
+def _times(least: int, most: Any) -> str:
+    if most == codes.MAXREPEAT:
+        return {0: "*", 1: "+"}.get(least, f"{{{least},}}")
+    return f"{{{least},{most}}}"
+
+
+def _set(items: Any, pattern: str) -> str:
+    negated = items[0][0] is codes.NEGATE
+    text = ""
+    alone = len(items) - negated == 1
+    for code, value in items[negated:]:
+        if code is codes.LITERAL:
+            text += _in_class(value)
+        elif code is codes.RANGE:
+            text += f"{_in_class(value[0])}-{_in_class(value[1])}"
+        elif code is codes.CATEGORY and str(value) in _CLASSES:
+            text += _CLASSES[str(value)]
+        elif code is codes.CATEGORY and str(value) in _NEGATED and alone:
+            text, negated = _NEGATED[str(value)], not negated
+        else:
+            raise GrammarError(f"the regular expression {pattern!r} has a set that a grammar cannot hold")
+    return f"[{'^' if negated else ''}{text}]"
+
+
+def _literal(text: str) -> str:
+    return '"' + "".join(f"\\{c}" if c in '"\\' else _plain(ord(c)) for c in text) + '"'
+
+
+def _in_class(code: int) -> str:
+    return "\\" + chr(code) if chr(code) in "[]\\" else _escaped(code) if chr(code) in "^-" else _plain(code)
+
+
+def _plain(code: int) -> str:
+    return chr(code) if 0x20 <= code < 0x7F else _escaped(code)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
