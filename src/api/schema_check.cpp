@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <regex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -132,6 +133,7 @@ class schema_walk {
 
     const common_json & root;
     std::set<std::string> references;
+    std::set<std::string> rules; // of the grammar, of the schemas that are referred to
     size_t n_nodes = 0;
 };
 
@@ -182,6 +184,10 @@ void schema_walk::reference(const common_json & schema, const std::string & path
         const std::string name = schema.at("$ref").get<std::string>();
         const common_json * target = find(root, name);
         if (target != nullptr && references.insert(name).second) {
+            // upstream takes a rule of this name for the one that it has made already
+            if (!rules.insert(std::regex_replace(name, std::regex("[^a-zA-Z0-9-]+"), "-")).second) {
+                refuse(path, "\"$ref\" to " + name + " and to another one differ in special characters only");
+            }
             node(*target, name);
         }
     }
@@ -267,6 +273,9 @@ void schema_walk::object(const common_json & schema, const std::string & path) {
     }
     if (has_properties) {
         for (const auto & entry : schema.at("properties").items()) {
+            if (entry.k.empty() && path == "#") { // its rule would be that of the whole answer
+                refuse(path, "a property of the whole has no name");
+            }
             node(entry.v, path + "/properties/" + entry.k);
         }
     }

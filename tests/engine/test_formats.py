@@ -63,10 +63,11 @@ def test_choices_are_texts() -> None:
 def test_a_class_comes_back_as_an_instance() -> None:
     form = format_of(response_format=Llama)
     assert form.schema is not None and set(form.schema["required"]) == {"name", "age", "colour"}
-    assert form.parse is not None
-    assert form.parse('{"name": "Ada", "age": 3, "colour": "red"}') == Llama(name="Ada", age=3, colour=Colour.RED)
+    assert form.read('{"name": "Ada", "age": 3, "colour": "red"}') == Llama(name="Ada", age=3, colour=Colour.RED)
     with pytest.raises(superllama.GrammarError, match="cut"):
-        form.parse('{"name": "Ada", "ag')
+        form.read('{"name": "Ada", "ag')
+    with pytest.raises(superllama.GrammarError, match="no text"):
+        form.read('{"name": "\ufffd", "age": 3, "colour": "red"}')
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,15 @@ DROPPED: list[tuple[Any, str]] = [
     ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}, "$ref"),
     ({"type": "object", "properties": {"a": {"properties": {"b": {"type": "number", "maximum": 1}}}}}, "properties/b"),
     ({"minimum": 3}, "minimum"),
+    ({"type": "object", "properties": {"": {"type": "boolean"}, "a": {"type": "null"}}}, "no name"),
+    (
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/x y"}, "b": {"$ref": "#/$defs/x-y"}},
+            "$defs": {"x y": {"type": "null"}, "x-y": {"type": "boolean"}},
+        },
+        "special characters",
+    ),
 ]
 
 

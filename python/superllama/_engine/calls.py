@@ -145,7 +145,7 @@ def _completion(answer: Mapping[str, Any], form: Format) -> Completion:
         usage=_usage(answer["timings"], answer["tokens_predicted"]),
         timings=timings_of(answer["timings"]),
         logprobs=_logprobs(answer.get("completion_probabilities")),
-        parsed=form.parse(text) if form.parse else None,
+        parsed=form.read(text),
     )
 
 
@@ -271,7 +271,7 @@ def chat_call(messages: object, request: Mapping[str, Any]) -> Call[ChatCompleti
             timings=timings_of(answer["timings"]),
             message=message,
             logprobs=_chat_logprobs(choice),
-            parsed=form.parse(text) if form.parse else None,
+            parsed=form.read(text),
         )
 
     return Call("/v1/chat/completions", body, read)

@@ -16,6 +16,9 @@ from .._errors import GrammarError
 from .regex import choice_grammar, regex_grammar
 
 
+REPLACEMENT = "\ufffd"  # what stands for bytes that are not UTF-8
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
     """How a request says it, and how the text becomes an object."""
@@ -23,6 +26,14 @@ class Format:
     schema: Mapping[str, Any] | None = None
     grammar: str | None = None
     parse: Callable[[str], Any] | None = None
+
+    def read(self, text: str) -> Any:
+        """The object that an answer is, None where no form was asked for. Raises: GrammarError if it is none."""
+        if self.parse is None:
+            return None
+        if REPLACEMENT in text:  # a grammar counts characters, and what is none counts as it likes
+            raise GrammarError(f"the answer holds bytes that are no text, where a form was asked for: {text:.200}")
+        return self.parse(text)
 
 
 def format_of(
