@@ -177,6 +177,22 @@ const common_json & schema_walk::resolved(const common_json & schema, const std:
     return *at;
 }
 
+// What upstream makes of a name: runs of other characters are one "-".
+static std::string rule_name(const std::string & name) {
+    std::string rule;
+    for (size_t i = 0; i < name.size(); ++i) {
+        const auto is_plain = [](char c) {
+            return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
+        };
+        if (is_plain(name[i])) {
+            rule += name[i];
+        } else if (i == 0 || is_plain(name[i - 1])) {
+            rule += '-';
+        }
+    }
+    return rule;
+}
+
 void schema_walk::reference(const common_json & schema, const std::string & path) {
     only(schema, path, every_kind, { "$ref" });
     resolved(schema, path); // throws where there is no end to it
@@ -185,7 +201,7 @@ void schema_walk::reference(const common_json & schema, const std::string & path
         const common_json * target = find(root, name);
         if (target != nullptr && references.insert(name).second) {
             // upstream takes a rule of this name for the one that it has made already
-            if (!rules.insert(std::regex_replace(name, std::regex("[^a-zA-Z0-9-]+"), "-")).second) {
+            if (!rules.insert(rule_name(name)).second) {
                 refuse(path, "\"$ref\" to " + name + " and to another one differ in special characters only");
             }
             node(*target, name);
@@ -299,8 +315,34 @@ void schema_walk::array(const common_json & schema, const std::string & path) {
     }
 }
 
+// Whether all braces of a pattern are counts, {2}, {2,} or {2,3}. Others are plain text, and the converter takes the
+// number that they begin with.
+static bool braces_are_counts(const std::string & pattern) {
+    static const std::regex count("\\{[0-9]+(,[0-9]*)?\\}");
+    bool in_set = false;
+    for (size_t i = 0; i < pattern.size(); ++i) {
+        const char c = pattern[i];
+        if (c == '\\') {
+            ++i;
+        } else if (c == '[' || c == ']') {
+            in_set = c == '[';
+        } else if (c == '{' && !in_set) {
+            const size_t end = pattern.find('}', i);
+            const size_t length = end == std::string::npos ? 0 : end + 1 - i;
+            // no longer than two numbers: std::regex recurses with the length
+            if (length == 0 || length > 32 || !std::regex_match(pattern.substr(i, length), count)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 // The converter says nothing of a pattern that it cannot hold: the grammar of one is that of any string.
 static bool pattern_is_held(const common_json & pattern) {
+    if (!braces_are_counts(pattern.get<std::string>())) {
+        return false;
+    }
     common_json alone = common_json::object();
     alone["type"] = "string";
     alone["pattern"] = pattern;

@@ -106,6 +106,8 @@ DROPPED: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": "^hello\\!$"}, "pattern"),
     ({"type": "string", "pattern": "hello"}, "pattern"),
     ({"type": "string", "pattern": "^(?=a)a$"}, "pattern"),
+    ({"type": "string", "pattern": "^[0-9]{2a}$"}, "pattern"),
+    ({"type": "string", "pattern": "^[0-9]{,2}$"}, "pattern"),
     ({"type": "string", "pattern": "^a$", "maxLength": 3}, "maxLength"),
     ({"type": "string", "format": "date", "minLength": 3}, "minLength"),
     ({"type": "string", "maxLength": 5000}, "maxLength"),
