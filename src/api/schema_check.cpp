@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
-#include <regex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -315,34 +314,8 @@ void schema_walk::array(const common_json & schema, const std::string & path) {
     }
 }
 
-// Whether all braces of a pattern are counts, {2}, {2,} or {2,3}. Others are plain text, and the converter takes the
-// number that they begin with.
-static bool braces_are_counts(const std::string & pattern) {
-    static const std::regex count("\\{[0-9]+(,[0-9]*)?\\}");
-    bool in_set = false;
-    for (size_t i = 0; i < pattern.size(); ++i) {
-        const char c = pattern[i];
-        if (c == '\\') {
-            ++i;
-        } else if (c == '[' || c == ']') {
-            in_set = c == '[';
-        } else if (c == '{' && !in_set) {
-            const size_t end = pattern.find('}', i);
-            const size_t length = end == std::string::npos ? 0 : end + 1 - i;
-            // no longer than two numbers: std::regex recurses with the length
-            if (length == 0 || length > 32 || !std::regex_match(pattern.substr(i, length), count)) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
 // The converter says nothing of a pattern that it cannot hold: the grammar of one is that of any string.
 static bool pattern_is_held(const common_json & pattern) {
-    if (!braces_are_counts(pattern.get<std::string>())) {
-        return false;
-    }
     common_json alone = common_json::object();
     alone["type"] = "string";
     alone["pattern"] = pattern;
@@ -359,9 +332,9 @@ void schema_walk::text(const common_json & schema, const std::string & path) {
     if (schema.contains("pattern") && schema.at("pattern").is_string()) {
         only(schema, path, "gs", { "type", "pattern" });
         if (!pattern_is_held(schema.at("pattern"))) {
-            refuse(path, "the pattern " + schema.at("pattern").dump_safe() +
-                             " cannot be held by a grammar; write it from ^ to $, with groups, sets and repetitions "
-                             "only");
+            refuse(path,
+                   "the pattern " + schema.at("pattern").dump_safe() +
+                       " cannot be held by a grammar, which knows groups, sets, repetitions, and ^ and $ at the ends");
         }
     } else if (has_format) {
         only(schema, path, "gs", { "type" });
@@ -444,6 +417,9 @@ void check_schema(const common_json & schema) {
 }
 
 void check_schemas(const common_json & answer, const common_json & tools) {
+    if (!answer.is_null() && !answer.is_object()) { // upstream looks at objects only here
+        throw std::invalid_argument("JSON schema: it has to be an object, not " + answer.dump_safe());
+    }
     check_schema(answer);
     for (size_t i = 0; tools.is_array() && i < tools.size(); ++i) {
         const common_json & tool = tools.at(i);

@@ -1,6 +1,8 @@
 // JSON schemas for constrained answers: what the grammar made of one cannot hold is refused, not dropped.
 #pragma once
 
+#include "api/string_pattern.h" // for upstream's converter, which sees this header
+
 class common_json;
 
 namespace superllama {
