@@ -96,6 +96,10 @@ class AsyncLLM(Base):
         """See LLM.stream()."""
         return self._stream(calls.stream_call(prompts, request))
 
+    async def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
+        """See LLM.infill()."""
+        return await self._ask(calls.infill_call(prefix, suffix, request))
+
     # ---------------------------------------------------------------- conversations
 
     async def chat(self, messages: Messages, **request: Unpack[Conversation]) -> ChatCompletion:

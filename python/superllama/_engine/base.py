@@ -15,6 +15,7 @@ from .._layers import Layer, layers_of, memory_by_tag
 from .._metrics import Metrics, metrics_of
 from .._params import ModelParams
 from .._progress import LoadProgress, ProgressCallback, bar_for
+from .facts import EngineFacts
 from .handle import Handle
 from .options import arguments
 
@@ -61,6 +62,11 @@ class Base:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @functools.cached_property
+    def facts(self) -> EngineFacts:
+        """What the model is: its metadata, sizes, vocabulary; the members of Model that need no weights."""
+        return EngineFacts(self._engine)
 
     @functools.cached_property
     def _props(self) -> Any:

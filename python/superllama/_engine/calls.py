@@ -76,6 +76,13 @@ def _generate_call(i: int, prompt: object, n: int, request: Mapping[str, Any]) -
     return Call("/completion", body, read)
 
 
+def infill_call(prefix: str, suffix: str, request: Mapping[str, Any]) -> Call[Completion]:
+    """What stands between two texts."""
+    body, form = _text_body("", request)
+    body |= {"input_prefix": prefix, "input_suffix": suffix}
+    return Call("/infill", body, lambda answer: _completion(answer, form))
+
+
 def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any]) -> Stream:
     """The same piece by piece."""
     given = list(prompts) if _are_several(prompts) else [prompts]
@@ -283,6 +290,12 @@ def chat_stream(messages: object, request: Mapping[str, Any]) -> Stream:
     _checked_stream(body)
     body |= {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
     return Stream("/v1/chat/completions", body, lambda: _ChatChunks(functions))
+
+
+def chat_request(messages: object, stream: bool, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The path and the body of an answer in a conversation, for who reads its JSON."""
+    body, _, _ = chat_body(messages, request, "chat")
+    return "/v1/chat/completions", body | ({"stream": True} if stream else {})
 
 
 class _ChatChunks:

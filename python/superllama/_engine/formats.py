@@ -15,7 +15,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from .._errors import GrammarError
 from .regex import choice_grammar, regex_grammar
 
-
 REPLACEMENT = "\ufffd"  # what stands for bytes that are not UTF-8
 
 

@@ -85,6 +85,10 @@ class LLM(Base):
         Leaving the loop cancels the request."""
         return self._stream(calls.stream_call(prompts, request))
 
+    def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
+        """What stands between two texts, by a model that has tokens for that."""
+        return self._ask(calls.infill_call(prefix, suffix, request))
+
     # ---------------------------------------------------------------- conversations
 
     def chat(self, messages: Messages, **request: Unpack[Conversation]) -> ChatCompletion:
@@ -102,6 +106,14 @@ class LLM(Base):
         """What chat() gives, as it comes; see stream(). Tool calls are in the last chunk."""
         self._check_tools(request)
         return self._stream(calls.chat_stream(messages, request))
+
+    def chat_events(self, messages: Messages, stream: bool, request: Mapping[str, Any]) -> Iterator[Any]:
+        """The answer, or its chunks, as the dicts of OpenAI's API; `request` is what chat() takes."""
+        self._check_tools(request)
+        path, body = calls.chat_request(messages, stream, request)
+        if not stream:
+            return iter([self._ask(Call(path, body, lambda answer: answer))])
+        return _events(self._engine.submit("POST", path, body))
 
     def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
         """The prompt that chat() makes of a conversation."""
@@ -167,6 +179,11 @@ class LLM(Base):
 
     def _stream(self, stream: Stream) -> Iterator[Chunk]:
         return _chunks(self._engine.submit("POST", stream.path, stream.body), stream.reader())
+
+
+def _events(running: Request) -> Iterator[Any]:
+    with running as request:
+        yield from request.events()
 
 
 def _chunks(running: Request, read: Callable[[Any], Iterator[Chunk]]) -> Iterator[Chunk]:
