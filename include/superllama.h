@@ -36,8 +36,10 @@ struct superllama_memory {
 LLAMA_API int32_t superllama_usable_cores(int32_t n);
 LLAMA_API double superllama_cpu_quota(void);
 
-// llama_sampler_apply() and llama_sampler_accept(), which may throw where a grammar and a token contradict each other:
-// -1 with superllama_last_error().
+// llama_sampler_init_grammar(), _apply() and _accept(), which may throw: where a grammar and a token contradict each
+// other, and where a grammar goes on in too many ways at once. Null, or -1, with superllama_last_error().
+LLAMA_API struct llama_sampler * superllama_sampler_init_grammar(const struct llama_vocab * vocab, const char * grammar,
+                                                                 const char * root);
 LLAMA_API int32_t superllama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * tokens);
 LLAMA_API int32_t superllama_sampler_accept(struct llama_sampler * smpl, llama_token token);
 

@@ -18,6 +18,8 @@ from ._sampling import Sampler
 from ._states import States
 from ._text import is_text, token_list
 
+MOST_SCALE = 10_000  # of an adapter; with more come numbers that are none
+
 
 class Context(States):
     """A place to compute in: the tokens that a model has read, in one or more sequences, and the logits of the
@@ -209,16 +211,18 @@ class Context(States):
     def set_lora(self, adapters: Iterable[tuple[Lora, float]] = ()) -> None:
         """Use these LoRA adapters with these scales, and no others, from the next batch on.
 
-        Raises: ContextError for an adapter of another model.
+        Raises: ContextError for an adapter of another model, and for a scale that is none.
         """
         hint = "set_lora() takes pairs of an adapter and its scale: [(model.load_lora(path), 1.0)]"
         try:
             chosen = [(lora, float(scale)) for lora, scale in adapters]
         except (TypeError, ValueError):
             raise ContextError(hint) from None
-        for lora, _ in chosen:
+        for lora, scale in chosen:
             if not isinstance(lora, Lora):
                 raise ContextError(hint)
+            if not abs(scale) <= MOST_SCALE:  # not a number is none either
+                raise ContextError(f"the scale of {lora.name} must be between -{MOST_SCALE} and {MOST_SCALE}: {scale}")
             if lora.model is not self.model:
                 raise ContextError(f"the adapter {lora.name} was loaded for another model")
         with self._use() as c:

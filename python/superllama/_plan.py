@@ -33,6 +33,7 @@ SHARES = (25, 50, 75, 90, 100)  # percent of what everything needs
 SAME = 1.02  # speeds within this factor count as equal
 
 Limit = Literal["disk", "CPU"]
+Use = Literal["generate", "embed", "perplexity", "server"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +134,17 @@ def plan(
     n_ubatch: int | None = None,
     n_threads: int | None = None,
     repack: bool | None = None,
+    use: Use = "generate",
+    n_parallel: int | None = None,
 ) -> Plan:
     """What would live where under `mem_budget` ("8GiB", "60%", bytes; default "auto"), and how fast; no weights are
     loaded. Takes about two seconds, most of them to measure this disk and this CPU.
 
     `params` and `context_params` are those that the model and its context would be made with; the keywords are
-    fields of them and win (`repack` is use_extra_bufts).
+    fields of them and win (`repack` is use_extra_bufts). `use` is what it is for, which changes how many logits there
+    are and how much is computed at once: "generate" (Context), "embed" (a whole text at once), "perplexity" (logits of
+    every token), "server" (superllama-server and LLM, with `n_parallel` sequences, 4 by default, that share the
+    context; what it keeps of finished prompts comes on top, where there is room).
 
     Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values,
     ForkedError in a fork of a process that had a context or made a plan.
@@ -147,6 +153,7 @@ def plan(
     context_kwargs = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
     params = merged(ModelParams, params, {k: v for k, v in model_kwargs.items() if v is not None})
     context = merged(ContextParams, context_params, {k: v for k, v in context_kwargs.items() if v is not None})
+    context, n_outputs = for_use(context, use, n_parallel)
     check_can_compute()  # measuring this CPU does
     with Model(path, vocab_only=True, progress=False) as model:
         file, n_train, at_once = model.path, model.n_ctx_train, context.at_once(model.architecture, model.metadata)
@@ -154,12 +161,13 @@ def plan(
         context = merged(ContextParams, context, {"n_ctx": min(n_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)})
     budget = size_bytes(params.mem_budget) or int(memory().host_available * params.mem_pressure)
 
-    need = library_plan(file, params, context, [budget], at_once)[0]
+    need = library_plan(file, params, context, [budget], at_once, n_outputs)[0]
     marks = {f"{share} %": need.mem_full_bytes * share // 100 for share in SHARES}
     budgets = {"asked": budget, "least": need.mem_least_bytes, **marks}
-    found = dict(zip(budgets, library_plan(file, params, context, list(budgets.values()), at_once), strict=True))
+    plans = library_plan(file, params, context, list(budgets.values()), at_once, n_outputs)
+    found = dict(zip(budgets, plans, strict=True))
     other_params = merged(ModelParams, params, {"use_extra_bufts": not params.use_extra_bufts})
-    other = library_plan(file, other_params, context, [budget], at_once)[0]
+    other = library_plan(file, other_params, context, [budget], at_once, n_outputs)[0]
 
     machine, other_rate = measure(file, params.use_extra_bufts, context.n_threads or n_physical_cores())
     rows = {label: row(label, p, machine.read_bytes_per_s, machine.cpu_bytes_per_s) for label, p in found.items()}
@@ -183,17 +191,48 @@ def plan(
     )
 
 
+def for_use(context: ContextParams, use: Use, n_parallel: int | None) -> tuple[ContextParams, int]:
+    """The parameters of a context for that use, where they are not given, and the most logits at once, 0 = of every
+    token. Raises: ValueError for a use that there is not, and for sequences that it does not have.
+    """
+    if n_parallel is not None and (use != "server" or n_parallel < 1):
+        raise ValueError(f"n_parallel={n_parallel}: only the use 'server' has that, and at least one")
+    n_parallel = n_parallel or 4
+    n_texts = max(1, 2048 // (context.n_ctx or 512))  # that perplexity computes at once
+    usual: dict[str, dict[str, Any]] = {
+        "generate": {},
+        "embed": {"embeddings": True},
+        "perplexity": {"n_ctx": 512, "n_batch": 2048, "n_seq_max": n_texts, "swa_full": False},
+        "server": {"n_seq_max": n_parallel, "kv_unified": True, "swa_full": False, "n_batch": 2048},
+    }
+    if use not in usual:
+        raise ValueError(f"use={use!r}: there are {', '.join(usual)}")
+    if use == "server" and context.n_ctx is None:
+        usual["server"]["n_ctx"] = 0  # as the program: the model's own
+    given = context.model_fields_set
+    context = merged(ContextParams, context, {k: v for k, v in usual[use].items() if k not in given})
+    if use == "perplexity":
+        context = merged(ContextParams, context, {"n_ctx": (context.n_ctx or 512) * n_texts})
+    return context, n_parallel if use == "server" else 0
+
+
 # ---------------------------------------------------------------- what the library and the machine say
 
 
 def library_plan(
-    path: Path, params: ModelParams, context: ContextParams, budgets: list[int], at_once: bool = False
+    path: Path,
+    params: ModelParams,
+    context: ContextParams,
+    budgets: list[int],
+    at_once: bool = False,
+    n_outputs: int = 0,
 ) -> list[SimpleNamespace]:
     """A copy of the C struct superllama_plan for each budget. Raises: ModelError."""
     owned: list[Any] = []
     n_threads = context.n_threads or n_physical_cores()
     c = context.to_c(owned, n_ctx=context.n_ctx or 0, n_threads=n_threads, at_once=at_once)
     c.n_batch = max(c.n_batch, c.n_ubatch)  # the library would cut the ubatch to it
+    c.n_outputs_max = n_outputs
     m = params.to_c(owned)
     m.load_mode = lib.LLAMA_LOAD_MODE_NONE  # what dynamic layers take whatever is asked; a dry run cannot map
     out = ffi.new("struct superllama_plan[]", len(budgets))

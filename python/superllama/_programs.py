@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,6 +89,31 @@ def missing_model(arguments: Sequence[str]) -> str | None:
     return None
 
 
+# options that name files beside the model, in a list; after a colon comes a scale
+FILE_OPTIONS = {
+    *("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "-mm", "--mmproj", "--prompt-cache"),
+    *("-md", "--model-draft", "--spec-draft-model", "-m", "--model"),
+}
+
+
+def odd_file(arguments: Sequence[str], *, positional: bool = False) -> str | None:
+    """What is wrong with a path that is there and is no file, such as a FIFO, for which a program would wait; None if
+    nothing is. `positional`: the program's files are arguments without an option."""
+    from ._errors import ModelError
+    from ._files import check_mode
+
+    named = [value for option, value in pairwise(arguments) if option in FILE_OPTIONS]
+    paths = [path for value in named for part in value.split(",") for path in (part, part.rpartition(":")[0])]
+    for path in [*paths, *(arguments if positional else ())]:
+        try:
+            check_mode(path, os.stat(path).st_mode, ModelError)  # noqa: PTH116 - any text may be a path
+        except (OSError, ValueError):
+            continue  # the program says what it cannot open
+        except ModelError as e:
+            return str(e)
+    return None
+
+
 # ---------------------------------------------------------------- where the programs are
 
 
@@ -145,6 +171,8 @@ def run_with_model(name: str, *, reads_environment: bool = True) -> NoReturn:
         arguments = [*arguments, "-m", str(model)]
     elif name != "llama-bench" and (problem := missing_model(arguments)):  # llama-bench takes lists of files
         sys.exit(f"superllama: {problem}")
+    if problem := odd_file(arguments):
+        sys.exit(f"superllama: {problem}")
     run(name, arguments)
 
 
@@ -175,6 +203,8 @@ def perplexity() -> NoReturn:
 
 def quantize() -> NoReturn:
     """superllama-quantize: make a smaller model file."""
+    if problem := odd_file(sys.argv[1:], positional=True):
+        sys.exit(f"superllama: {problem}")
     run("llama-quantize", sys.argv[1:])
 
 

@@ -76,7 +76,7 @@ class Sampler:
         if self.params.grammar is None:
             return ffi.NULL
         with self.model._use(), collected_errors() as errors, printed_to_stderr(PARSE_ERROR) as printed:
-            sampler = lib.llama_sampler_init_grammar(
+            sampler = lib.superllama_sampler_init_grammar(
                 self.model._vocab, utf8(self.params.grammar, "the grammar"), b"root"
             )
         if sampler == ffi.NULL:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ._cache import Entry
 
 
+USES = ("generate", "embed", "perplexity", "server")  # of plan(), which takes a while to import
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main_parser = argparse.ArgumentParser(
@@ -34,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("-c", "--ctx-size", metavar="N", type=int, help="tokens of context; 0 = the model's own")
     plan.add_argument("-ub", "--ubatch-size", metavar="N", type=int, help="tokens of a prompt computed at once")
     plan.add_argument("-t", "--threads", metavar="N", type=int, help="threads (default: the physical cores)")
+    plan.add_argument("--for", dest="use", choices=USES, default="generate", help="what it is for (default: generate)")
+    plan.add_argument("-np", "--parallel", metavar="N", type=int, help="sequences of a server (default: 4)")
     plan.add_argument("--no-repack", action="store_true", help="with the weights in the layout of the file")
     plan.add_argument("--json", action="store_true", help="for programs")
 
@@ -98,6 +103,8 @@ def _plan(args: argparse.Namespace) -> int:
             n_ubatch=args.ubatch_size,
             n_threads=args.threads,
             repack=not args.no_repack,
+            use=args.use,
+            n_parallel=args.parallel,
         )
     except ValidationError as e:
         wrong = e.errors()[0]

@@ -16,6 +16,7 @@ import os
 import random
 import sys
 import time
+import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,8 @@ class Llama:
         if vocab_only:
             self._facts = Model(model_path, vocab_only=True, progress=False)
             return
+        for name in _IGNORED:
+            options.pop(name, None)
         own = {k: options.pop(k) for k in list(options) if k in _THEIRS}
         given = engine_options(own)
         if self.model_path.startswith("hf:") or not _places(options):
@@ -279,7 +282,7 @@ class Llama:
         request |= {"tools": tools or (), "tool_choice": tool_choice}
         if response_format is not None and response_format.get("type") != "text":
             request["response_format"] = response_format
-        found = self._engine.chat_events(messages, stream, request)
+        found = self._engine._chat_events(messages, stream, request)
         if stream:
             return (self._renamed(event, model) for event in found)
         return self._renamed(next(iter(found)), model)
@@ -348,6 +351,16 @@ class Llama:
     def n_vocab(self) -> int:
         """Tokens in the vocabulary."""
         return self._facts.n_vocab
+
+    @property
+    def context_params(self) -> types.SimpleNamespace:
+        """What others look up of the context: `n_ctx`, `n_batch`, `n_ubatch`."""
+        return types.SimpleNamespace(n_ctx=self.n_ctx(), **{k: self._arguments[k] for k in ("n_batch", "n_ubatch")})
+
+    @property
+    def model_params(self) -> types.SimpleNamespace:
+        """What others look up of the model: `n_gpu_layers`, `vocab_only`."""
+        return types.SimpleNamespace(**{k: self._arguments[k] for k in ("n_gpu_layers", "vocab_only")})
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -429,6 +442,7 @@ class Llama:
         return {**answer, "model": model or self.model_path}
 
 
+_IGNORED = ("n_parts", "f16_kv", "low_vram", "mul_mat_q")  # of former versions, which later ones ignore as well
 _THEIRS = {
     *(
         "split_mode",

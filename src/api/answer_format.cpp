@@ -1,5 +1,8 @@
 #include "api/answer_format.h"
 
+#include "api/schema_check.h"
+#include "api/tool_choice.h"
+
 #include "json.h"
 
 #include <stdexcept>
@@ -68,6 +71,12 @@ common_json with_schema(common_json completion) {
         completion["json_schema"] = schema;
     }
     return completion;
+}
+
+void check_answer(const common_json & request, const common_json & schema, common_json & tools, std::string & choice,
+                  const common_chat_templates * templates) {
+    check_schemas(schema, tools);
+    choose_tool(request, tools, choice, templates);
 }
 
 } // namespace superllama

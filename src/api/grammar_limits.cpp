@@ -232,4 +232,20 @@ void check_grammar_rules(const llama_grammar_parser & parser) {
     }
 }
 
+static thread_local size_t n_steps = 0; // ten million take a second, about
+
+void begin_grammar_token() {
+    n_steps = 0;
+}
+
+void count_grammar_step(size_t n_ways) {
+    const size_t most = 20000000;
+    n_steps += 1 + n_ways / 50;
+    if (n_steps > most) {
+        n_steps = 0;
+        refuse("the grammar can go on in too many ways at once, and one token would take seconds; say what is repeated "
+               "with one repetition, and put common beginnings together");
+    }
+}
+
 } // namespace superllama

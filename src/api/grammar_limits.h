@@ -1,6 +1,7 @@
 // How deep a grammar may be: upstream follows parentheses and references by recursion, and ends with its stack.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 struct llama_grammar_parser;
@@ -12,5 +13,10 @@ void check_grammar_text(const std::string & grammar);
 
 // Rules that begin with each other, and with themselves. Throws std::runtime_error that names one.
 void check_grammar_rules(const llama_grammar_parser & parser);
+
+// What one token costs: a grammar that may go on in many ways has each of them compared with the `n_ways` before it.
+// Throws std::runtime_error where that takes seconds.
+void begin_grammar_token();
+void count_grammar_step(size_t n_ways);
 
 } // namespace superllama

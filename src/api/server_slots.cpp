@@ -5,7 +5,10 @@
 #include "log.h"
 
 #include <atomic>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
 
 namespace superllama {
 
@@ -65,7 +68,24 @@ void log_dropped(const char * what, uint64_t bytes) {
 
 // ---------------------------------------------------------------------------------------------------------
 
+float known_scale(float scale) {
+    const float most = 10000.0f;
+    if (!(std::fabs(scale) <= most)) { // not a number is none of these
+        throw std::invalid_argument("the scale of an adapter must be a number between -10000 and 10000, not " +
+                                    std::to_string(scale));
+    }
+    return scale;
+}
+
 void switch_off(common_params & params) {
+    try {
+        for (const common_adapter_lora_info & adapter : params.lora_adapters) {
+            known_scale(adapter.scale);
+        }
+    } catch (const std::exception & e) {
+        LOG_ERR("--lora-scaled: %s\n", e.what());
+        exit(1);
+    }
     if (params.lora_init_without_apply) {
         for (common_adapter_lora_info & adapter : params.lora_adapters) {
             adapter.scale = 0.0f;

@@ -4,7 +4,6 @@
 
 #include "api/answer_format.h"
 #include "api/schema_check.h"
-#include "api/tool_choice.h"
 #include "server-task.h"
 
 #include <algorithm>
@@ -22,6 +21,9 @@ std::string adapters_of(const std::vector<common_adapter_lora_info> & adapters);
 // Whether tokens computed with the adapters `have` are as good as computed with `want`: the same ones, or none where
 // all that are wanted begin at an invocation, up to which the server reuses tokens at most.
 bool adapters_match(const std::string & have, const std::string & want);
+
+// A scale that an adapter can have. Throws std::invalid_argument for others, of which come numbers that are none.
+float known_scale(float scale);
 
 // --lora-init-without-apply, which upstream's server reads and forgets: its adapters wait until they are asked for.
 void switch_off(common_params & params);

@@ -52,6 +52,16 @@ int32_t superllama_memory(struct superllama_memory * out) {
     });
 }
 
+struct llama_sampler * superllama_sampler_init_grammar(const struct llama_vocab * vocab, const char * grammar,
+                                                       const char * root) {
+    struct llama_sampler * sampler = nullptr;
+    guarded([&] {
+        sampler = llama_sampler_init_grammar(vocab, grammar, root);
+        return 0;
+    });
+    return sampler;
+}
+
 int32_t superllama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * tokens) {
     return guarded([&] {
         llama_sampler_apply(smpl, tokens);

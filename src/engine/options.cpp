@@ -1,5 +1,6 @@
 #include "engine/options.h"
 
+#include "api/server_slots.h"
 #include "arg.h"
 #include "chat.h"
 
@@ -139,6 +140,9 @@ common_params params_of(const std::vector<std::string> & arguments) {
             throw std::invalid_argument(name + ": " + (is_number ? arguments[i + 1] + " is no number for it" : what));
         }
         i += n_values;
+    }
+    for (const common_adapter_lora_info & adapter : params.lora_adapters) {
+        known_scale(adapter.scale);
     }
     complete(params);
     return params;

@@ -36,6 +36,7 @@ def test_tokens(llama: Llama) -> None:
     assert llama.detokenize(tokens[1:], prev_tokens=tokens[:1]) == b" World"
     assert llama.token_eos() == 2 and llama.n_ctx() == 512 and llama.n_vocab() == 49152 and llama.n_embd() == 576
     assert llama.metadata["general.architecture"] == "llama"
+    assert llama.context_params.n_ctx == 512 and llama.model_params.n_gpu_layers == 0
 
 
 def test_vocab_only(demo_model: Path) -> None:
@@ -129,7 +130,7 @@ def test_options_become_those_of_the_engine(demo_model: Path) -> None:
         "rope_freq_base": 10000.0,
         "chat_format": "chatml",
     }
-    with Llama(str(demo_model), n_ctx=256, mem_budget="60%", **options) as llama:
+    with Llama(str(demo_model), n_ctx=256, n_parts=-1, f16_kv=True, mem_budget="60%", **options) as llama:
         assert llama("a", max_tokens=1)["usage"]["completion_tokens"] == 1
         again = pickle.loads(pickle.dumps(llama))
         assert again.n_ctx() == llama.n_ctx() == 256

@@ -166,6 +166,25 @@ def test_forms_are_held(llm: superllama.LLM) -> None:
     assert llm.generate("the", grammar='root ::= "ab"').text == "ab"
 
 
+WAYS = """root ::= a b? c{0,3}
+a ::= [abc] | a-1
+a-1 ::= "x"
+b ::= root a a
+c ::= b | ""
+"""
+
+
+def test_a_grammar_that_goes_on_in_too_many_ways_ends(llm: superllama.LLM, tiny_model: Path) -> None:
+    """Each character multiplies the ways to read it."""
+    with pytest.raises(superllama.GrammarError, match="ways at once"):
+        llm.generate("the", grammar=WAYS, max_tokens=200, ignore_eos=True)
+    assert llm.generate("the", max_tokens=1).usage.generated_tokens == 1
+    with superllama.Context(tiny_model, n_ctx=256) as ctx:
+        with pytest.raises(superllama.GrammarError, match="ways at once"):
+            list(ctx.generate("the", grammar=WAYS, max_tokens=200, ignore_eos=True))
+        assert list(ctx.generate("the", max_tokens=1))
+
+
 def test_an_answer_that_is_cut_is_an_error(llm: superllama.LLM) -> None:
     with pytest.raises(superllama.GrammarError, match="max_tokens"):
         llm.generate("the", response_format=Animal, max_tokens=3)

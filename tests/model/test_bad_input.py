@@ -82,6 +82,14 @@ def test_an_adapter_is_no_model_and_a_model_no_adapter(
         model.load_lora(tmp_path / "no.gguf")
 
 
+@pytest.mark.parametrize("scale", [3e38, float("nan"), float("inf"), -10001.0])
+def test_a_scale_of_which_come_numbers_that_are_none(ctx: Context, tiny_lora: Path, scale: float) -> None:
+    lora = ctx.model.load_lora(tiny_lora)
+    with pytest.raises(superllama.ContextError, match="scale"):
+        ctx.set_lora([(lora, scale)])
+    ctx.set_lora([(lora, 10.0)])
+
+
 def test_an_adapter_of_another_model(tiny_model: Path, tiny_lora: Path, ctx: Context) -> None:
     with Model(tiny_model) as other, pytest.raises(superllama.ContextError, match="another model"):
         ctx.set_lora([(other.load_lora(tiny_lora), 1.0)])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from dynamic import layout
+from serving import http_server
 
 import superllama
-from superllama import Context, Model
+from superllama import Context, Model, _plan, cli
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 
@@ -63,3 +65,31 @@ def test_less_than_the_least_is_refused_by_name(name: str, architectures: dict[s
         Model(architectures[name], dynamic_layers=True, mem_budget=least - (1 << 20)) as model,
     ):
         Context(model, **context)
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "gpt-oss-moe", "falcon-h1-dense"])
+def test_the_least_for_a_server_serves(name: str, architectures: dict[str, Path], tmp_path: Path) -> None:
+    """Four clients at once, prompts of more than an ubatch."""
+    params, c = superllama.ModelParams(), superllama.ContextParams(n_ctx=1024, n_ubatch=64, n_threads=1)
+    context, n_outputs = _plan.for_use(c, "server", None)
+    (least,) = _plan.library_plan(architectures[name], params, context, [1], n_outputs=n_outputs)
+    (all_logits,) = _plan.library_plan(architectures[name], params, context, [1])
+    assert least.mem_least_bytes <= all_logits.mem_least_bytes
+    flags = ["-c", 1024, "-ub", 64, "-np", 4, "--kv-unified", "--mem-budget", least.mem_least_bytes]
+    with http_server(architectures[name], tmp_path / "log", *flags) as server, ThreadPoolExecutor(4) as pool:
+        prompts = [[*range(10 + i, 110 + i)] for i in range(4)]
+        answers = list(pool.map(lambda p: server.complete(p, n_predict=8, ignore_eos=True), prompts))
+        assert [a["tokens_predicted"] for a in answers] == [8] * 4
+
+
+def test_uses_have_parameters_of_their_own() -> None:
+    given = superllama.ContextParams(n_ctx=4096, swa_full=True)
+    server, n_outputs = _plan.for_use(given, "server", 8)
+    assert (server.n_ctx, server.n_seq_max, server.kv_unified, server.swa_full, n_outputs) == (4096, 8, True, True, 8)
+    texts, n_outputs = _plan.for_use(superllama.ContextParams(), "perplexity", None)
+    assert (texts.n_ctx, texts.n_seq_max, n_outputs) == (2048, 4, 0)
+    assert _plan.for_use(superllama.ContextParams(), "embed", None)[0].embeddings
+    assert set(cli.USES) == set(get_args(_plan.Use))
+    for wrong in (("generate", 3), ("server", 0), ("chat", None)):
+        with pytest.raises(ValueError, match="use"):
+            _plan.for_use(given, *wrong)  # type: ignore[arg-type]

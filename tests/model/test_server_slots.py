@@ -56,6 +56,8 @@ def test_adapters_that_are_only_loaded(tiny_model: Path, tmp_path: Path) -> None
     with http_server(tiny_model, tmp_path / "log", "-c", 512) as server:
         plain = server.complete(PROMPT, n_predict=12)["content"]
     with http_server(tiny_model, tmp_path / "log", "-c", 512, "--lora", lora, "--lora-init-without-apply") as server:
+        for scale in (3e38, -10001, 1e30):
+            assert "scale" in server.refused("/completion", {"prompt": "a", "lora": [{"id": 0, "scale": scale}]})
         assert server.complete(PROMPT, n_predict=12)["content"] == plain
 
 

@@ -191,3 +191,27 @@ def test_environment_of_the_rpc_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     assert server_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
     assert server_environment()["PATH"] == os.environ["PATH"]
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "option", ["--lora", "--lora-scaled", "--control-vector", "--mmproj", "--model-draft", "--prompt-cache"]
+)
+def test_a_fifo_is_no_file(bin_dir: Path, run_python: Runner, tmp_path: Path, option: str) -> None:
+    """A program would wait for its other end."""
+    fifo, file = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo)
+    file.touch()
+    scaled = option == "--lora-scaled"
+    for value in (f"{fifo}{':0.5' * scaled}", f"{file}{':1' * scaled},{fifo}{':0.5' * scaled}"):
+        done = run_python(SCRIPT, bin_dir, "cli", option, value, env=clean_environment())
+        assert (done.returncode, done.stdout) == (1, "") and f"{fifo} is a FIFO" in done.stderr
+    done = run_python(SCRIPT, bin_dir, "cli", option, file, "-p", fifo, env=clean_environment())
+    assert json.loads(done.stdout)[:2] == [option, str(file)]
+
+
+@POSIX
+def test_quantize_takes_no_fifo(bin_dir: Path, run_python: Runner, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    done = run_python(SCRIPT, bin_dir, "quantize", tmp_path / "fifo", "x.gguf", "Q4_0", env=clean_environment())
+    assert (done.returncode, done.stdout) == (1, "") and "is a FIFO" in done.stderr

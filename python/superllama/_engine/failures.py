@@ -27,6 +27,8 @@ def failure(error: dict[str, Any]) -> Error:
         return CancelledError(message)
     if kind == "not_supported_error":
         return ModelError(message)
+    if "the grammar can go on" in message:  # found while it is used
+        return GrammarError(message.removeprefix("got exception: "))
     if kind in ("invalid_request_error", "not_found_error", "exceed_context_size_error"):
         about_grammar = any(word in message for word in ("grammar", "json_schema", "schema"))
         return GrammarError(message) if about_grammar else RequestError(message)

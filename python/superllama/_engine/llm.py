@@ -107,7 +107,7 @@ class LLM(Base):
         self._check_tools(request)
         return self._stream(calls.chat_stream(messages, request))
 
-    def chat_events(self, messages: Messages, stream: bool, request: Mapping[str, Any]) -> Iterator[Any]:
+    def _chat_events(self, messages: Messages, stream: bool, request: Mapping[str, Any]) -> Iterator[Any]:
         """The answer, or its chunks, as the dicts of OpenAI's API; `request` is what chat() takes."""
         self._check_tools(request)
         path, body = calls.chat_request(messages, stream, request)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from .._errors import ModelError
 from .._gguf import check_gguf
 from .._memory import memory
+from .._programs import odd_file
 from .library import flags
 from .names import by_own_names, unknown
 
@@ -115,6 +117,8 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     for key, value in found.items():
         if value is not None:
             words += _words(key, value)
+    if problem := odd_file(words):
+        raise ModelError(problem)
     return words
 
 
