@@ -1,4 +1,4 @@
-"""The `superllama` command: plan, doctor and cache. What is printed is made in _show.py, what it says elsewhere."""
+"""The `superllama` command: plan, doctor, ps, budget, cache. What is printed is made elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,17 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--no-read", action="store_true", help="measure no read speed")
     doctor.add_argument("--json", action="store_true", help="for programs")
 
+    ps = commands.add_parser("ps", help="what a server's memory is for now, and where its layers are")
+    _names_server(ps)
+    ps.add_argument("--watch", metavar="SECONDS", type=float, help="again and again, until Ctrl-C")
+    ps.add_argument("--json", action="store_true", help="for programs")
+
+    budget = commands.add_parser("budget", help="change the memory that a server may use, while it serves")
+    budget.add_argument("mem_budget", nargs="?", metavar="SIZE", help="of the host: 8GiB, 60%%, auto")
+    budget.add_argument("--vram", metavar="SIZE[,SIZE...]", help="of devices: one for all, or one for each")
+    _names_server(budget)
+    budget.add_argument("--json", action="store_true", help="for programs")
+
     cache = commands.add_parser("cache", help="what superllama keeps on disk")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="show it")
@@ -67,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _names_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", default="http://127.0.0.1:8080", help="of the server (default: %(default)s)")
+    command.add_argument("--api-key", metavar="KEY", default=os.environ.get("LLAMA_API_KEY"), help="or LLAMA_API_KEY")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(arguments)
@@ -75,6 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _plan(args)
         if args.command == "doctor":
             return _doctor(args)
+        if args.command == "ps":
+            return _ps(args)
+        if args.command == "budget":
+            return _budget(args)
         return _cache(args)
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,6 +105,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _ps(args: argparse.Namespace) -> int:
+    from ._control import status
+    from ._show_control import status_text
+
+    while True:
+        found = status(args.url, args.api_key)
+        text = json.dumps(found) if args.json else status_text(found)
+        clear = "\033[H\033[J" if args.watch is not None and sys.stdout.isatty() else ""
+        print(clear + text, flush=True)
+        if args.watch is None:
+            return 0
+        time.sleep(max(args.watch, 0.1))
+
+
+def _budget(args: argparse.Namespace) -> int:
+    from ._control import set_budget
+    from ._show_control import status_text
+
+    if args.mem_budget is None and args.vram is None:
+        print("superllama budget: which one? SIZE, --vram SIZE, or both", file=sys.stderr)
+        return 2
+    named = {"mem_budget": args.mem_budget, "vram_budget": args.vram}
+    found = set_budget(args.url, args.api_key, {name: size for name, size in named.items() if size is not None})
+    print(json.dumps(found) if args.json else status_text(found))
+    return 0
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -1,0 +1,59 @@
+"""A server's status as text: budgets, memory by what it is for, a row of layers by tier, counters. 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MARKS = {"host": "█", "device": "▣", "disk": "░"}
+_WIDTH = 64
+MIB = 1 << 20
+
+
+def status_text(found: Mapping[str, Any]) -> str:
+    """What GET /superllama says, in lines."""
+    metrics = found["metrics"]
+    lines = [f"superllama {found['version']} (llama.cpp {found['upstream_build']})"]
+    if not found["dynamic_layers"]:
+        lines.append("no dynamic layers: memory is the kernel's")
+    else:
+        used, budget = found["memory_used_bytes"], metrics["mem_budget_bytes"]
+        lines.append(f"memory   {_mib(used)} of {_mib(budget)} {_bar(used, budget)}")
+        lines += _by_tag(metrics["memory_by_tag"])
+        if metrics["vram_budget_bytes"]:
+            lines.append(f"devices  {_mib(metrics['vram_own_bytes'])} of {_mib(metrics['vram_budget_bytes'])}")
+        lines += _layers(found["layers"])
+    stall = metrics["stall_ms"] / 1e3
+    rate = metrics["avg_tokens_per_sec"]
+    lines.append(f"tokens   {metrics['token']}, {rate:.1f} a second while generating; waited {stall:.1f} s for reads")
+    read = metrics["weight_bytes_read"]
+    lines.append(f"read     {read / 1e9:.2f} GB of weights; experts {_share(metrics)}")
+    return "\n".join(lines)
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / MIB:,.0f} MiB"
+
+
+def _bar(used: int, budget: int, width: int = 24) -> str:
+    full = min(width, round(width * used / budget)) if budget else 0
+    return "[" + "#" * full + "-" * (width - full) + "]"
+
+
+def _by_tag(tags: Mapping[str, int]) -> list[str]:
+    parts = [f"{tag} {_mib(n)}" for tag, n in sorted(tags.items(), key=lambda item: -item[1]) if n >= MIB]
+    return ["         " + ", ".join(parts[i : i + 3]) for i in range(0, len(parts), 3)]
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One character a layer; several lines where there are many."""
+    row = "".join(_MARKS[layer["tier"]] for layer in layers)
+    counts = {tier: sum(layer["tier"] == tier for layer in layers) for tier in _MARKS}
+    said = ", ".join(f"{mark} {counts[tier]} {tier}" for tier, mark in _MARKS.items() if counts[tier])
+    rows = [row[i : i + _WIDTH] for i in range(0, len(row), _WIDTH)]
+    return [f"{'layers   ' if i == 0 else '         '}{part}" for i, part in enumerate(rows)] + [f"         {said}"]
+
+
+def _share(metrics: Mapping[str, Any]) -> str:
+    asked = metrics["expert_hits"] + metrics["expert_misses"]
+    return f"{metrics['expert_hits'] / asked:.0%} in memory when asked for" if asked else "none"
