@@ -62,16 +62,19 @@ std::set<std::string> elementwise_names(llm_arch arch) {
     return names;
 }
 
-// "blk.17.attn_norm.weight" as "blk.0.attn_norm" and "weight".
-std::pair<std::string, std::string> general_name(const std::string & name) {
-    const size_t dot = name.rfind('.');
-    std::string base = name.substr(0, dot);
-    const std::string suffix = dot == std::string::npos ? "" : name.substr(dot + 1);
-    if (base.rfind("blk.", 0) == 0) {
-        const size_t end = base.find('.', 4);
-        base = end == std::string::npos ? base : "blk.0" + base.substr(end);
-    }
-    return { base, suffix };
+// "blk.17.attn_norm.weight" as "blk.0.attn_norm.weight".
+std::string of_layer_0(const std::string & name) {
+    const size_t end = name.rfind("blk.", 0) == 0 ? name.find('.', 4) : std::string::npos;
+    return end == std::string::npos ? name : "blk.0" + name.substr(end);
+}
+
+// Some architectures have tensors without a suffix.
+bool is_elementwise(const std::set<std::string> & names, const std::string & name) {
+    const std::string general = of_layer_0(name);
+    const size_t dot = general.rfind('.');
+    const std::string suffix = dot == std::string::npos ? "" : general.substr(dot + 1);
+    return names.count(general) > 0 || names.count(general.substr(0, dot)) > 0 || suffix == "bias" ||
+           suffix == "scale" || suffix == "input_scale";
 }
 
 } // namespace
@@ -87,9 +90,7 @@ void check_tensors(const metadata_view & view) {
         if (!is_weight_type(type)) {
             refuse("tensor " + name + " has the type " + ggml_type_name(type), "there are no weights of this type");
         }
-        const auto [base, suffix] = general_name(name);
-        if (elementwise.count(base) > 0 || elementwise.count(name) > 0 || suffix == "bias" || suffix == "scale" ||
-            suffix == "input_scale") {
+        if (is_elementwise(elementwise, name)) {
             refuse("tensor " + name + " has the type " + ggml_type_name(type),
                    "f32 is expected of norms, biases and other factors");
         }

@@ -208,3 +208,14 @@ def test_a_program_that_fails_on_a_busy_machine_says_why(tmp_path: Path) -> None
         said, _ = program.communicate(timeout=120)
         assert program.returncode == 1
         assert said.endswith("error: unable to create context\n")
+
+
+def test_a_factor_without_a_suffix_is_one_in_every_layer(
+    architectures: dict[str, Path], tmp_path: Path, run_python: Runner
+) -> None:
+    parts = read(architectures["plamo2-dense"])
+    tensor_type("blk.1.post_ffw_norm", 3)(parts)
+    (tmp_path / "m.gguf").write_bytes(write(parts))
+    done = run_python(LOAD, tmp_path / "m.gguf")
+    assert done.returncode == 0, done.stderr
+    assert all("blk.1.post_ffw_norm has the type q4_1: f32 is expected" in why for why in json.loads(done.stdout)[:2])
