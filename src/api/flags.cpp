@@ -15,6 +15,7 @@
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 namespace superllama {
@@ -226,6 +227,13 @@ static void end_with_reason() {
         if (std::this_thread::get_id() == main_thread && std::current_exception() != nullptr) {
             std::rethrow_exception(std::current_exception());
         }
+    } catch (const std::system_error & e) {
+        const bool no_thread = e.code() == std::errc::resource_unavailable_try_again;
+        fprintf(stderr, "error: %s%s\n", e.what(),
+                no_thread
+                    ? "; it cannot have another thread, see ulimit -u, and the limit of processes of its container"
+                    : "");
+        std::_Exit(1);
     } catch (const std::exception & e) {
         fprintf(stderr, "error: %s\n", e.what());
         std::_Exit(1);

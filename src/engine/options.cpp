@@ -5,11 +5,18 @@
 #include "chat.h"
 
 #include <algorithm>
+#include <exception>
 #include <set>
 #include <stdexcept>
 #include <unordered_map>
 
 namespace superllama {
+
+// Upstream's parser, with our flags in it, takes the process for a program of its own, which says why it ends.
+struct guest {
+    std::terminate_handler of_host = std::get_terminate();
+    ~guest() { std::set_terminate(of_host); }
+};
 
 static const std::set<std::string> prints_and_ends = {
     "-h", "--help", "--usage", "--version", "--license", "--list-devices", "-cl", "--cache-list", "--completion-bash",
@@ -30,6 +37,7 @@ static bool takes_value(const common_arg & option) {
 }
 
 std::string list_of_flags() {
+    const guest here;
     common_params params;
     const auto context = common_params_parser_init(params, LLAMA_EXAMPLE_SERVER);
     std::string list;
@@ -90,6 +98,7 @@ static void complete(common_params & params) {
 }
 
 common_params params_of(const std::vector<std::string> & arguments) {
+    const guest here;
     common_params params;
     params.verbosity = -1; // what goes wrong is in the errors
     params.endpoint_metrics = true;

@@ -116,6 +116,10 @@ def test_names_are_checked(llm: superllama.LLM, tiny_model: Path) -> None:
         superllama.LLM(tiny_model, help=True)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="switch"):
         superllama.LLM(tiny_model, paged_kv=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="did you mean cache_reuse"):
+        superllama.LLM(tiny_model, flags={"cache_reus": 3})
+    with superllama.LLM(tiny_model, n_threads=1, flags={"cache_reuse": 16, "warmup": False}) as other:
+        assert other.generate("the", max_tokens=1).usage.generated_tokens == 1
 
 
 @pytest.mark.parametrize(

@@ -184,5 +184,8 @@ class AsyncLLM(Base):
 
     async def _ended(self, request: Request) -> None:
         request.cancel()
+        if self.closed:  # and its threads with it
+            request.close()
+            return
         # its last reader may still wait in a thread
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, request.close))

@@ -21,7 +21,8 @@ Size = int | str
 
 class EngineOptions(TypedDict, total=False):
     """What LLM and AsyncLLM take, beside any other flag of superllama-server by its name with underscores
-    (`cache_reuse=256`, `override_tensor="exps=CPU"`, `no_warmup=True`)."""
+    (`cache_reuse=256`, `override_tensor="exps=CPU"`, `no_warmup=True`), which `flags` holds for who has types checked.
+    """
 
     # memory
     n_ctx: int  # cells of the KV cache, shared by all sequences (8192); 0 = the model's whole context
@@ -65,6 +66,7 @@ class EngineOptions(TypedDict, total=False):
     # our log
     metrics_file: AnyPath
     verbosity: int
+    flags: Mapping[str, Any]  # others of superllama-server, as if they were named here
 
 
 _SYNONYMS = {
@@ -105,7 +107,7 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
 
     Raises: TypeError for a name that nobody knows, ModelError for a file that is no model.
     """
-    found = by_own_names(options, _SYNONYMS)
+    found = by_own_names({**options.get("flags", {}), **{k: v for k, v in options.items() if k != "flags"}}, _SYNONYMS)
     if model.startswith("hf:"):
         words = ["-hf", model[3:]]
     else:
