@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ._errors import ModelError
 from ._files import check_mode, open_files_hint, open_regular
+from ._models import by_name
 
 HEADER_BYTES = 24  # magic, version, number of tensors, number of metadata entries
 VERSIONS = (2, 3)
@@ -26,10 +27,12 @@ _OTHERS = {
 
 
 def check_gguf(path: str | os.PathLike[str]) -> Path:
-    """The path, if a GGUF file may be there. Only the header's first bytes are read.
+    """The path, if a GGUF file may be there; a name of a model that another program keeps is its path (_models). Only
+    the header's first bytes are read.
 
     Raises: ModelError that says what is there instead.
     """
+    path = by_name(path)
     try:
         file = Path(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else None
         if file is not None and file.is_dir():

@@ -96,6 +96,21 @@ FILE_OPTIONS = {
 }
 
 
+def with_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the path of a model that is named, such as ollama:NAME. Ends the process if there is none."""
+    from ._errors import ModelError
+    from ._models import by_name
+
+    found = list(arguments)
+    for i, option in enumerate(arguments[:-1]):
+        if option in ("-m", "--model"):
+            try:
+                found[i + 1] = str(by_name(arguments[i + 1]))
+            except ModelError as e:
+                sys.exit(f"superllama: {e}")
+    return found
+
+
 def odd_file(arguments: Sequence[str], *, positional: bool = False) -> str | None:
     """What is wrong with a path that is there and is no file, such as a FIFO, for which a program would wait; None if
     nothing is. `positional`: the program's files are arguments without an option."""
@@ -158,7 +173,7 @@ def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os
 
 def run_with_model(name: str, *, reads_environment: bool = True) -> NoReturn:
     """Run with the arguments of this process, and the demo model if they (or the environment) name none."""
-    arguments = separated(sys.argv[1:])
+    arguments = with_paths(separated(sys.argv[1:]))
     if not names_model(arguments, os.environ if reads_environment else {}):
         from ._demo import demo_model
         from ._errors import DownloadError

@@ -61,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     _names_server(budget)
     budget.add_argument("--json", action="store_true", help="for programs")
 
+    models = commands.add_parser(
+        "list", help="models of other programs on this machine: ollama, LM Studio, Hugging Face"
+    )
+    models.add_argument("--json", action="store_true", help="for programs")
+
     cache = commands.add_parser("cache", help="what superllama keeps on disk")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="show it")
@@ -94,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _doctor(args)
         if args.command == "ps":
             return _ps(args)
+        if args.command == "list":
+            return _list(args)
         if args.command == "budget":
             return _budget(args)
         return _cache(args)
@@ -105,6 +112,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _list(args: argparse.Namespace) -> int:
+    from ._models import found_models
+    from ._show import size
+
+    found = found_models()
+    if args.json:
+        print(json.dumps([{"name": m.name, "path": str(m.path), "bytes": m.bytes} for m in found], indent=2))
+        return 0
+    for model in found:
+        print(f"{size(model.bytes):>9}  {model.name}")
+    if not found:
+        print("no models of ollama, LM Studio or Hugging Face are on this machine", file=sys.stderr)
+    return 0
 
 
 def _ps(args: argparse.Namespace) -> int:

@@ -111,8 +111,9 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     if model.startswith("hf:"):
         words = ["-hf", model[3:]]
     else:
-        words = ["--model", str(check_gguf(model))]
-        if not _places_layers(found) and _is_too_large(model):
+        file = check_gguf(model)
+        words = ["--model", str(file)]
+        if not _places_layers(found) and _is_too_large(file):
             found |= {"dynamic_layers": True, "async_prefetch": True}
     if "n_ctx" not in found:
         found["n_ctx"] = 8192
@@ -128,9 +129,11 @@ def _places_layers(options: Mapping[str, Any]) -> bool:
     return any(name in options for name in ("dynamic_layers", "async_prefetch", "mem_budget", "vram_budget"))
 
 
-def _is_too_large(path: str) -> bool:
-    """Whether a file has no room in what memory is there now."""
-    return Path(path).stat().st_size > 0.9 * memory().host_available
+def _is_too_large(file: Path) -> bool:
+    """Whether a model has no room in what memory is there now."""
+    first, _, rest = file.name.partition("-00001-of-")
+    parts = file.parent.glob(f"{first}-*-of-{rest}") if rest else [file]
+    return sum(part.stat().st_size for part in parts) > 0.9 * memory().host_available
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -1,0 +1,117 @@
+"""Models that other programs keep on this machine: found, and named.
+
+    ollama:llama3.2:3b                     what ollama has pulled
+    lmstudio:org/repo/file.gguf            what LM Studio has downloaded
+    huggingface:org/repo/file.gguf         what is in the cache of Hugging Face, where -hf and "hf:" download to
+
+Nothing is copied, fetched or changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._errors import ModelError
+
+SOURCES = ("ollama", "lmstudio", "huggingface")
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A model on this machine. `bytes` are those of all parts of a split one."""
+
+    name: str  # with its source, for Model(), LLM() and -m
+    path: Path
+    bytes: int
+
+
+def found_models() -> list[Found]:
+    """All that is there, by name."""
+    kinds = [*_ollama(), *_lmstudio(), *_huggingface()]
+    return sorted(kinds, key=lambda found: found.name)
+
+
+def by_name(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path of a model that has the name of a source before it; anything else as it is.
+
+    Raises: ModelError that says what is there, if that one is not.
+    """
+    if not isinstance(path, str) or path.partition(":")[0] not in SOURCES or Path(path).exists():
+        return path
+    models = [found for found in found_models() if found.name.startswith(path.partition(":")[0] + ":")]
+    for found in models:
+        if found.name == path or (found.name == f"{path}:latest" and path.startswith("ollama:")):
+            return str(found.path)
+    names = ", ".join(found.name for found in models[:8]) or "none of that kind"
+    raise ModelError(f"there is no model {path} on this machine; there are {names}{', ...' * (len(models) > 8)}")
+
+
+# ---------------------------------------------------------------- where they are
+
+
+def _ollama() -> Iterator[Found]:
+    """A manifest for each tag, in folders by registry, namespace and name; weights by their hash."""
+    default = [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
+    for folder in _folders("OLLAMA_MODELS", default):
+        for manifest in _files(folder / "manifests", "*/*/*/*"):
+            try:
+                layers = json.loads(manifest.read_text())["layers"]
+                digest = next(x["digest"] for x in layers if x["mediaType"] == "application/vnd.ollama.image.model")
+                blob = folder / "blobs" / str(digest).replace(":", "-")
+                size = blob.stat().st_size
+            except (OSError, ValueError, KeyError, TypeError, StopIteration):
+                continue  # half pulled, or of a kind that is not for us
+            registry, namespace, name, tag = manifest.relative_to(folder / "manifests").parts
+            prefix = "" if (registry, namespace) == ("registry.ollama.ai", "library") else f"{namespace}/"
+            yield Found(f"ollama:{prefix}{name}:{tag}", blob, size)
+
+
+def _lmstudio() -> Iterator[Found]:
+    default = [Path.home() / ".lmstudio/models", Path.home() / ".cache/lm-studio/models"]
+    for folder in _folders("LMSTUDIO_MODELS", default):
+        yield from _gguf_files("lmstudio", folder, _files(folder, "*/*/*.gguf"))
+
+
+def _huggingface() -> Iterator[Found]:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+    for folder in _folders("HF_HUB_CACHE", [home / "hub"]):
+        for repo in _files(folder, "models--*--*"):
+            name = repo.name.removeprefix("models--").replace("--", "/", 1)
+            for found in _gguf_files("huggingface", repo / "snapshots", _files(repo / "snapshots", "*/**/*.gguf")):
+                inside = found.name.partition(":")[2].partition("/")[2]  # behind the commit
+                yield dataclasses.replace(found, name=f"huggingface:{name}/{inside}")
+
+
+def _folders(variable: str, default: list[Path]) -> list[Path]:
+    named = os.environ.get(variable)
+    return [Path(named)] if named else default
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:  # of another user
+        return []
+
+
+def _gguf_files(source: str, folder: Path, files: list[Path]) -> Iterator[Found]:
+    """Projectors of images are no models, and the later parts of a split one are not named."""
+    for file in files:
+        if "mmproj" in file.name.lower() or _LATER_PART.search(file.name):
+            continue
+        try:
+            size = sum(part.stat().st_size for part in _parts(file))
+        except OSError:  # a link into nowhere
+            continue
+        yield Found(f"{source}:{file.relative_to(folder).as_posix()}", file, size)
+
+
+def _parts(file: Path) -> list[Path]:
+    stem, first, rest = file.name.rpartition("-00001-of-")
+    return sorted(file.parent.glob(f"{stem}-*-of-{rest}")) if first else [file]
