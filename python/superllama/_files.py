@@ -50,6 +50,13 @@ def replaceable(path: str | os.PathLike[str], error: Kind) -> Path:
     return target
 
 
+def model_bytes(file: Path) -> int:
+    """Bytes of a model's file, or of all parts of a split one that are there; links are followed."""
+    first, _, rest = file.name.partition("-00001-of-")
+    parts = file.parent.glob(f"{first}-*-of-{rest}") if rest else [file]
+    return sum(part.stat().st_size for part in parts)
+
+
 def open_files_hint(*why: str) -> str:
     """What to add to an error where the system's limit of open files is the reason; "" for other reasons."""
     if not any(os.strerror(errno.EMFILE) in line for line in why):

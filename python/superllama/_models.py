@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ._errors import ModelError
+from ._files import model_bytes
 
 SOURCES = ("ollama", "lmstudio", "huggingface")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
@@ -106,12 +107,7 @@ def _gguf_files(source: str, folder: Path, files: list[Path]) -> Iterator[Found]
         if "mmproj" in file.name.lower() or _LATER_PART.search(file.name):
             continue
         try:
-            size = sum(part.stat().st_size for part in _parts(file))
+            size = model_bytes(file)
         except OSError:  # a link into nowhere
             continue
         yield Found(f"{source}:{file.relative_to(folder).as_posix()}", file, size)
-
-
-def _parts(file: Path) -> list[Path]:
-    stem, first, rest = file.name.rpartition("-00001-of-")
-    return sorted(file.parent.glob(f"{stem}-*-of-{rest}")) if first else [file]

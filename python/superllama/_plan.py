@@ -15,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from ._cache import cache_dir, size_of
+from ._cache import cache_dir
 from ._context_base import DEFAULT_N_CTX_MAX
 from ._errors import ModelError
+from ._files import model_bytes
 from ._memory import memory, n_physical_cores
 from ._model import Model
 from ._native import collected_errors, ffi, last_error, lib, reason, text
@@ -175,7 +176,7 @@ def plan(
     asked = rows.pop("asked")
     return Plan(
         model=file,
-        model_bytes=size_of(file),
+        model_bytes=model_bytes(file),
         n_ctx=context.n_ctx or n_train,
         n_layers=need.n_layers,
         n_blocks=need.n_blocks,

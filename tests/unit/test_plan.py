@@ -262,3 +262,8 @@ def test_every_form_of_the_option_names_a_model(
     assert cli.main(["plan", *(part.format(tmp_path / "no.gguf") for part in form)]) == 1
     assert "no.gguf does not exist" in capsys.readouterr().err
     assert cli.main(["plan", "a.gguf", "-m", "b.gguf"]) == 2
+
+
+def test_a_link_has_the_bytes_of_its_model(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.gguf").symlink_to(tiny_model)
+    assert superllama.plan(tmp_path / "link.gguf", n_ctx=64).model_bytes == tiny_model.stat().st_size

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from .._errors import ModelError
+from .._files import model_bytes
 from .._gguf import check_gguf
 from .._memory import memory
 from .._programs import odd_file
@@ -131,9 +132,7 @@ def _places_layers(options: Mapping[str, Any]) -> bool:
 
 def _is_too_large(file: Path) -> bool:
     """Whether a model has no room in what memory is there now."""
-    first, _, rest = file.name.partition("-00001-of-")
-    parts = file.parent.glob(f"{first}-*-of-{rest}") if rest else [file]
-    return sum(part.stat().st_size for part in parts) > 0.9 * memory().host_available
+    return model_bytes(file) > 0.9 * memory().host_available
 
 
 def _words(name: str, value: Any) -> list[str]:
