@@ -4,7 +4,7 @@
 #
 #   tools/stress.sh [STEPS]     10000 of each kind, on dense, MoE, sliding-window and hybrid models
 #
-# Builds the library and the two programs with AddressSanitizer and UndefinedBehaviorSanitizer in build/asan, with
+# Builds the library and the programs with AddressSanitizer and UndefinedBehaviorSanitizer in build/asan, with
 # ThreadSanitizer in build/tsan. Needed: the tests' programs (cmake --build build --target superllama-tests), GCC. An hour
 # or two on two cores.
 set -euo pipefail
@@ -46,9 +46,10 @@ for kind in asan tsan; do
     # OpenMP's runtime is not instrumented: ThreadSanitizer would not see its barriers
     cmake -S . -B build/$kind -G Ninja -DCMAKE_BUILD_TYPE=Release -DSUPERLLAMA_PAGE=OFF -DGGML_OPENMP=OFF \
         "-DCMAKE_C_FLAGS=$flags -g1 -O1" "-DCMAKE_CXX_FLAGS=$flags -g1 -O1" >/dev/null
-    cmake --build build/$kind --target stress-layers stress-devices >/dev/null
+    cmake --build build/$kind --target stress-layers stress-devices stress-engine >/dev/null
     for model in "${models[@]}"; do
         run $kind build/$kind/tests/native/stress-layers "$tmp/$model.gguf" "$steps"
         run $kind build/$kind/tests/native/stress-devices "$tmp/$model.gguf" "$steps" "${endpoints[@]}"
+        build/$kind/tests/native/stress-engine "$tmp/$model.gguf" "$((steps / 10))"
     done
 done

@@ -64,6 +64,24 @@ def test_the_same_prompt_again_is_not_computed(llm: superllama.LLM) -> None:
     assert fresh.usage.cached_tokens == 0 and fresh.usage.prompt_tokens == longer.usage.prompt_tokens
 
 
+def test_a_slot_goes_to_a_file_and_back(tiny_model: Path, tmp_path: Path) -> None:
+    prompt = "and it is " * 40
+    for k in range(2):  # the second engine is a new one
+        with superllama.LLM(tiny_model, n_threads=1, n_parallel=1, n_ctx=512, slot_save_path=tmp_path) as llm:
+            if k == 0:
+                n = llm.generate(prompt, max_tokens=2, slot=0).usage.prompt_tokens
+                assert llm.save_slot("session") >= n
+                assert llm.erase_slot() >= n
+                assert llm.generate(prompt, max_tokens=1).usage.cached_tokens == 0
+            else:
+                assert llm.restore_slot("session") >= n
+                assert llm.generate(prompt, max_tokens=1).usage.cached_tokens >= n - 2
+            with pytest.raises(superllama.Error):
+                llm.restore_slot("nothing")
+            with pytest.raises(superllama.Error):
+                llm.save_slot("../outside")
+
+
 def test_alternatives(wide_llm: superllama.LLM) -> None:
     found = wide_llm.generate("the", n=3, max_tokens=6, seed=1, temperature=5.0, top_k=0, top_p=1.0, min_p=0.0)
     texts = [found.tokens, *(other.tokens for other in found.alternatives)]

@@ -85,5 +85,6 @@ int main() {
     test_pieces();
     test_many();
     test_each_has_a_thread();
+    printf("ok\n");
     return 0;
 }

@@ -50,5 +50,6 @@ int main() {
         wide += '.';
     }
     CHECK(!held("^" + deep) && !held(wide + "$"));
+    printf("ok\n");
     return 0;
 }

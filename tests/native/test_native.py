@@ -13,6 +13,7 @@ from bench import make_model
 from native_build import native_programs
 
 UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
+UNITS += ["engine", "string-pattern"]
 if sys.platform == "linux":
     UNITS.append("files")
 
@@ -68,3 +69,12 @@ def test_two_thousand_steps_of_experts_that_share_pages(repack: int, demo_model:
     spec = make_model.Spec(kind="moe", n_layer=4, n_embd=512, n_expert=16, n_expert_used=4, n_ff=224)
     make_model.make_model(path, demo_model, spec)
     stress_layers(path, 2000, 4, repack=bool(repack))
+
+
+def test_an_engine_that_many_ask(tiny_model: Path) -> None:
+    """Each gets its own answer, or none where it was cancelled, while budgets change; and the engine stops."""
+    program = native_programs() / "stress-engine"
+    done = subprocess.run([program, tiny_model, "400"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["wrong"] == 0 and min(report[kind] for kind in ("whole", "streams", "cancelled", "left")) > 50

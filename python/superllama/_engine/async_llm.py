@@ -127,6 +127,18 @@ class AsyncLLM(Base):
         """See LLM.rerank()."""
         return await self._ask(calls.rerank_call(query, documents, top_n))
 
+    async def save_slot(self, filename: str, *, slot: int = 0) -> int:
+        """See LLM.save_slot()."""
+        return await self._ask(calls.slot_call("save", slot, filename))
+
+    async def restore_slot(self, filename: str, *, slot: int = 0) -> int:
+        """See LLM.restore_slot()."""
+        return await self._ask(calls.slot_call("restore", slot, filename))
+
+    async def erase_slot(self, *, slot: int = 0) -> int:
+        """See LLM.erase_slot()."""
+        return await self._ask(calls.slot_call("erase", slot, None))
+
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """See LLM.tokenize()."""
         return await self._ask(calls.tokenize_call(text, add_special, parse_special))

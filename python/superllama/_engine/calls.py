@@ -404,6 +404,13 @@ def rerank_call(query: str, documents: Sequence[str], top_n: int | None) -> Call
     return Call("/v1/rerank", body, read)
 
 
+def slot_call(action: str, slot: int, filename: str | None) -> Call[int]:
+    """Tokens of a slot that were saved, read or forgotten."""
+    names = {"save": "n_saved", "restore": "n_restored", "erase": "n_erased"}
+    body = {} if filename is None else {"filename": filename}
+    return Call(f"/slots/{int(slot)}?action={action}", body, lambda answer: int(answer[names[action]]))
+
+
 def tokenize_call(text: str, add_special: bool, parse_special: bool) -> Call[list[int]]:
     """The tokens of a text."""
     body = {"content": text, "add_special": add_special, "parse_special": parse_special}

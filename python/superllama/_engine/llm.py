@@ -133,6 +133,20 @@ class LLM(Base):
         """Documents by their relevance to a query, the best first. Needs LLM(..., reranking=True)."""
         return self._ask(calls.rerank_call(query, documents, top_n))
 
+    def save_slot(self, filename: str, *, slot: int = 0) -> int:
+        """Write what a slot has computed to a file in the folder that LLM(..., slot_save_path=) names; a request with
+        `slot=` uses that slot. Returns how many tokens it holds.
+        """
+        return self._ask(calls.slot_call("save", slot, filename))
+
+    def restore_slot(self, filename: str, *, slot: int = 0) -> int:
+        """Read it again: a prompt that goes on from there computes only what is new. Returns how many tokens it has."""
+        return self._ask(calls.slot_call("restore", slot, filename))
+
+    def erase_slot(self, *, slot: int = 0) -> int:
+        """Forget what a slot has computed. Returns how many tokens that were."""
+        return self._ask(calls.slot_call("erase", slot, None))
+
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The tokens of a text, as generate() computes them."""
         return self._ask(calls.tokenize_call(text, add_special, parse_special))
