@@ -329,6 +329,8 @@ def test_embed(tiny_bert: Path) -> None:
         assert several[0] == pytest.approx(one, abs=1e-6) and len(several) == 3
         assert llm.embed([]) == []
         raw, short = llm.embed("the llama", normalize=False), llm.embed("the llama", dimensions=4)
+        whole = math.sqrt(sum(x * x for x in raw))
+        assert not math.isclose(whole, 1.0, rel_tol=1e-3) and [x / whole for x in raw] == pytest.approx(one, abs=1e-6)
         length = math.sqrt(sum(x * x for x in raw[:4]))
         assert short == pytest.approx([x / length for x in raw[:4]], abs=1e-6)
         with pytest.raises(superllama.RequestError, match="dimensions"):

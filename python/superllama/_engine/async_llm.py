@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._errors import PreemptedError
 from .._progress import ProgressCallback
-from . import calls
+from . import calls, conversation, text, vectors
 from .base import Base
 from .calls import Call, Prompt, Stream
 from .handle import Request, events_of, whole_answer
@@ -89,43 +89,43 @@ class AsyncLLM(Base):
 
     async def generate(self, prompts: Any, *, n: int = 1, **request: Unpack[Generation]) -> Any:
         """See LLM.generate()."""
-        wanted = calls.generate_calls(prompts, n, request)
+        wanted = text.generate_calls(prompts, n, request)
         return await self._ask_all(wanted) if isinstance(wanted, list) else await self._ask(wanted)
 
     def stream(self, prompts: Prompt | Sequence[Prompt], **request: Unpack[Generation]) -> AsyncIterator[Chunk]:
         """See LLM.stream()."""
-        return self._stream(calls.stream_call(prompts, request))
+        return self._stream(text.stream_call(prompts, request))
 
     async def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
         """See LLM.infill()."""
-        return await self._ask(calls.infill_call(prefix, suffix, request))
+        return await self._ask(text.infill_call(prefix, suffix, request))
 
     # ---------------------------------------------------------------- conversations
 
     async def chat(self, messages: Messages, **request: Unpack[Conversation]) -> ChatCompletion:
         """See LLM.chat()."""
         self._check_tools(request)
-        return await self._ask(calls.chat_call(messages, request))
+        return await self._ask(conversation.chat_call(messages, request))
 
     def chat_stream(self, messages: Messages, **request: Unpack[Conversation]) -> AsyncIterator[Chunk]:
         """See LLM.chat_stream()."""
         self._check_tools(request)
-        return self._stream(calls.chat_stream(messages, request))
+        return self._stream(conversation.chat_stream(messages, request))
 
     async def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
         """See LLM.apply_chat_template()."""
         self._check_tools(request)
-        return await self._ask(calls.template_call(messages, request))
+        return await self._ask(conversation.template_call(messages, request))
 
     # ---------------------------------------------------------------- the rest
 
     async def embed(self, inputs: Any, *, dimensions: int | None = None, normalize: bool = True) -> Any:
         """See LLM.embed()."""
-        return await self._ask(calls.embed_call(inputs, dimensions, normalize))
+        return await self._ask(vectors.embed_call(inputs, dimensions, normalize))
 
     async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """See LLM.rerank()."""
-        return await self._ask(calls.rerank_call(query, documents, top_n))
+        return await self._ask(vectors.rerank_call(query, documents, top_n))
 
     async def save_slot(self, filename: str, *, slot: int = 0) -> int:
         """See LLM.save_slot()."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._errors import PreemptedError
 from .._progress import ProgressCallback
-from . import calls
+from . import calls, conversation, text, vectors
 from .base import Base
 from .calls import Call, Prompt, Stream
 from .handle import POLL_MS, Request
@@ -77,17 +77,17 @@ class LLM(Base):
         Raises: PromptError, PromptTooLongError, RequestError, DecodeError; GrammarError for a form that cannot be held,
         and for an answer that was cut before it had it.
         """
-        wanted = calls.generate_calls(prompts, n, request)
+        wanted = text.generate_calls(prompts, n, request)
         return self._ask_all(wanted) if isinstance(wanted, list) else self._ask(wanted)
 
     def stream(self, prompts: Prompt | Sequence[Prompt], **request: Unpack[Generation]) -> Iterator[Chunk]:
         """What generate() gives, as it comes; `index` says of which prompt. Chunks of a prompt's progress come first.
         Leaving the loop cancels the request."""
-        return self._stream(calls.stream_call(prompts, request))
+        return self._stream(text.stream_call(prompts, request))
 
     def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
         """What stands between two texts, by a model that has tokens for that."""
-        return self._ask(calls.infill_call(prefix, suffix, request))
+        return self._ask(text.infill_call(prefix, suffix, request))
 
     # ---------------------------------------------------------------- conversations
 
@@ -100,17 +100,17 @@ class LLM(Base):
         Raises: what generate() does, TemplateError for tools that the model's template does not show.
         """
         self._check_tools(request)
-        return self._ask(calls.chat_call(messages, request))
+        return self._ask(conversation.chat_call(messages, request))
 
     def chat_stream(self, messages: Messages, **request: Unpack[Conversation]) -> Iterator[Chunk]:
         """What chat() gives, as it comes; see stream(). Tool calls are in the last chunk."""
         self._check_tools(request)
-        return self._stream(calls.chat_stream(messages, request))
+        return self._stream(conversation.chat_stream(messages, request))
 
     def _chat_events(self, messages: Messages, stream: bool, request: Mapping[str, Any]) -> Iterator[Any]:
         """The answer, or its chunks, as the dicts of OpenAI's API; `request` is what chat() takes."""
         self._check_tools(request)
-        path, body = calls.chat_request(messages, stream, request)
+        path, body = conversation.chat_request(messages, stream, request)
         if not stream:
             return iter([self._ask(Call(path, body, lambda answer: answer))])
         return _events(self._engine.submit("POST", path, body))
@@ -118,7 +118,7 @@ class LLM(Base):
     def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
         """The prompt that chat() makes of a conversation."""
         self._check_tools(request)
-        return self._ask(calls.template_call(messages, request))
+        return self._ask(conversation.template_call(messages, request))
 
     # ---------------------------------------------------------------- the rest
 
@@ -127,11 +127,11 @@ class LLM(Base):
 
         `dimensions` keeps the first numbers of each, for models that were made for it. Needs LLM(..., embedding=True).
         """
-        return self._ask(calls.embed_call(inputs, dimensions, normalize))
+        return self._ask(vectors.embed_call(inputs, dimensions, normalize))
 
     def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Documents by their relevance to a query, the best first. Needs LLM(..., reranking=True)."""
-        return self._ask(calls.rerank_call(query, documents, top_n))
+        return self._ask(vectors.rerank_call(query, documents, top_n))
 
     def save_slot(self, filename: str, *, slot: int = 0) -> int:
         """Write what a slot has computed to a file in the folder that LLM(..., slot_save_path=) names; a request with

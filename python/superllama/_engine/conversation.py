@@ -1,0 +1,136 @@
+"""Requests for answers in conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .._errors import GrammarError, PromptError, RequestError
+from .calls import Call, Stream, check_stream, logprobs_of, progress_share, timings_of
+from .fields import Conversation, by_kind
+from .formats import Format, format_of
+from .results import ChatCompletion, Chunk, FinishReason, TokenLogprob, Usage
+from .tools import tool_calls_of, tool_schemas
+
+
+def chat_body(
+    messages: object, request: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], Format, Mapping[str, Callable[..., Any]]]:
+    """What /v1/chat/completions and /apply-template take, the form of the answer, and functions among the tools."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise PromptError("messages are a list of {'role': ..., 'content': ...}, or one text of the user")
+    if not messages:
+        raise PromptError("there are no messages; give at least one {'role': 'user', 'content': ...}")
+    kinds = by_kind(request, Conversation, where)
+    body, asked, template = kinds["Sampling"], kinds["Generation"], kinds["Conversation"]
+    body["messages"] = [dict(message) for message in messages]
+    logprobs = asked.pop("logprobs", None)
+    if logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": logprobs}
+    schemas, functions = tool_schemas(template.pop("tools", ()))
+    form = format_of(**asked)
+    if schemas:
+        if asked:
+            raise GrammarError("an answer that may call tools has no form of its own; leave out the tools, or the form")
+        body["tools"] = schemas
+    if form.schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"schema": dict(form.schema)}}
+    elif form.grammar is not None:
+        body["grammar"] = form.grammar
+    return body | template, form, functions
+
+
+def chat_call(messages: object, request: Mapping[str, Any]) -> Call[ChatCompletion]:
+    """An answer in a conversation."""
+    body, form, functions = chat_body(messages, request, "chat()")
+    if body.get("n_predict") == 0:
+        raise RequestError("max_tokens is 0, and an answer has at least one token")
+
+    def read(answer: Any) -> ChatCompletion:
+        (choice,) = answer["choices"]
+        message = choice["message"]
+        text = message.get("content") or ""
+        calls = tuple(tool_calls_of(message.get("tool_calls") or (), functions))
+        return ChatCompletion(
+            text=text,
+            reasoning=message.get("reasoning_content"),
+            tool_calls=calls,
+            finish_reason=choice["finish_reason"],
+            usage=_chat_usage(answer),
+            timings=timings_of(answer["timings"]),
+            message=message,
+            logprobs=_chat_logprobs(choice),
+            parsed=form.read(text),
+        )
+
+    return Call("/v1/chat/completions", body, read)
+
+
+def chat_stream(messages: object, request: Mapping[str, Any]) -> Stream:
+    """The same piece by piece; tool calls come in the last chunk, whole."""
+    body, _, functions = chat_body(messages, request, "chat_stream()")
+    check_stream(body)
+    body |= {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
+    return Stream("/v1/chat/completions", body, lambda: _ChatChunks(functions))
+
+
+def chat_request(messages: object, stream: bool, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The path and the body of an answer in a conversation, for who reads its JSON."""
+    body, _, _ = chat_body(messages, request, "chat")
+    return "/v1/chat/completions", body | ({"stream": True} if stream else {})
+
+
+class _ChatChunks:
+    """Reads the events of one answer. Its numbers come after its end, in an event of their own."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        self.functions = functions
+        self.calls: list[dict[str, Any]] = []
+        self.finish: FinishReason | None = None
+
+    def __call__(self, event: Any) -> Iterator[Chunk]:
+        if progress := event.get("prompt_progress"):
+            yield Chunk("", progress=progress_share(progress))
+        for choice in event.get("choices", ()):
+            self.finish = choice.get("finish_reason") or self.finish
+            delta = choice.get("delta", {})
+            for call in delta.get("tool_calls") or ():
+                self._add(call)
+            text, reasoning = delta.get("content") or "", delta.get("reasoning_content") or ""
+            logprobs = _chat_logprobs(choice)
+            if text or reasoning or logprobs:
+                yield Chunk(text, reasoning=reasoning, logprobs=logprobs)
+        if event.get("usage") and "timings" in event and self.finish:
+            yield Chunk(
+                "",
+                finish_reason=self.finish,
+                usage=_chat_usage(event),
+                timings=timings_of(event["timings"]),
+                tool_calls=tuple(tool_calls_of(self.calls, self.functions)),
+            )
+
+    def _add(self, call: Mapping[str, Any]) -> None:
+        while len(self.calls) <= call["index"]:
+            self.calls.append({"id": "", "function": {"name": "", "arguments": ""}})
+        whole = self.calls[call["index"]]
+        whole["id"] = call.get("id") or whole["id"]
+        for part in ("name", "arguments"):
+            whole["function"][part] += call.get("function", {}).get(part) or ""
+
+
+def _chat_usage(answer: Mapping[str, Any]) -> Usage:
+    usage = answer["usage"]
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", answer["timings"].get("cache_n", 0))
+    return Usage(usage["prompt_tokens"], cached, usage["completion_tokens"])
+
+
+def _chat_logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    return logprobs_of((choice.get("logprobs") or {}).get("content"))
+
+
+def template_call(messages: object, request: Mapping[str, Any]) -> Call[str]:
+    """The prompt that a conversation becomes."""
+    body, _, _ = chat_body(messages, request, "apply_chat_template()")
+    return Call("/apply-template", body, lambda answer: str(answer["prompt"]))

@@ -1,0 +1,137 @@
+"""Requests for texts that go on from prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .calls import (
+    Call,
+    Prompt,
+    Stream,
+    are_several,
+    check_stream,
+    checked_prompt,
+    logprobs_of,
+    progress_share,
+    timings_of,
+)
+from .fields import Generation, by_kind
+from .formats import Format, format_of
+from .results import Chunk, Completion, FinishReason, Usage
+
+_COMPLETION_FIELDS = [
+    *("index", "content", "tokens", "stop_type", "stopping_word", "timings"),
+    *("tokens_evaluated", "tokens_predicted", "completion_probabilities"),
+]
+
+
+def generate_calls(
+    prompts: Prompt | Sequence[Prompt], n: int, request: Mapping[str, Any]
+) -> Call[Completion] | list[Call[Completion]]:
+    """Texts that go on from prompts, a request for each: one for one, a list for a list."""
+    if not are_several(prompts):
+        return _generate_call(0, prompts, n, request)
+    return [_generate_call(i, prompt, n, request) for i, prompt in enumerate(prompts)]
+
+
+def _generate_call(i: int, prompt: object, n: int, request: Mapping[str, Any]) -> Call[Completion]:
+    body, form = _text_body(checked_prompt(i, prompt), request)
+    body["response_fields"] = _COMPLETION_FIELDS
+    wanted = body.get("n_predict")
+    if n != 1:
+        body["n_cmpl"] = n
+
+    def read(answer: Any) -> Completion:
+        found = answer if isinstance(answer, list) else [answer]
+        first, *others = [_completion(one, form) if wanted != 0 else _prompt_only(one) for one in found]
+        return dataclasses.replace(first, alternatives=tuple(others))
+
+    return Call("/completion", body, read)
+
+
+def infill_call(prefix: str, suffix: str, request: Mapping[str, Any]) -> Call[Completion]:
+    """What stands between two texts."""
+    body, form = _text_body("", request)
+    body |= {"input_prefix": prefix, "input_suffix": suffix}
+    return Call("/infill", body, lambda answer: _completion(answer, form))
+
+
+def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any]) -> Stream:
+    """The same piece by piece."""
+    given = list(prompts) if are_several(prompts) else [prompts]
+    checked = [checked_prompt(i, prompt) for i, prompt in enumerate(given)]
+    body, _ = _text_body(checked if len(checked) != 1 else checked[0], request)
+    check_stream(body)
+    return Stream("/completion", body | {"stream": True, "return_progress": True}, lambda: _text_chunks)
+
+
+def _text_body(prompt: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], Format]:
+    kinds = by_kind(request, Generation, "generate()")
+    body, asked = kinds["Sampling"], kinds["Generation"]
+    body["prompt"] = prompt
+    logprobs = asked.pop("logprobs", None)
+    if logprobs is not None:
+        body["n_probs"] = max(logprobs, 1)
+    form = format_of(**asked)
+    if form.schema is not None:
+        body["json_schema"] = dict(form.schema)
+    elif form.grammar is not None:
+        body["grammar"] = form.grammar
+    return body | {"return_tokens": True}, form
+
+
+def _completion(answer: Mapping[str, Any], form: Format) -> Completion:
+    text = answer["content"]
+    reason, stopped_by = _end(answer)
+    return Completion(
+        text=text,
+        tokens=tuple(answer.get("tokens", ())),
+        finish_reason=reason,
+        stop_reason=stopped_by,
+        usage=_usage(answer["timings"], answer["tokens_predicted"]),
+        timings=timings_of(answer["timings"]),
+        logprobs=logprobs_of(answer.get("completion_probabilities")),
+        parsed=form.read(text),
+    )
+
+
+def _prompt_only(answer: Mapping[str, Any]) -> Completion:
+    """With max_tokens=0, for which the server chooses a token all the same."""
+    timings = answer["timings"]
+    return Completion("", (), "length", None, _usage(timings, 0), timings_of(timings))
+
+
+def _text_chunks(event: Any) -> Iterator[Chunk]:
+    if progress := event.get("prompt_progress"):
+        yield Chunk("", index=event.get("index", 0), progress=progress_share(progress))
+    elif event.get("stop"):
+        reason, _ = _end(event)
+        yield Chunk(
+            event["content"],
+            tuple(event.get("tokens", ())),
+            event.get("index", 0),
+            logprobs=logprobs_of(event.get("completion_probabilities")),
+            finish_reason=reason,
+            usage=_usage(event["timings"], event["tokens_predicted"]),
+            timings=timings_of(event["timings"]),
+        )
+    else:
+        yield Chunk(
+            event["content"],
+            tuple(event.get("tokens", ())),
+            event.get("index", 0),
+            logprobs=logprobs_of(event.get("completion_probabilities")),
+        )
+
+
+def _end(answer: Mapping[str, Any]) -> tuple[FinishReason, str | None]:
+    if answer["stop_type"] == "word":
+        return "stop", answer["stopping_word"]
+    return ("stop" if answer["stop_type"] == "eos" else "length"), None
+
+
+def _usage(timings: Mapping[str, Any], generated: int) -> Usage:
+    cached = timings.get("cache_n", 0)
+    return Usage(cached + timings["prompt_n"], cached, generated)
