@@ -9,9 +9,9 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ._closing import Closing
 from ._errors import ConcurrentUseError, ContextError
 from ._kv_size import check_kv_fits
 from ._memory import n_physical_cores
@@ -22,13 +22,13 @@ from ._process import check_can_compute, check_process, inherited, stop_at_exit,
 from ._waiting import interruptible
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 DEFAULT_N_CTX_MAX = 4096
 STOP_POLL_S = 0.02  # how often a context that shall stop is told so: cancel() has no effect on what begins after it
 
 
-class ContextBase:
+class ContextBase(Closing):
     """Life and limits of a context; Context adds what it can do."""
 
     def __init__(
@@ -136,14 +136,6 @@ class ContextBase:
     def _abandon(self) -> None:
         self._free.detach()
         self.model._abandon()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<superllama.Context {self.model.path.name}, {'closed' if self.closed else f'n_ctx={self._n_ctx}'}>"

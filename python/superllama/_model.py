@@ -8,10 +8,10 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._budgets import Budgets
+from ._closing import Closing
 from ._errors import CancelledError, ModelError
 from ._facts import ModelFacts
 from ._files import open_files_hint
@@ -24,7 +24,7 @@ from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
 from ._waiting import interruptible
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
 class _Closable(Protocol):
@@ -33,7 +33,7 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Model(ModelFacts):
+class Model(Closing, ModelFacts):
     """A model from a GGUF file (the first part, if it is split).
 
     `params` and keyword arguments are the fields of ModelParams; keywords win. `progress` is called with 0.0
@@ -103,14 +103,6 @@ class Model(ModelFacts):
 
     def _abandon(self) -> None:
         self._free.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<superllama.Model {self.path.name}{' (closed)' if self.closed else ', ' + self.description}>"

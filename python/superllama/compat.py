@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ._closing import Closing
 from ._engine.compat_options import completion_logprobs, engine_options
 from ._engine.llm import LLM
 from ._errors import ModelError, RequestError
@@ -76,7 +77,7 @@ class LlamaState:
     random: Any
 
 
-class Llama:
+class Llama(Closing):
     """llama-cpp-python's Llama. One request at a time shares nothing with others; with n_parallel=8 several threads may
     ask at once."""
 
@@ -393,12 +394,6 @@ class Llama:
             self._llm.close()
         elif isinstance(self._facts, Model):
             self._facts.close()
-
-    def __enter__(self) -> Llama:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._arguments)

@@ -6,10 +6,10 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._budgets import Budgets
+from .._closing import Closing
 from .._errors import TemplateError
 from .._layers import Layer, layers_of, memory_by_tag
 from .._metrics import Metrics, metrics_of
@@ -20,10 +20,10 @@ from .handle import Handle
 from .options import arguments
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
-class Base:
+class Base(Closing):
     """An engine that is made, shows its memory, and is closed."""
 
     def __init__(
@@ -54,14 +54,6 @@ class Base:
 
     def __repr__(self) -> str:
         return f"<superllama.{type(self).__name__} {Path(self.model).name}{' (closed)' if self.closed else ''}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @functools.cached_property
     def facts(self) -> EngineFacts:

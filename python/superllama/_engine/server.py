@@ -11,24 +11,24 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._backends import for_programs
+from .._closing import Closing
 from .._errors import ModelError
 from .._openmp import short_spin
 from .._programs import find_program
 from .options import arguments
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from .options import EngineOptions
 
 POLL_S = 0.05
 
 
-class Server:
+class Server(Closing):
     """superllama-server on a free port of this machine, ready when it is made; stopped by close(), at the end of a with
     block, and with this process.
 
@@ -89,14 +89,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         process: Any = getattr(self, "_process", None)
