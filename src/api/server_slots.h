@@ -176,6 +176,14 @@ bool give_up_one(Slots & slots, Batch & batch, int32_t off, const End & end) {
     return true;
 }
 
+// Whether a slot waits for the prompt of another one that has ended without it, as it does where the prompt is empty.
+template <class Slots, class Slot>
+bool is_orphan(const Slots & slots, const Slot & slot) {
+    return std::none_of(slots.begin(), slots.end(), [&](const auto & other) {
+        return other.is_processing() && other.task && other.task->id == slot.task->id_parent;
+    });
+}
+
 // ---------------------------------------------------------------------------------------- ends of answers
 
 // A token that ends inside a character has no text yet; if it is an answer's last one, the bytes so far are its text.

@@ -216,7 +216,21 @@ class Http:
         model, lora, self._slots = folder / "tiny.gguf", tiny.write_lora(folder / "lora.gguf"), folder / "slots"
         model.write_bytes(write(parts))
         self._slots.mkdir()
-        flags = ["-np", 2, "-c", 512, "--cache-ram", 8, "--slots", "--props", "--metrics", "--timeout", 20]
+        flags = [
+            "-np",
+            2,
+            "-c",
+            512,
+            "--cache-ram",
+            8,
+            "--slots",
+            "--props",
+            "--metrics",
+            "--timeout",
+            20,
+            "--sse-ping-interval",
+            -1,
+        ]
         flags += ["--embeddings", "--pooling", "mean", "--lora", lora, "--slot-save-path", self._slots]
         self._generating = Served(folder, control, model, *flags)
         ranking = tiny.write_bert(folder / "bert.gguf", pooling=tiny.gguf.PoolingType.RANK)

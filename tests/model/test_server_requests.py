@@ -85,6 +85,17 @@ def test_long_keys(server: HttpServer) -> None:
     assert "key" in server.refused("/completion", {"prompt": "a", "json_schema": schema})
 
 
+def test_alternatives_of_an_empty_prompt_end(demo_model: Path, tmp_path: Path) -> None:
+    """Those that waited for a prompt which there was nothing of waited for ever."""
+    with http_server(demo_model, tmp_path / "log", "-np", 2, "-c", 512) as server:
+        body = {"prompt": "", "n": 2, "n_predict": 4}
+        status, answers = server.request("/completion", body, timeout=60)
+        assert status == 200 and [answer["content"] for answer in answers] == ["", ""]
+        events = server.stream("/completion", body | {"stream": True})
+        assert [event["stop"] for event in events] == [True, True]
+        assert server.complete("One, two,", n_predict=2)["tokens_predicted"] == 2
+
+
 # ----------------------------------------------------------------------------------------------- schemas
 
 HELD: list[Any] = [
