@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,10 @@ def _scalar(type: int, value: Any) -> bytes:
         return _text(value)
     format = FORMATS.get(type, "I")
     if format in "fd":
-        return struct.pack("<" + format, value)
+        try:
+            return struct.pack("<" + format, value)
+        except OverflowError:  # of a double for a float
+            return struct.pack("<" + format, math.copysign(math.inf, value))
     size = struct.calcsize(format)
     return (int(value) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 

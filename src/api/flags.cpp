@@ -50,10 +50,11 @@ static void say_what_is_implied(const flags & f) {
     });
 }
 
-void flags::apply(llama_model_params & params) const {
+bool flags::apply(llama_model_params & params) const {
     say_what_is_implied(*this);
     params.superllama = model;
     params.superllama.dynamic_layers = model.dynamic_layers || implies_layers() != nullptr;
+    return params.superllama.dynamic_layers;
 }
 
 void flags::apply(llama_context_params & params) const {

@@ -34,8 +34,8 @@ struct flags {
     bool pages() const;
     const char * implies_layers() const; // the flag that does; null: none
 
-    // the parameters point into this object
-    void apply(llama_model_params & params) const;
+    // The parameters point into this object. The first returns whether layers are dynamic, and placement ours.
+    bool apply(llama_model_params & params) const;
     void apply(llama_context_params & params) const;
 };
 

@@ -240,7 +240,7 @@ void begin_grammar_token() {
 
 void count_grammar_step(size_t n_ways) {
     const size_t most = 20000000;
-    n_steps += 1 + n_ways / 50;
+    n_steps += 10 + n_ways / 50; // a way is a copy of its own, which is compared with the others
     if (n_steps > most) {
         n_steps = 0;
         refuse("the grammar can go on in too many ways at once, and one token would take seconds; say what is repeated "

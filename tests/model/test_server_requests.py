@@ -85,6 +85,13 @@ def test_long_keys(server: HttpServer) -> None:
     assert "key" in server.refused("/completion", {"prompt": "a", "json_schema": schema})
 
 
+def test_tokens_that_there_are_not(server: HttpServer) -> None:
+    for path, name in (("/tokenize", "content"), ("/detokenize", "tokens"), ("/completion", "prompt")):
+        for token in (2**31, -1, 10**6):
+            body = {name: [5, token], "with_pieces": True}
+            assert "token" in server.refused(path, body).lower(), (path, token)
+
+
 def test_alternatives_of_an_empty_prompt_end(demo_model: Path, tmp_path: Path) -> None:
     """Those that waited for a prompt which there was nothing of waited for ever."""
     with http_server(demo_model, tmp_path / "log", "-np", 2, "-c", 512) as server:
