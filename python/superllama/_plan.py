@@ -34,7 +34,7 @@ SHARES = (25, 50, 75, 90, 100)  # percent of what everything needs
 SAME = 1.02  # speeds within this factor count as equal
 
 Limit = Literal["disk", "CPU"]
-Use = Literal["generate", "embed", "perplexity", "server"]
+Use = Literal["generate", "completion", "embed", "perplexity", "server"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +143,9 @@ def plan(
 
     `params` and `context_params` are those that the model and its context would be made with; the keywords are
     fields of them and win (`repack` is use_extra_bufts). `use` is what it is for, which changes how many logits there
-    are and how much is computed at once: "generate" (Context), "embed" (a whole text at once), "perplexity" (logits of
-    every token), "server" (superllama-server and LLM, with `n_parallel` sequences, 4 by default, that share the
+    are and how much is computed at once: "generate" (Context), "completion" (superllama-completion, whose windows are
+    as small as they may be), "embed" (a whole text at once), "perplexity" (logits of every token), "server" (LLM,
+    superllama-server and -cli, with `n_parallel` sequences, 4 by default, that share the
     context; what it keeps of finished prompts comes on top, where there is room).
 
     Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values,
@@ -202,6 +203,7 @@ def for_use(context: ContextParams, use: Use, n_parallel: int | None) -> tuple[C
     n_texts = max(1, 2048 // (context.n_ctx or 512))  # that perplexity computes at once
     usual: dict[str, dict[str, Any]] = {
         "generate": {},
+        "completion": {"n_batch": 2048, "swa_full": False},
         "embed": {"embeddings": True},
         "perplexity": {"n_ctx": 512, "n_batch": 2048, "n_seq_max": n_texts, "swa_full": False},
         "server": {"n_seq_max": n_parallel, "kv_unified": True, "swa_full": False, "n_batch": 2048},

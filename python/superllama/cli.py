@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._cache import Entry
 
 
-USES = ("generate", "embed", "perplexity", "server")  # of plan(), which takes a while to import
+USES = ("generate", "completion", "embed", "perplexity", "server")  # of plan(), which takes a while to import
 
 
 def parser() -> argparse.ArgumentParser:

@@ -89,6 +89,7 @@ def test_uses_have_parameters_of_their_own() -> None:
     texts, n_outputs = _plan.for_use(superllama.ContextParams(), "perplexity", None)
     assert (texts.n_ctx, texts.n_seq_max, n_outputs) == (2048, 4, 0)
     assert _plan.for_use(superllama.ContextParams(), "embed", None)[0].embeddings
+    assert not _plan.for_use(superllama.ContextParams(), "completion", None)[0].swa_full
     assert set(cli.USES) == set(get_args(_plan.Use))
     for wrong in (("generate", 3), ("server", 0), ("chat", None)):
         with pytest.raises(ValueError, match="use"):
