@@ -154,11 +154,16 @@ def find_program(name: str) -> Path:
 # ---------------------------------------------------------------- run
 
 
+def program_environment(program: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """What a program runs with: the caller's word first, and where its backends lie."""
+    return {**short_spin(environment), **environment, **for_programs(environment, program.parents[1])}
+
+
 def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> NoReturn:
     """Become the program: same process on POSIX, so signals and the exit code are its own."""
     program = str(find_program(name))
     command = [program, *arguments]
-    environment = {**short_spin(environment), **environment, **for_programs(environment, Path(program).parents[1])}
+    environment = program_environment(Path(program), environment)
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.platform != "win32":

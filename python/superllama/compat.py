@@ -25,6 +25,7 @@ from typing import Any
 from ._closing import Closing
 from ._engine.compat_options import completion_logprobs, engine_options
 from ._engine.llm import LLM
+from ._engine.options import places_layers
 from ._errors import ModelError, RequestError
 from ._facts import ModelFacts
 from ._model import Model
@@ -121,7 +122,7 @@ class Llama(Closing):
             options.pop(name, None)
         own = {k: options.pop(k) for k in list(options) if k in _THEIRS}
         given = engine_options(own)
-        if self.model_path.startswith("hf:") or not _places(options):
+        if self.model_path.startswith("hf:") or not places_layers(options):
             given["n_gpu_layers"] = n_gpu_layers
         given |= {"n_ctx": n_ctx, "n_parallel": n_parallel, "embedding": embedding, "flash_attn": flash_attn}
         given |= {"n_batch": n_ubatch if embedding else n_batch, "n_ubatch": n_ubatch}
@@ -453,10 +454,6 @@ _THEIRS = {
     *("yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "offload_kqv", "op_offload", "swa_full", "no_perf"),
     *("lora_base", "lora_scale", "lora_path", "numa", "chat_format", "type_k", "type_v", "spm_infill"),
 }
-
-
-def _places(options: Mapping[str, Any]) -> bool:
-    return any(name in options for name in ("dynamic_layers", "vram_budget", "mem_budget", "async_prefetch"))
 
 
 def _off(tfs_z: float) -> Any:

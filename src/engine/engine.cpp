@@ -123,7 +123,7 @@ void superllama_engine::answer(request & asked) {
         refuse(503, "unavailable_error", failure.empty() ? "the engine was stopped" : failure);
     };
     try {
-        std::string path = asked.path, query, rest;
+        std::string path = asked.path, query;
         split(path, '?', path, query);
         std::map<std::string, std::string> parameters = query_parameters(query);
         if (path.rfind("/slots/", 0) == 0) {

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._budgets import Budgets
 from .._closing import Closing
@@ -18,9 +18,6 @@ from .._progress import LoadProgress, ProgressCallback, bar_for
 from .facts import EngineFacts
 from .handle import Handle
 from .options import arguments
-
-if TYPE_CHECKING:
-    pass
 
 
 class Base(Closing):

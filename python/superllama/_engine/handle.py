@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .._closing import Closing
 from .._errors import CancelledError, Error, ModelError, PreemptedError
 from .._native import collected_errors, ffi, lib, raise_kept, reason
 from .._process import check_can_compute, check_process, inherited, stop_at_exit, this_process
@@ -102,18 +103,12 @@ class Handle:
             return whole_answer(b"".join(request.pieces()), request.status)
 
 
-class Request:
+class Request(Closing):
     """A request that runs. Leaving the with block cancels it where it has not ended."""
 
     def __init__(self, pointer: int) -> None:
         self._c: int | None = pointer
         self._reader = threading.Lock()  # one reads at a time, and none while it is freed
-
-    def __enter__(self) -> Request:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

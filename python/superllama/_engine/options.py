@@ -114,7 +114,7 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     else:
         file = check_gguf(model)
         words = ["--model", str(file)]
-        if not _places_layers(found) and _is_too_large(file):
+        if not places_layers(found) and _is_too_large(file):
             found |= {"dynamic_layers": True, "async_prefetch": True}
     if "n_ctx" not in found:
         found["n_ctx"] = 8192
@@ -126,7 +126,8 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _places_layers(options: Mapping[str, Any]) -> bool:
+def places_layers(options: Mapping[str, Any]) -> bool:
+    """Whether the caller says where layers lie, so that nothing is chosen for them."""
     return any(name in options for name in ("dynamic_layers", "async_prefetch", "mem_budget", "vram_budget"))
 
 

@@ -13,11 +13,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._backends import for_programs
 from .._closing import Closing
 from .._errors import ModelError
-from .._openmp import short_spin
-from .._programs import find_program
+from .._programs import find_program, program_environment
 from .options import arguments
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ class Server(Closing):
         words = arguments(os.fspath(model), dict(options))
         words += ["--host", host, "--port", str(self.port)]
         program = Path(find_program("llama-server"))
-        environment = {**short_spin(os.environ), **os.environ, **for_programs(os.environ, program.parents[1])}
+        environment = program_environment(program, os.environ)
         environment["LLAMA_API_KEY"] = self.api_key  # a command line is for everyone to see
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 # open as long as the server writes
         self._process = subprocess.Popen(
