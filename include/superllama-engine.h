@@ -42,9 +42,10 @@ SUPERLLAMA_ENGINE_API struct superllama_engine * superllama_engine_start(int32_t
 // Cancels what runs, waits until it has ended, and frees the model. Handles of requests stay valid.
 SUPERLLAMA_ENGINE_API void superllama_engine_stop(struct superllama_engine * engine);
 
-// What it runs on. They live as long as the engine; whoever computes with the context breaks the requests.
-SUPERLLAMA_ENGINE_API struct llama_model * superllama_engine_model(struct superllama_engine * engine);
-SUPERLLAMA_ENGINE_API struct llama_context * superllama_engine_context(struct superllama_engine * engine);
+// The context that it runs on, which nobody frees until superllama_engine_release(); null while its memory is given
+// back. Whoever computes with it breaks the requests.
+SUPERLLAMA_ENGINE_API struct llama_context * superllama_engine_hold(struct superllama_engine * engine);
+SUPERLLAMA_ENGINE_API void superllama_engine_release(struct superllama_engine * engine);
 
 // Starts a request: "GET" or "POST", a path such as "/v1/chat/completions" or "/slots/0?action=save", a body of `size`
 // bytes. Returns at once; what goes wrong is the answer. Null: there is no memory or no thread for it.

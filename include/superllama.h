@@ -231,14 +231,21 @@ struct superllama_layer {
 // -ngl counts as a layer.
 LLAMA_API int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max);
 
-// The host budget of a model with dynamic layers, from the next ubatch on; 0 = automatic. A budget that cannot
-// work is refused and changes nothing.
-LLAMA_API int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes);
+// The budgets of a model with dynamic layers, of the host (from the next ubatch on) and of its devices, in their order
+// (layers move before it returns; the last one holds for all that follow); 0 = automatic, NULL: stays as it is. A
+// device budget in which nothing fits leaves no layer there. All that is given changes, or nothing: a budget that
+// cannot work, devices that there are not, a layer that could not be moved. The error begins with "mem_budget: " or
+// "vram_budget: ".
+LLAMA_API int32_t superllama_set_budgets(struct llama_model * model, const uint64_t * mem_budget_bytes,
+                                         const uint64_t * vram_budget_bytes);
 
-// The budgets of the devices of a model with dynamic layers, in the order of its devices, 0 = automatic; moves layers
-// before it returns. A budget in which nothing fits leaves no layer on its device. Fails where there is no device, and
-// where a layer could not be moved: then it stays where it is.
-LLAMA_API int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]);
+// The least host budget that works now, and the one from which on more would gain nothing. They change with what
+// contexts hold.
+LLAMA_API int32_t superllama_budget_range(const struct llama_model * model, uint64_t * least, uint64_t * full);
+
+// As they were given last, by the parameters of the load or the call above.
+LLAMA_API int32_t superllama_budgets(const struct llama_model * model, uint64_t * mem_budget_bytes,
+                                     uint64_t vram_budget_bytes[SUPERLLAMA_MAX_DEVICES]);
 
 // "8GiB,512MiB": a size for each device, "auto" is 0; the last one holds for all devices that follow. "0" becomes 1
 // byte, in which nothing fits.

@@ -37,6 +37,10 @@ class PreemptedError(DecodeError):
     `LLM` tries again by itself, unless the text streams."""
 
 
+class PausedError(Error):
+    """An engine whose memory is given back was asked for something; it works again after resume()."""
+
+
 class PromptError(Error, ValueError):
     """A prompt, a text or a list of tokens that cannot be processed: empty, not UTF-8, not of this vocabulary."""
 
@@ -62,7 +66,8 @@ class TemplateError(PromptError):
 
 
 class GrammarError(Error, ValueError):
-    """A GBNF grammar that cannot be parsed, or that allows no further token."""
+    """A form that cannot be held: a grammar that cannot be parsed, a schema or an expression that a grammar cannot
+    hold, two forms at once. Also an answer that does not have its form, mostly for it was cut."""
 
 
 class StateError(Error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 import weakref
@@ -10,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._budgets import Budgets
+from ._budgets import change_budgets
 from ._closing import Closing
 from ._errors import CancelledError, ModelError
 from ._facts import ModelFacts
 from ._files import open_files_hint
 from ._gguf import check_gguf
 from ._layers import Layer, layers_of, memory_by_tag
-from ._native import collected_errors, ffi, lib, raise_kept, reason
+from ._native import collected_errors, ffi, last_error, lib, raise_kept, reason
 from ._params import ModelParams, merged
 from ._process import check_process, inherited, stop_at_exit, this_process
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
@@ -73,7 +74,6 @@ class Model(Closing, ModelFacts):
         self._vocab = lib.llama_model_get_vocab(pointer)
         self._vocab_only = self.params.vocab_only
         self._free = weakref.finalize(self, _free_model, pointer, self._process, owned)
-        self._budgets = Budgets(self.params)
         stop_at_exit(self)
         self.params.log_implied()
 
@@ -106,6 +106,18 @@ class Model(Closing, ModelFacts):
 
     def __repr__(self) -> str:
         return f"<superllama.Model {self.path.name}{' (closed)' if self.closed else ', ' + self.description}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what its memory is for, and where its layers are."""
+        from ._html import shown
+
+        return shown(self.path.name, self._status)
+
+    def _status(self) -> dict[str, Any]:
+        with self._use() as c:
+            layers = [dataclasses.asdict(layer) for layer in layers_of(c)]
+            budget = _mem_budget(c) if layers else 0
+            return {"tags": memory_by_tag(c), "layers": layers, "budget": budget, "facts": [self.description]}
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[Any]:
@@ -151,7 +163,7 @@ class Model(Closing, ModelFacts):
         not be done changes nothing: several budgets change together, or none of them does.
         """
         with self._use() as c:
-            self._budgets.change(c, mem_budget, vram)
+            change_budgets(c, mem_budget, vram)
 
     # ---------------------------------------------------------------- adapters
 
@@ -192,6 +204,14 @@ def _load(path: Path, params: Any, load: LoadProgress) -> Any:
         why = reason(errors, "the library gives no reason")
         raise ModelError(f"cannot load {path}: {why}{open_files_hint(*errors)}")
     return pointer
+
+
+def _mem_budget(model: Any) -> int:
+    """As it was given last; 0 for "auto"."""
+    given = ffi.new("struct superllama_model_params *")
+    if lib.superllama_budgets(model, ffi.addressof(given, "mem_budget_bytes"), given.vram_budget_bytes) < 0:
+        raise ModelError(f"the library cannot tell what the budgets are: {last_error()}")
+    return int(given.mem_budget_bytes)
 
 
 def _free_model(pointer: Any, made_in: int, owned: list[Any]) -> None:

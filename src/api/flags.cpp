@@ -192,6 +192,39 @@ static std::vector<common_arg> superllama_options() {
                        params.superllama.spill_dir = value;
                    })
             .set_env("LLAMA_ARG_SPILL_DIR"));
+    add(common_arg(
+            { "--idle-release" }, "SECONDS",
+            "when nothing was asked for that long, give the memory back, of the host and of devices; conversations "
+            "wait on disk, in --spill-dir, and the next request takes it all again (default: never)",
+            [](common_params & params, int value) {
+                if (value < 0) {
+                    throw std::invalid_argument("must be 0 or more seconds, got " + std::to_string(value));
+                }
+                params.superllama.idle_release_s = value;
+            })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_IDLE_RELEASE"));
+    add(common_arg(
+            { "--mem-share" }, "N",
+            "of a router's models, which share its --mem-budget: the weight of this one's share while several are "
+            "active, 1 to 1000 (default: 1)",
+            [](common_params & params, int value) {
+                if (value < 1 || value > 1000) {
+                    throw std::invalid_argument(std::to_string(value) + " is not in the range 1 to 1000");
+                }
+                params.superllama.mem_share = value;
+            })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_MEM_SHARE"));
+    add(common_arg(
+            { "--mem-least" }, "SIZE",
+            "of a router's models: what this one keeps of their memory while it is loaded (default: the least that "
+            "works)",
+            [](common_params & params, const std::string & value) {
+                params.superllama.mem_least_bytes = parse_budget(value.c_str());
+            })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_MEM_LEAST"));
     add(common_arg({ "--metrics" },
                    "print JSON metrics to stderr, each line prefixed \"[METRICS] \" (default: disabled)",
                    [](common_params & params) { params.superllama.metrics = true; })
@@ -216,6 +249,18 @@ static std::vector<common_arg> superllama_options() {
                    [](common_params & params) { params.superllama.metrics_pretty = true; })
             .set_env("LLAMA_ARG_METRICS_PRETTY"));
     return options;
+}
+
+// Those of one program; LLAMA_EXAMPLE_COMMON: those of any.
+static std::vector<common_arg> options_of(llama_example program) {
+    std::vector<common_arg> found;
+    for (common_arg & option : superllama_options()) {
+        const bool is_for_it = option.in_example(program) || option.in_example(LLAMA_EXAMPLE_COMMON);
+        if (is_for_it && !option.is_exclude(program)) {
+            found.push_back(std::move(option));
+        }
+    }
+    return found;
 }
 
 static std::terminate_handler of_library;
@@ -256,10 +301,8 @@ void add_flags(common_params_context & ctx) {
     if (ctx.ex == LLAMA_EXAMPLE_DOWNLOAD) {
         return; // loads no model
     }
-    for (common_arg & arg : superllama_options()) {
-        if (!arg.is_exclude(ctx.ex)) {
-            ctx.options.push_back(std::move(arg));
-        }
+    for (common_arg & arg : options_of(ctx.ex)) {
+        ctx.options.push_back(std::move(arg));
     }
 }
 
@@ -294,7 +337,7 @@ static void call_handler(const common_arg & option, common_params & params, cons
 
 int take_flags(int argc, char ** argv, flags & args) {
     tell_reasons();
-    const std::vector<common_arg> options = superllama_options();
+    const std::vector<common_arg> options = options_of(LLAMA_EXAMPLE_COMMON);
     common_params params;
 
     const auto fail = [&](const char * name, const std::string & what) {
@@ -341,7 +384,7 @@ int take_flags(int argc, char ** argv, flags & args) {
 
 void print_flags() {
     printf("\n----- superllama params -----\n\n");
-    for (const common_arg & option : superllama_options()) {
+    for (const common_arg & option : options_of(LLAMA_EXAMPLE_COMMON)) {
         printf("%s", option.to_string().c_str());
     }
 }

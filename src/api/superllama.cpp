@@ -174,36 +174,32 @@ int32_t superllama_layers(const struct llama_model * model, struct superllama_la
     });
 }
 
-int32_t superllama_set_budget(struct llama_model * model, uint64_t mem_budget_bytes) {
+static dynamic_model & with_budgets(const struct llama_model * model) {
+    if (model->superllama == nullptr) {
+        throw std::runtime_error("the model was loaded without dynamic layers; it has no budget to set");
+    }
+    return *model->superllama;
+}
+
+int32_t superllama_set_budgets(struct llama_model * model, const uint64_t * mem_budget_bytes,
+                               const uint64_t * vram_budget_bytes) {
     return guarded([&] {
-        std::string error;
-        if (model->superllama == nullptr) {
-            error = "the model was loaded without dynamic layers; it has no budget to set";
-        } else {
-            model->superllama->set_budget(mem_budget_bytes, &error);
-        }
-        if (!error.empty()) {
-            throw std::runtime_error(error);
-        }
+        with_budgets(model).set_budgets(mem_budget_bytes, vram_budget_bytes);
         return 0;
     });
 }
 
-int32_t superllama_set_vram_budget(struct llama_model * model, const uint64_t bytes[SUPERLLAMA_MAX_DEVICES]) {
+int32_t superllama_budgets(const struct llama_model * model, uint64_t * mem_budget_bytes,
+                           uint64_t vram_budget_bytes[SUPERLLAMA_MAX_DEVICES]) {
     return guarded([&] {
-        device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
-        if (tier == nullptr) {
-            throw std::runtime_error(
-                "the model was loaded without dynamic layers, or there is no device to move them to");
-        }
-        std::string error;
-        std::vector<uint64_t> asked(bytes, bytes + SUPERLLAMA_MAX_DEVICES);
-        asked.resize(tier->n_devices(), asked.back()); // the last holds for all that follow
-        tier->ask(asked);
-        const auto placement = tier->hold();
-        if (!tier->apply_asked(&error)) {
-            throw std::runtime_error(error);
-        }
+        with_budgets(model).budgets(mem_budget_bytes, vram_budget_bytes);
+        return 0;
+    });
+}
+
+int32_t superllama_budget_range(const struct llama_model * model, uint64_t * least, uint64_t * full) {
+    return guarded([&] {
+        with_budgets(model).budget_range(least, full);
         return 0;
     });
 }

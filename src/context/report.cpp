@@ -228,14 +228,14 @@ void context_hooks::charge_prompt_cache(uint64_t bytes) {
         return;
     }
     charge & kept = pimpl->memory->prompt_cache;
-    if (bytes > kept.granted()) {
-        const uint64_t most = pimpl->weights->prompt_cache_max(kept.granted());
-        if (bytes > most) {
-            throw std::runtime_error("kept prompts may have " + std::to_string(most >> 20) +
-                                     " MiB of the budget, not " + std::to_string(bytes >> 20));
-        }
+    const uint64_t most = bytes > 0 ? pimpl->weights->prompt_cache_max(kept.granted()) : 0;
+    if (bytes <= most || bytes < kept.granted()) { // what is given back counts, if it is not enough
+        pimpl->weights->change_charges({ { &kept, bytes, bytes } });
     }
-    pimpl->weights->change_charges({ { &kept, bytes, bytes } });
+    if (bytes > most) {
+        throw std::runtime_error("kept prompts may have " + std::to_string(most >> 20) + " MiB of the budget, not " +
+                                 std::to_string(bytes >> 20));
+    }
 }
 
 void context_hooks::stats(struct superllama_stats & out) const {

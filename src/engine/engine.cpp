@@ -2,7 +2,9 @@
 // thread of llama-server does; each request has a worker, as each connection has there.
 #include "superllama-engine.h"
 
-#include "api/server_slots.h"
+#include "server/control.h"
+#include "server/lifecycle.h"
+#include "server/slots.h"
 #include "arg.h"
 #include "engine/options.h"
 #include "engine/request.h"
@@ -36,6 +38,7 @@ struct superllama_engine {
     common_params params; // the routes refer to it
     server_context server;
     server_routes routes;
+    superllama::lifecycle life{ params, server, routes };
     std::map<std::string, server_http_context::handler_t> handlers; // by method and path
     std::atomic<bool> stopping{ false };
     std::mutex mutex;
@@ -106,6 +109,9 @@ void superllama_engine::add_routes() {
         { "POST /detokenize", routes.post_detokenize },
         { "POST /apply-template", routes.post_apply_template },
     };
+    for (const auto & route : superllama::control_routes(life, params, routes)) {
+        handlers[route.first] = route.second;
+    }
 }
 
 // Runs in a worker. Whatever goes wrong is the answer.
@@ -138,7 +144,7 @@ void superllama_engine::answer(request & asked) {
             return stopped();
         }
         const server_http_req req{ parameters, {}, path, query, asked.body, {}, should_stop };
-        const server_http_res_ptr res = handler->second(req);
+        const server_http_res_ptr res = life.answer(handler->second, req);
         if (res->is_stream()) {
             for (bool more = true; more;) {
                 std::string piece;
@@ -263,6 +269,7 @@ void superllama_engine_stop(struct superllama_engine * engine) {
         return;
     }
     engine->stopping = true;
+    engine->life.end();
     engine->workers.finish(); // those of requests hear it within a second
     {
         std::unique_lock<std::mutex> lock(engine->mutex);
@@ -274,12 +281,12 @@ void superllama_engine_stop(struct superllama_engine * engine) {
     delete engine;
 }
 
-struct llama_model * superllama_engine_model(struct superllama_engine * engine) {
-    return const_cast<llama_model *>(llama_get_model(engine->server.get_llama_context()));
+struct llama_context * superllama_engine_hold(struct superllama_engine * engine) {
+    return engine->life.hold();
 }
 
-struct llama_context * superllama_engine_context(struct superllama_engine * engine) {
-    return engine->server.get_llama_context();
+void superllama_engine_release(struct superllama_engine * engine) {
+    engine->life.release();
 }
 
 struct superllama_request * superllama_engine_submit(struct superllama_engine * engine, const char * method,

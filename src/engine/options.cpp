@@ -1,6 +1,6 @@
 #include "engine/options.h"
 
-#include "api/server_slots.h"
+#include "server/slots.h"
 #include "arg.h"
 #include "chat.h"
 

@@ -1,7 +1,8 @@
 #include "kv/spill.h"
 
+#include "io/temporary.h"
+
 #include <cerrno>
-#include <cstdlib>
 #include <stdexcept>
 
 #ifndef _WIN32
@@ -18,44 +19,11 @@ bool kv_spill::is_supported() {
     return true;
 }
 
-static int open_unnamed(const std::string & dir) {
-#    ifdef O_TMPFILE
-    const int fd = open_at(AT_FDCWD, dir.c_str(), O_TMPFILE | O_RDWR, 0600);
-    if (fd >= 0) {
-        return fd;
-    }
-#    endif
-    std::string path = dir + "/superllama-kv-XXXXXX";
-    const int named = mkostemp(&path[0], O_CLOEXEC); // mode 0600
-    if (named >= 0) {
-        unlink(path.c_str());
-    }
-    return named;
-}
-
 kv_spill::kv_spill(const std::string & dir_, size_t record_bytes, file_calls * sys_) :
     dir(dir_),
     record_bytes(record_bytes),
     sys(sys_ ? sys_ : &file_calls::of_system()) {
-    std::vector<std::string> dirs = { dir };
-    if (dir.empty()) {
-        const char * tmp = getenv("TMPDIR");
-        dirs = { tmp != nullptr && tmp[0] != '\0' ? tmp : "/tmp", "/var/tmp" };
-    }
-    for (const std::string & candidate : dirs) { // the last one decides where none is on a disk
-        descriptor opened(open_unnamed(candidate));
-        if (!file || (opened && !superllama::is_memory(opened.get()))) {
-            dir = candidate;
-            file = std::move(opened);
-        }
-        if (file && !is_memory()) {
-            break;
-        }
-    }
-    if (!file) {
-        throw std::runtime_error("cannot make a KV spill file in " + dir + ": " + file_error(errno) +
-                                 "; name a folder that exists and is writable with --spill-dir");
-    }
+    file = unnamed_file(dir, "a KV spill file");
     direct = make_direct(file.get());
     if (ftruncate(file.get(), 0) != 0) {
         direct = false; // nothing depends on it

@@ -1,6 +1,7 @@
 // The budget of a model: what of it is taken, lent and left for blocks, by the ledger; and how it follows the memory
 // that is there.
 
+#include "base/error.h"
 #include "devices/upload.h"
 #include "io/address_space.h"
 #include "llama-impl.h"
@@ -56,6 +57,12 @@ size_t dynamic_model::least_bytes() const {
     return with_page_tables(memory.granted() + memory.lent() + scheduler->plan(0, n_ubatch_max()).min_bytes);
 }
 
+// Without what a server keeps beside its slots: it goes where the budget has no room for it.
+size_t dynamic_model::least_without_prompts() const {
+    const uint64_t granted = memory.granted() - memory.used(memory_tag::prompt_cache);
+    return with_page_tables(granted + memory.lent() + scheduler->plan(0, n_ubatch_max()).min_bytes);
+}
+
 std::array<uint64_t, n_memory_tags> dynamic_model::memory_by_tag() const {
     std::array<uint64_t, n_memory_tags> bytes = {};
     for (size_t i = 0; i < n_memory_tags; ++i) {
@@ -95,7 +102,7 @@ void dynamic_model::change_charges(const std::vector<change> & changes) {
         c.of->set(c.granted, c.granted, c.promised);
     }
     charge_weights();
-    const size_t need = least_bytes();
+    const size_t need = least_without_prompts();
     if (budget_now < need) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
         const std::string why =
@@ -116,8 +123,9 @@ uint64_t dynamic_model::prompt_cache_max(uint64_t now) const {
     const std::lock_guard<std::mutex> lock(mutex);
     const weights_budget blocks = scheduler->plan(0, n_ubatch_max());
     const uint64_t rest = memory.granted() + memory.lent() - now + blocks.full_bytes();
-    const uint64_t taken = with_page_tables(rest);
-    return std::max(budget_now - std::min<uint64_t>(budget_now, taken), budget_now / 8);
+    const auto left_of = [&](uint64_t bytes) { return budget_now - std::min<uint64_t>(budget_now, bytes); };
+    return std::min<uint64_t>(std::max<uint64_t>(left_of(with_page_tables(rest)), budget_now / 8),
+                              left_of(least_without_prompts()));
 }
 
 void dynamic_model::grant(charge & of, uint64_t bytes) {
@@ -195,21 +203,85 @@ bool dynamic_model::hold_whole(const std::vector<const ggml_tensor *> & tensors,
     return !has_unread;
 }
 
-bool dynamic_model::set_budget(uint64_t bytes, std::string * error) {
+void dynamic_model::set_mem_budget(uint64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto memory = telemetry.sample();
-    const uint64_t need = least_bytes();
+    const uint64_t need = least_without_prompts();
     if (bytes > 0 && bytes < need) {
-        *error =
-            format("a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB, mib_up(need));
-        return false;
+        throw std::runtime_error(
+            format("mem_budget: a budget of %.0f MiB is too small, the least that works is %.0f MiB", bytes / MiB,
+                   mib_up(need)));
     }
     params.mem_budget_bytes = bytes;
     budget_max = bytes > 0 ? bytes : memory.host_total;
     budget_now =
         bytes > 0 ? bytes : std::max<uint64_t>(need, (uint64_t) (params.mem_pressure * (double) memory.host_available));
     apply();
-    return true;
+}
+
+void dynamic_model::set_vram_budget(const uint64_t * bytes) {
+    if (devices == nullptr) {
+        throw std::runtime_error("vram_budget: there is no device to move layers to");
+    }
+    std::vector<uint64_t> asked(bytes, bytes + SUPERLLAMA_MAX_DEVICES);
+    asked.resize(devices->n_devices(), asked.back()); // the last holds for all that follow
+    devices->ask(asked);
+    const auto placement = devices->hold();
+    std::string error;
+    if (!devices->apply_asked(&error)) {
+        throw std::runtime_error("vram_budget: " + error);
+    }
+    std::copy_n(bytes, SUPERLLAMA_MAX_DEVICES, params.vram_budget_bytes);
+}
+
+void dynamic_model::budgets(uint64_t * mem, uint64_t * vram) const {
+    const std::lock_guard<std::mutex> one_at_a_time(budgets_mutex);
+    *mem = params.mem_budget_bytes;
+    std::copy_n(params.vram_budget_bytes, SUPERLLAMA_MAX_DEVICES, vram);
+}
+
+void dynamic_model::budget_range(uint64_t * least, uint64_t * full) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const weights_budget blocks = scheduler->plan(0, n_ubatch_max());
+    *least = least_without_prompts();
+    *full = with_page_tables(memory.granted() + memory.lent() + blocks.full_bytes());
+}
+
+void dynamic_model::set_budgets(const uint64_t * mem, const uint64_t * vram) {
+    const std::lock_guard<std::mutex> one_at_a_time(budgets_mutex);
+    const superllama_model_params before = params;
+    const auto put_back = [&] { // what worked a moment ago works again, or a device was lost meanwhile
+        if (vram != nullptr && devices != nullptr) {
+            tried([&] { set_vram_budget(before.vram_budget_bytes); });
+        }
+        if (mem != nullptr) {
+            tried([&] { set_mem_budget(before.mem_budget_bytes); });
+        }
+    };
+    const auto change = [&](bool host_first) {
+        try {
+            if (mem != nullptr && host_first) {
+                set_mem_budget(*mem);
+            }
+            if (vram != nullptr) {
+                set_vram_budget(vram);
+            }
+            if (mem != nullptr && !host_first) {
+                set_mem_budget(*mem);
+            }
+        } catch (...) {
+            put_back();
+            throw;
+        }
+    };
+    try {
+        change(true);
+    } catch (const std::exception &) {
+        if (mem == nullptr || vram == nullptr) {
+            throw;
+        }
+        change(false); // a host that is to have less may need the devices to take their layers first
+    }
 }
 
 void dynamic_model::watch() {

@@ -75,8 +75,10 @@ class dynamic_model {
     bool serve(ggml_cgraph * gf, std::string * error);
     bool lend_embeddings(std::string * error);
 
-    // While running. 0 = automatic. False with an error text where it cannot work.
-    bool set_budget(uint64_t bytes, std::string * error);
+    // While running; see superllama_set_budgets(). Throws std::runtime_error.
+    void set_budgets(const uint64_t * mem, const uint64_t * vram);
+    void budgets(uint64_t * mem, uint64_t * vram) const;
+    void budget_range(uint64_t * least, uint64_t * full) const;
 
     // Page tables of memory lie in the budget too. What of one is left for the rest, and the one that this needs.
     static uint64_t without_page_tables(uint64_t budget);
@@ -97,16 +99,21 @@ class dynamic_model {
   private:
     dynamic_model(llama_model & model, const llama_model_params & params, const llama_model_loader & ml);
 
+    // 0 = automatic. Throw where it cannot work.
+    void set_mem_budget(uint64_t bytes);
+    void set_vram_budget(const uint64_t * bytes);
+
     void create_tier();
     bool hold_whole(const std::vector<const ggml_tensor *> & tensors, const char * who, std::string * error);
 
     void charge_weights();      // those that are no blocks, at the present placement
     size_t taken_bytes() const; // of the budget: all but blocks
     size_t least_bytes() const; // that works at the present placement
-    int n_ubatch_max() const;   // of all contexts
-    void apply();               // hands what is left to the scheduler
-    size_t follow_pressure();   // sets the budget after the memory that is there now; returns what is available
-    void watch();               // does so again and again, until the end
+    size_t least_without_prompts() const;
+    int n_ubatch_max() const; // of all contexts
+    void apply();             // hands what is left to the scheduler
+    size_t follow_pressure(); // sets the budget after the memory that is there now; returns what is available
+    void watch();             // does so again and again, until the end
 
     llama_model & model;
     const llama_model_loader * loader; // while loading only
@@ -121,6 +128,7 @@ class dynamic_model {
     std::unique_ptr<device_tier> devices;
     memory_telemetry telemetry;
 
+    mutable std::mutex budgets_mutex; // one change of budgets at a time; taken first
     mutable std::mutex mutex;
     ledger memory;
     charge resident{ memory, memory_tag::resident };

@@ -187,3 +187,37 @@ except KeyboardInterrupt:
 def test_ctrl_c_cancels_the_request(tiny_model: Path, run_python: Runner) -> None:
     done = run_python(CTRL_C, tiny_model)
     assert done.returncode == 0 and done.stdout == "on\n", done.stderr
+
+
+def test_memory_is_given_back_and_taken_again(tiny_model: Path) -> None:
+    with superllama.LLM(tiny_model, n_ctx=1024, n_parallel=1, n_threads=1, mem_budget="1GiB") as llm:
+        prompt = "the " * 100
+        expected = llm.generate(prompt, max_tokens=8, temperature=0).tokens
+        tokens = llm.facts.tokenize("he")
+        llm.set_budget("512MiB")
+        llm.pause()
+        assert llm.state == "paused"
+        for use in (lambda: llm.generate("the"), llm.layers, lambda: llm.set_budget("1GiB"), lambda: llm.tokenize("a")):
+            with pytest.raises(superllama.PausedError, match=r"resume\(\)"):
+                use()
+        llm.resume()
+        assert llm.state == "ready" and llm.metrics().mem_budget_bytes == 512 << 20
+        assert llm.facts.tokenize("he") == tokens
+        found = llm.generate(prompt + "he", max_tokens=8, temperature=0)
+        assert found.usage.cached_tokens >= 90
+        assert llm.generate(prompt, max_tokens=8, temperature=0, cache_prompt=False).tokens == expected
+
+
+def test_closing_while_paused(tiny_model: Path) -> None:
+    llm = superllama.LLM(tiny_model, n_threads=1)
+    llm.pause()
+    llm.close()
+    assert llm.closed
+
+
+def test_memory_that_is_given_back_by_itself(tiny_model: Path) -> None:
+    with superllama.LLM(tiny_model, n_threads=1, idle_release=0) as llm:
+        for _ in range(3):
+            while llm.state != "released":
+                time.sleep(0.05)
+            assert llm.generate("the", max_tokens=2).tokens

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_control
 import fuzz_grammars
 import fuzz_http
 import fuzz_sizes
@@ -18,6 +19,7 @@ from rounds import check
 
 SECONDS = 40
 FUZZERS: dict[str, tuple[Callable[[int, Path], Any], int]] = {
+    "control": (fuzz_control.Control, 3000),
     "grammars": (fuzz_grammars.Fuzzer, 5000),
     "http": (fuzz_http.Http, 5000),
     "sizes": (fuzz_sizes.fuzzer, 12000),

@@ -20,6 +20,20 @@ def prompt(i: int) -> str:
     return " ".join(f"{(i * 7919 + k * 104729) % 9973}" for k in range(WORDS // 4))
 
 
+def test_kept_prompts_go_where_the_budget_shrinks(demo_model: Path, tmp_path: Path) -> None:
+    plan = layout(demo_model, CONTEXT, dynamic_layers=True, use_extra_bufts=False)
+    budget, least = plan.mem_full_bytes + 64 * MIB, plan.mem_least_bytes + 8 * MIB
+    flags = ["--mem-budget", budget, "--no-repack", "-np", 1, "-c", 2048, "-ub", 128, "-b", 512, "-t", 2]
+    with http_server(demo_model, tmp_path / "log", *flags) as server:
+        texts = [server.complete(prompt(i), n_predict=4)["content"] for i in range(4)]
+        kept = server.request("/superllama")[1]["metrics"]["memory_by_tag"]["prompt_cache"]
+        assert kept > 8 * MIB  # more than would be left beside the weights
+        status, found = server.request("/superllama/budget", {"mem_budget": least})
+        assert status == 200 and found["memory_used_bytes"] <= least
+        assert found["metrics"]["memory_by_tag"]["prompt_cache"] < kept
+        assert server.complete(prompt(0), n_predict=4)["content"] == texts[0]
+
+
 def anonymous(pid: int) -> int:
     line = next(t for t in Path(f"/proc/{pid}/status").read_text().splitlines() if t.startswith("RssAnon"))
     return int(line.split()[1]) << 10

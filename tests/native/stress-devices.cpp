@@ -148,7 +148,7 @@ int main(int argc, char ** argv) {
         }
         std::thread other; // moves between the graphs of a running decode
         const auto budgets = new_budgets();
-        const auto set = [&] { CHECK(superllama_set_vram_budget(dynamic.model, budgets.data()) == 0); };
+        const auto set = [&] { CHECK(superllama_set_budgets(dynamic.model, nullptr, budgets.data()) == 0); };
         const unsigned when = rng() % 4;
         if (when == 0) {
             set();

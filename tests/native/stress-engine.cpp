@@ -18,7 +18,7 @@
 #include <thread>
 #include <vector>
 
-static std::atomic<int> n_whole{ 0 }, n_streams{ 0 }, n_cancelled{ 0 }, n_left{ 0 }, n_full{ 0 }, n_wrong{ 0 };
+static std::atomic<int> n_whole{ 0 }, n_streams{ 0 }, n_cancelled{ 0 }, n_left{ 0 }, n_refused{ 0 }, n_wrong{ 0 };
 
 static std::string all_of(superllama_request * request) {
     std::string answer;
@@ -53,9 +53,11 @@ static void one(superllama_engine * engine, std::mt19937 & rng, int i) {
             right =
                 right && answer.find("\"stop\":true") != std::string::npos && answer.find("error") == std::string::npos;
         }
-        const bool full = answer.find("context is full") != std::string::npos;
-        (full ? n_full : right ? (kind == 0 ? n_whole : n_streams) : n_wrong)++;
-        if (!full && !right) {
+        // that there is no room for it beside the others, or the engine is paused
+        const bool refused =
+            answer.find("context is full") != std::string::npos || answer.find("is paused") != std::string::npos;
+        (refused ? n_refused : right ? (kind == 0 ? n_whole : n_streams) : n_wrong)++;
+        if (!refused && !right) {
             fprintf(stderr, "%d: status %d, %.300s\n", i, status, answer.c_str());
         }
     } else if (kind == 2) {
@@ -103,7 +105,18 @@ int main(int argc, char ** argv) {
     std::thread budgets([&] {
         std::mt19937 rng(seed);
         while (!done) {
-            superllama_set_budget(superllama_engine_model(engine), budget - (rng() % 4) * (budget / 16));
+            const uint64_t bytes = budget - (rng() % 4) * (budget / 16);
+            if (llama_context * ctx = superllama_engine_hold(engine)) {
+                superllama_set_budgets(const_cast<llama_model *>(llama_get_model(ctx)), &bytes, nullptr);
+                superllama_engine_release(engine);
+            }
+            if (rng() % 64 == 0) {
+                for (const char * path : { "/superllama/pause", "/superllama/resume" }) {
+                    superllama_request * request = superllama_engine_submit(engine, "POST", path, "{}", 2);
+                    all_of(request);
+                    superllama_request_free(request);
+                }
+            }
             std::this_thread::sleep_for(std::chrono::milliseconds(20));
         }
     });
@@ -113,7 +126,7 @@ int main(int argc, char ** argv) {
     done = true;
     budgets.join();
     superllama_engine_stop(engine);
-    printf("{\"whole\":%d,\"streams\":%d,\"cancelled\":%d,\"left\":%d,\"full\":%d,\"wrong\":%d}\n", n_whole.load(),
-           n_streams.load(), n_cancelled.load(), n_left.load(), n_full.load(), n_wrong.load());
+    printf("{\"whole\":%d,\"streams\":%d,\"cancelled\":%d,\"left\":%d,\"refused\":%d,\"wrong\":%d}\n", n_whole.load(),
+           n_streams.load(), n_cancelled.load(), n_left.load(), n_refused.load(), n_wrong.load());
     return n_wrong > 0 ? 1 : 0;
 }

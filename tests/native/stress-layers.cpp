@@ -101,8 +101,10 @@ int main(int argc, char ** argv) {
     session dynamic = open_session(argv[1], true, repack, async);
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(stock.model));
 
+    const auto set_budget = [&](uint64_t bytes) { return superllama_set_budgets(dynamic.model, &bytes, nullptr); };
+
     // the least budget that works, as the library itself says it
-    CHECK(superllama_set_budget(dynamic.model, 1) != 0);
+    CHECK(set_budget(1) != 0);
     const std::string refusal = superllama_last_error();
     const double least = atof(refusal.c_str() + refusal.rfind("is ") + 3) * 1024 * 1024;
     CHECK(least > 0);
@@ -117,7 +119,7 @@ int main(int argc, char ** argv) {
     int n_moves = 0, n_cancelled = 0, n_failed = 0, n_loaded = 0, n_past = 0;
     for (int step = 0; step < n_steps; ++step) {
         if (rng() % 2 == 0) {
-            CHECK(superllama_set_budget(dynamic.model, some_budget()) == 0);
+            CHECK(set_budget(some_budget()) == 0);
             n_moves++;
         }
         const int n_tokens = rng() % 8 == 0 ? 1 + (int) (rng() % 48) : 1;
@@ -153,7 +155,7 @@ int main(int argc, char ** argv) {
         std::thread other;
         if (rng() % 4 == 0) {
             const uint64_t budget = some_budget();
-            other = std::thread([&dynamic, budget] { superllama_set_budget(dynamic.model, budget); });
+            other = std::thread([&set_budget, budget] { set_budget(budget); });
             n_moves++;
         }
         const int rc = decode(dynamic, tokens);
@@ -179,7 +181,7 @@ int main(int argc, char ** argv) {
         CHECK(stats.weight_bytes_resident <= stats.mem_budget_bytes || stats.mem_budget_bytes == 0);
     }
 
-    CHECK(superllama_set_budget(dynamic.model, (uint64_t) most) == 0); // so that something stays
+    CHECK(set_budget((uint64_t) most) == 0); // so that something stays
     CHECK(decode(dynamic, { 0 }) == 0);
     struct superllama_stats stats;
     CHECK(superllama_stats(dynamic.ctx, &stats) == 0);

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 import superllama
 from superllama import ContextParams, ModelParams
-from superllama import _budgets as budgets
+from superllama._native import ffi, lib
 from superllama._params import merged
 
 MODEL_BUDGETS: list[dict[str, Any]] = [
@@ -85,89 +85,39 @@ def dynamic(tiny_model: Path) -> Any:
         yield model
 
 
+def in_force(model: superllama.Model) -> tuple[int, int]:
+    """The budgets of the host and of the first device, as the library has them."""
+    mem, vram = ffi.new("uint64_t *"), ffi.new("uint64_t[]", 16)
+    with model._use() as c:
+        assert lib.superllama_budgets(c, mem, vram) == 0
+    return mem[0], vram[0]
+
+
 @pytest.mark.parametrize("nothing", [0, "0", "", "0MiB"])
 def test_set_budget_takes_no_nothing(dynamic: superllama.Model, nothing: Any) -> None:
     with pytest.raises(ValidationError, match="mem_budget"):
         dynamic.set_budget(nothing)
-    assert dynamic._budgets.mem == 1 << 30
+    assert in_force(dynamic) == (1 << 30, 0)
 
 
 def test_a_budget_is_set_without_naming_the_switch(dynamic: superllama.Model) -> None:
     dynamic.set_budget("2GiB")
-    assert dynamic._budgets.mem == 2 << 30
+    assert in_force(dynamic) == (2 << 30, 0)
     dynamic.set_budget()  # nothing named, nothing changed
-    assert dynamic._budgets.mem == 2 << 30
-
-
-class Library:
-    """Stands for the calls that set budgets: `refuses` names what fails, `set` is what is in force."""
-
-    def __init__(self) -> None:
-        self.set: dict[str, Any] = {}
-        self.refuses: Any = lambda name, value: False
-
-    def __call__(self, model: Any, name: str, value: Any) -> int:
-        if self.refuses(name, value):
-            return -1
-        self.set[name] = value
-        return 0
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    library = Library()
-    monkeypatch.setattr(budgets, "_set", library)
-    monkeypatch.setattr(budgets, "last_error", lambda: "mem_budget: too few")
-    return library
-
-
-def in_force(b: budgets.Budgets) -> dict[str, Any]:
-    return {"mem": b.mem, "vram": b.vram}
-
-
-def test_several_budgets_change_together_or_not_at_all(library: Library) -> None:
-    b = budgets.Budgets(ModelParams(mem_budget="1GiB", vram_budget="1GiB"))
-    before = in_force(b)
-    library.set = dict(before)
-    for refused in ("mem", "vram"):
-        library.refuses = lambda name, value, refused=refused: name == refused and value != before[name]
-        with pytest.raises(superllama.ModelError, match="too few"):
-            b.change(None, "2GiB", "2GiB")
-        assert library.set == before == in_force(b)
-    library.refuses = lambda name, value: False
-    b.change(None, "2GiB", "2GiB")
-    assert library.set == in_force(b)
-    assert b.mem == 2 << 30
-
-
-def test_a_host_that_shrinks_while_devices_grow(library: Library) -> None:
-    """The host's budget only works once the layers are on the device: the order is found."""
-    b = budgets.Budgets(ModelParams(mem_budget="1GiB", vram_budget=0))
-    grown = ModelParams(vram_budget="1GiB").to_c([]).superllama.vram_budget_bytes[0]
-    library.set = in_force(b)
-    library.refuses = lambda name, value: name == "mem" and value < 1 << 30 and library.set["vram"][0] != grown
-    b.change(None, "512MiB", "1GiB")
-    assert library.set == in_force(b)
-    assert b.mem == 512 << 20
-
-
-def test_ctrl_c_between_two_budgets(library: Library) -> None:
-    b = budgets.Budgets(ModelParams(mem_budget="1GiB"))
-    before = in_force(b)
-    library.set = dict(before)
-
-    def interrupt(name: str, value: Any) -> bool:
-        if name == "vram" and value != before["vram"]:
-            raise KeyboardInterrupt
-        return False
-
-    library.refuses = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        b.change(None, "2GiB", "2GiB")
-    assert library.set == before == in_force(b)
+    assert in_force(dynamic) == (2 << 30, 0)
+    with pytest.raises(superllama.ModelError, match=r"mem_budget='1KiB': .*least that works"):
+        dynamic.set_budget("1KiB")
+    assert in_force(dynamic) == (2 << 30, 0)
 
 
 def test_without_a_device_nothing_of_the_call_happens(dynamic: superllama.Model) -> None:
-    with pytest.raises(superllama.ModelError, match="vram='1GiB'"):
+    with pytest.raises(superllama.ModelError, match="vram='1GiB': there is no device"):
         dynamic.set_budget("2GiB", vram="1GiB")
-    assert dynamic._budgets.mem == 1 << 30
+    assert in_force(dynamic) == (1 << 30, 0)
+
+
+def test_a_model_without_budgets_says_so(tiny_model: Path) -> None:
+    with superllama.Model(tiny_model) as model:
+        model.set_budget()
+        with pytest.raises(superllama.ModelError, match="without dynamic layers"):
+            model.set_budget("1GiB")

@@ -8,7 +8,7 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 # A room may use those further down; devices and kv do not know each other.
-ROOMS = ["engine", "api", "context", "model", "devices", "kv", "weights", "io", "telemetry", "base"]
+ROOMS = ["engine", "server", "api", "context", "model", "devices", "kv", "weights", "io", "telemetry", "base"]
 STRANGERS = {"devices", "kv"}
 
 

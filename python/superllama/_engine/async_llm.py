@@ -147,6 +147,16 @@ class AsyncLLM(Base):
         """See LLM.detokenize()."""
         return await self._ask(calls.detokenize_call(tokens))
 
+    async def pause(self) -> None:
+        """See LLM.pause()."""
+        while not await self._ask(calls.pause_call()):
+            pass
+
+    async def resume(self) -> None:
+        """See LLM.resume()."""
+        while not await self._ask(calls.resume_call()):
+            pass
+
     # ---------------------------------------------------------------- how calls are made
 
     async def _ask(self, call: Call[T]) -> T:

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._budgets import Budgets
+from .._budgets import change_budgets
 from .._closing import Closing
 from .._errors import TemplateError
 from .._layers import Layer, layers_of, memory_by_tag
 from .._metrics import Metrics, metrics_of
-from .._params import ModelParams
 from .._progress import LoadProgress, ProgressCallback, bar_for
 from .facts import EngineFacts
 from .handle import Handle
@@ -29,8 +28,6 @@ class Base(Closing):
         self.model = os.fspath(model)
         name = Path(self.model).name
         words = arguments(self.model, options)
-        budgets = {k: v for k, v in options.items() if k in ("mem_budget", "vram_budget") and v is not None}
-        self._budgets = Budgets(ModelParams(**budgets))
         bar = bar_for(name) if progress in (None, True) else None
         try:
             self._engine = Handle(words, name, LoadProgress(progress if callable(progress) else bar))
@@ -78,6 +75,13 @@ class Base(Closing):
                 "chat_template_file= with a template that has them"
             )
 
+    @property
+    def state(self) -> str:
+        """What the engine does: "ready", "pausing", "paused", "released" (its memory is given back because nothing was
+        asked for, and the next request takes it again), "resuming", or "degraded" (the model cannot be loaded, and the
+        engine goes on trying)."""
+        return str(self._engine.ask("GET", "/superllama")["state"])
+
     # ---------------------------------------------------------------- memory
 
     def layers(self) -> list[Layer]:
@@ -100,4 +104,4 @@ class Base(Closing):
     ) -> None:
         """Change the memory that the engine may use, also while it generates; see Model.set_budget()."""
         with self._engine.using() as (model, _):
-            self._budgets.change(model, mem_budget, vram)
+            change_budgets(model, mem_budget, vram)

@@ -32,6 +32,19 @@ class Stream:
     reader: Callable[[], Callable[[Any], Iterator[Chunk]]]
 
 
+# ---------------------------------------------------------------- the engine's life
+
+
+def pause_call() -> Call[bool]:
+    """Whether the memory is given back now; else it will be, when what runs has ended."""
+    return Call("/superllama/pause", {}, lambda status: bool(status["state"] == "paused"))
+
+
+def resume_call() -> Call[bool]:
+    """Whether it serves again; else it will."""
+    return Call("/superllama/resume", {}, lambda status: bool(status["state"] == "ready"))
+
+
 # ---------------------------------------------------------------- what is sent
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .results import Completion
+
 _TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl", 30: "bf16"}
 _SPLIT = {0: "none", 1: "layer", 2: "row"}
 _ROPE = {0: "none", 1: "linear", 2: "yarn", 3: "longrope"}
@@ -34,6 +36,11 @@ _NAMED: dict[str, tuple[Any, str, Mapping[int, str]]] = {
     "type_k": (None, "type_k", _TYPES),
     "type_v": (None, "type_v", _TYPES),
 }
+_OTHERS = {
+    *("offload_kqv", "op_offload", "use_mmap", "use_mlock", "tensor_split", "kv_overrides"),
+    *("lora_path", "lora_scale", "lora_base", "numa", "no_perf"),
+}
+THEIRS = _PLAIN.keys() | _NAMED.keys() | _OTHERS  # parameters that engine_options() knows
 _TEMPLATES = {"llama-2": "llama2", "mistral-instruct": "mistral-v1", "phi3": "phi3", "llama-3": "llama3"}
 
 
@@ -50,8 +57,14 @@ def engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
             if given[name] not in values:
                 raise ValueError(f"{name}={given[name]} is none of {', '.join(map(str, values))}")
             found[option] = values[given[name]]
+    if given.get("lora_base") is not None:
+        raise ValueError("lora_base is no longer there: an adapter goes with the model as it is loaded")
     if not given.get("offload_kqv", True):
         found["no_kv_offload"] = True
+    if given.get("op_offload") is not None:
+        found["op_offload"] = bool(given["op_offload"])
+    if "no_perf" in given:
+        found["perf"] = not given["no_perf"]
     if not given.get("use_mmap", True):
         found["load_mode"] = "mlock" if given.get("use_mlock") else "none"
     elif given.get("use_mlock"):
@@ -71,6 +84,12 @@ def _typed(value: object) -> str:
     if isinstance(value, bool):
         return f"bool:{str(value).lower()}"
     return f"{'int' if isinstance(value, int) else 'float' if isinstance(value, float) else 'str'}:{value}"
+
+
+def usage_of(answer: Completion) -> dict[str, int]:
+    """Tokens, as OpenAI's API counts them."""
+    n_prompt, n_generated = answer.usage.prompt_tokens, answer.usage.generated_tokens
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": n_prompt + n_generated}
 
 
 def completion_logprobs(entries: Sequence[Any], offset: int) -> dict[str, list[Any]]:

@@ -16,10 +16,9 @@ class EngineFacts(ModelFacts):
 
     def __init__(self, engine: Handle) -> None:
         self._engine = engine
-        with engine.using() as (model, _):
-            self._vocab = lib.llama_model_get_vocab(model)
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[Any]:
         with self._engine.using() as (model, _):
+            self._vocab = lib.llama_model_get_vocab(model)  # another one after a pause
             yield model

@@ -10,6 +10,7 @@ from .._errors import (
     Error,
     GrammarError,
     ModelError,
+    PausedError,
     PreemptedError,
     PromptTooLongError,
     RequestError,
@@ -34,4 +35,6 @@ def failure(error: dict[str, Any]) -> Error:
         return GrammarError(message) if about_grammar else RequestError(message)
     if kind == "unavailable_error" and "context is full" in message:
         return PreemptedError(message)
+    if kind == "unavailable_error" and "/superllama/resume" in message:
+        return PausedError("the engine takes no requests: its memory is given back; resume() takes it again")
     return DecodeError(message)

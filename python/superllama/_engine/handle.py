@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .._closing import Closing
-from .._errors import CancelledError, Error, ModelError, PreemptedError
+from .._errors import CancelledError, Error, ModelError, PausedError, PreemptedError
 from .._native import collected_errors, ffi, lib, raise_kept, reason
 from .._process import check_can_compute, check_process, inherited, stop_at_exit, this_process
 from .._progress import LoadProgress
@@ -70,12 +70,20 @@ class Handle:
 
     @contextlib.contextmanager
     def using(self) -> Iterator[tuple[Any, Any]]:
-        """The native model and context, as cffi knows them, which nobody frees meanwhile."""
+        """The native model and context, as cffi knows them, which nobody frees meanwhile.
+
+        Raises: PausedError while the memory is given back.
+        """
         with self._looking:
             c = self._checked()
-            model = library().superllama_engine_model(c)
-            context = library().superllama_engine_context(c)
-            yield ffi.cast("struct llama_model *", model), ffi.cast("struct llama_context *", context)
+            held = library().superllama_engine_hold(c)
+            if not held:
+                raise PausedError(f"{self.name} has given its memory back; resume() takes it again")
+            try:
+                context = ffi.cast("struct llama_context *", held)
+                yield ffi.cast("struct llama_model *", lib.llama_get_model(context)), context
+            finally:
+                library().superllama_engine_release(c)
 
     def _checked(self) -> int:
         check_process(self._process, "this engine")
@@ -171,7 +179,7 @@ def whole_answer(data: bytes, status: int) -> Any:
     if status == 200 and not text.startswith("{") and not text.startswith("["):
         return text  # of /metrics
     answer = json.loads(text)
-    if status != 200:
+    if status not in (200, 202):  # 202: it will be so
         raise failure(answer.get("error", answer))
     return answer
 

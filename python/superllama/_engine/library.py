@@ -18,8 +18,8 @@ _FUNCTIONS = {
     "superllama_engine_flags": (ctypes.c_char_p, []),
     "superllama_engine_start": (_POINTER, [ctypes.c_int32, ctypes.POINTER(ctypes.c_char_p), _POINTER, _POINTER]),
     "superllama_engine_stop": (None, [_POINTER]),
-    "superllama_engine_model": (_POINTER, [_POINTER]),
-    "superllama_engine_context": (_POINTER, [_POINTER]),
+    "superllama_engine_hold": (_POINTER, [_POINTER]),
+    "superllama_engine_release": (None, [_POINTER]),
     "superllama_engine_submit": (_POINTER, [_POINTER, *[ctypes.c_char_p] * 3, ctypes.c_size_t]),
     "superllama_request_next": (
         ctypes.c_int,

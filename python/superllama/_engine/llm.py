@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._errors import PreemptedError
+from .._layers import layers_of
+from .._metrics import metrics_of
 from .._progress import ProgressCallback
 from . import calls, conversation, text, vectors
 from .base import Base
@@ -51,6 +55,19 @@ class LLM(Base):
     ) -> None:
         super().__init__(model, progress, dict(options))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what its memory is for, and where its layers are."""
+        from .._html import shown
+
+        return shown(Path(self.model).name, self._status)
+
+    def _status(self) -> dict[str, Any]:
+        with self._engine.using() as (model, context):
+            layers = [dataclasses.asdict(layer) for layer in layers_of(model)]
+            metrics = metrics_of(context)
+            facts = [f"{metrics.generated_tokens:,} tokens generated, {metrics.avg_tokens_per_sec:.1f} a second"]
+            return {"tags": metrics.memory_by_tag, "layers": layers, "budget": metrics.mem_budget_bytes, "facts": facts}
+
     # ---------------------------------------------------------------- text
 
     @overload
@@ -86,7 +103,7 @@ class LLM(Base):
         return self._stream(text.stream_call(prompts, request))
 
     def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
-        """What stands between two texts, by a model that has tokens for that."""
+        """What stands between two texts, by a model that has tokens for that. Raises: ModelError if it has none."""
         return self._ask(text.infill_call(prefix, suffix, request))
 
     # ---------------------------------------------------------------- conversations
@@ -123,14 +140,24 @@ class LLM(Base):
     # ---------------------------------------------------------------- the rest
 
     def embed(self, inputs: Any, *, dimensions: int | None = None, normalize: bool = True) -> Any:
-        """A vector for a text or a list of tokens, a list of them for a list; with pooling="none" one for each token.
+        """A vector for a text or a list of tokens, a list of them for a list: lists of `facts.n_embd` numbers, scaled
+        to length 1 unless `normalize` is False. With pooling="none", which most chat models have, a list of vectors for
+        each text, one for each token; pooling="mean" or "last" makes one of them.
 
-        `dimensions` keeps the first numbers of each, for models that were made for it. Needs LLM(..., embedding=True).
+        `dimensions` keeps the first numbers of each, for models that were made for it. A text has at most n_ubatch
+        tokens. Needs LLM(..., embedding=True).
+
+        Raises: ModelError for an engine that was made without embedding, PromptError for what is empty, RequestError
+        for `dimensions` that the model has not, DecodeError for a text that is too long.
         """
         return self._ask(vectors.embed_call(inputs, dimensions, normalize))
 
     def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
-        """Documents by their relevance to a query, the best first. Needs LLM(..., reranking=True)."""
+        """Documents by their relevance to a query, the best first; the best `top_n` of them. Needs LLM(...,
+        reranking=True) and a model that is a reranker: the scores of another one mean nothing.
+
+        Raises: ModelError for an engine that was made without reranking, PromptError for documents that are no texts.
+        """
         return self._ask(vectors.rerank_call(query, documents, top_n))
 
     def save_slot(self, filename: str, *, slot: int = 0) -> int:
@@ -154,6 +181,18 @@ class LLM(Base):
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""
         return self._ask(calls.detokenize_call(tokens))
+
+    def pause(self) -> None:
+        """Give the memory of weights and contexts back, of the host and of devices, when what runs has ended. The slots
+        and their conversations wait on disk, in `spill_dir`; requests raise PausedError until resume()."""
+        while not self._ask(calls.pause_call()):
+            pass
+
+    def resume(self) -> None:
+        """Take it again: the model is loaded under its present budgets, and prompts that go on from the slots'
+        conversations compute only what is new."""
+        while not self._ask(calls.resume_call()):
+            pass
 
     # ---------------------------------------------------------------- how calls are made
 

@@ -37,6 +37,7 @@ class EngineOptions(TypedDict, total=False):
     paged_kv: bool
     kv_budget: Size
     spill_dir: AnyPath
+    idle_release: int  # seconds without requests after which the memory is given back (never)
     n_gpu_layers: int
     cache_ram: int  # MiB of prompts kept beside the slots (8192)
     type_k: str
@@ -108,19 +109,20 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
 
     Raises: TypeError for a name that nobody knows, ModelError for a file that is no model.
     """
-    found = by_own_names({**options.get("flags", {}), **{k: v for k, v in options.items() if k != "flags"}}, _SYNONYMS)
+    given = {**options.get("flags", {}), **{k: v for k, v in options.items() if k != "flags"}}
+    found = by_own_names({name: value for name, value in given.items() if value is not None}, _SYNONYMS)
     if model.startswith("hf:"):
         words = ["-hf", model[3:]]
     else:
         file = check_gguf(model)
         words = ["--model", str(file)]
         if not places_layers(found) and _is_too_large(file):
-            found |= {"dynamic_layers": True, "async_prefetch": True}
-    if "n_ctx" not in found:
-        found["n_ctx"] = 8192
+            found["dynamic_layers"] = True
+    if _streams(found):
+        found.setdefault("async_prefetch", True)
+    found.setdefault("n_ctx", 8192)
     for key, value in found.items():
-        if value is not None:
-            words += _words(key, value)
+        words += _words(key, value)
     if problem := odd_file(words):
         raise ModelError(problem)
     return words
@@ -128,7 +130,14 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
 
 def places_layers(options: Mapping[str, Any]) -> bool:
     """Whether the caller says where layers lie, so that nothing is chosen for them."""
-    return any(name in options for name in ("dynamic_layers", "async_prefetch", "mem_budget", "vram_budget"))
+    names = ("dynamic_layers", "async_prefetch", "mem_budget", "vram_budget")
+    return any(options.get(name) is not None for name in names)
+
+
+def _streams(options: Mapping[str, Any]) -> bool:
+    """Whether layers are dynamic: by name, or for a budget that somebody chose."""
+    budgets = any(options.get(name, "auto") != "auto" for name in ("mem_budget", "vram_budget"))
+    return bool(options.get("dynamic_layers", budgets))
 
 
 def _is_too_large(file: Path) -> bool:
@@ -139,9 +148,9 @@ def _is_too_large(file: Path) -> bool:
 def _words(name: str, value: Any) -> list[str]:
     if name == "speculative":
         return _DRAFT.get(value, ["--model-draft", os.fspath(value)])
-    if name == "lora_scaled":
+    if name == "lora_scaled" and isinstance(value, Mapping):
         return ["--lora-scaled", ",".join(f"{os.fspath(file)}:{scale}" for file, scale in value.items())]
-    if name == "chat_template_kwargs":
+    if name == "chat_template_kwargs" and isinstance(value, Mapping):
         return ["--chat-template-kwargs", json.dumps(dict(value))]
     flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
     known = flags()

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,15 @@ bool charge_prompts(uint64_t bytes);     // of prompts; false: the weights canno
 bool charge_checkpoints(uint64_t bytes); // of prompts in slots
 void log_dropped(const char * what, uint64_t bytes);
 
+// The prompts that are kept, for when the budget shrinks: their bytes, and the oldest one goes.
+struct kept_prompts {
+    std::function<uint64_t()> bytes;
+    std::function<void()> drop_oldest;
+};
+
+void watch_prompts(kept_prompts prompts);
+void make_room(); // those go for which there is no room any more
+
 template <class States>
 uint64_t bytes_of(const States & states) {
     uint64_t bytes = 0;
@@ -45,9 +55,19 @@ uint64_t bytes_of(const States & states) {
     return bytes;
 }
 
+template <class States>
+void watch(States & states) {
+    watch_prompts({ [&] { return bytes_of(states); },
+                    [&] {
+                        log_dropped("a kept prompt", states.front().size());
+                        states.pop_front();
+                    } });
+}
+
 // Before a prompt of so many bytes is kept: the oldest ones go for it. False: there is no room for it alone.
 template <class States>
 bool room_for_prompt(States & states, uint64_t bytes) {
+    watch(states);
     while (!charge_prompts(bytes_of(states) + bytes)) {
         if (states.empty()) {
             return false;
@@ -84,6 +104,7 @@ void count_checkpoints(Slots & slots) {
 
 // From now on whoever waits for a result gets an error: a client that stays connected would hold up the exit.
 void stop_waiting();
+bool server_ends();
 void requests_stop_themselves(); // not so in a process that serves more than one model: each request is told to stop
 server_task_result_ptr or_stopped(server_task_result_ptr result);
 
@@ -98,6 +119,7 @@ void serve_with(llama_context * ctx); // the context whose model's budget what i
 template <class Slots>
 int32_t prompt_batch(llama_context * ctx, Slots & slots, int32_t n_taken) {
     serve_with(ctx);
+    make_room();
     count_checkpoints(slots);
     bool whole = false;
     for (const auto & slot : slots) {
@@ -209,12 +231,6 @@ size_t n_unsent(const Tokens & tokens) {
     }
     return n;
 }
-
-// A client's tokens. Throws std::invalid_argument for those that the vocabulary does not have.
-std::vector<llama_token> known_tokens(const llama_vocab * vocab, std::vector<llama_token> tokens);
-
-// A client's number. Throws std::invalid_argument where it is negative.
-int not_negative(const char * name, int value);
 
 // ------------------------------------------------------------------------------------------ restored slots
 

@@ -1,10 +1,11 @@
-#include "api/server_slots.h"
+#include "server/slots.h"
 
 #include "src/llama-ext.h" // staging API: how many devices a model has
 #include "superllama.h"
 #include "log.h"
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -36,22 +37,42 @@ static thread_local struct {
     llama_context * ctx = nullptr;
     uint64_t prompts = 0;
     uint64_t checkpoints = 0;
+    kept_prompts states;
+    std::chrono::steady_clock::time_point looked_at;
 } kept;
 
 static bool charge_kept(uint64_t prompts, uint64_t checkpoints) {
-    if (kept.ctx != nullptr && superllama_charge_prompt_cache(kept.ctx, prompts + checkpoints) < 0) {
-        return false;
+    const bool is_less = prompts + checkpoints < kept.prompts + kept.checkpoints; // which counts in any case
+    const bool fits = kept.ctx == nullptr || superllama_charge_prompt_cache(kept.ctx, prompts + checkpoints) == 0;
+    if (fits || is_less) {
+        kept.prompts = prompts;
+        kept.checkpoints = checkpoints;
     }
-    kept.prompts = prompts;
-    kept.checkpoints = checkpoints;
-    return true;
+    return fits;
 }
 
 void serve_with(llama_context * ctx) {
     if (ctx != kept.ctx) { // also after the server slept, and made a new one
         kept.ctx = ctx;
+        kept.states = {};
         charge_kept(kept.prompts, kept.checkpoints);
     }
+}
+
+void watch_prompts(kept_prompts prompts) {
+    kept.states = std::move(prompts);
+}
+
+void make_room() {
+    const auto now = std::chrono::steady_clock::now();
+    if (!kept.states.bytes || now - kept.looked_at < std::chrono::milliseconds(100)) {
+        return;
+    }
+    kept.looked_at = now;
+    for (uint64_t bytes; (bytes = kept.states.bytes()) > 0 && !charge_prompts(bytes);) {
+        kept.states.drop_oldest();
+    }
+    charge_prompts(kept.states.bytes());
 }
 
 bool charge_prompts(uint64_t bytes) {
@@ -98,6 +119,10 @@ static std::atomic_bool stop_themselves{ false };
 
 void stop_waiting() {
     stops = !stop_themselves;
+}
+
+bool server_ends() {
+    return stops;
 }
 
 void requests_stop_themselves() {
@@ -160,24 +185,6 @@ bool restored(server_prompt & prompt, const std::vector<common_adapter_lora_info
         usable = usable || (checkpoint.pos_max <= next && (checkpoint.pos_min < needed || checkpoint.pos_min == 0));
     }
     return usable;
-}
-
-int not_negative(const char * name, int value) {
-    if (value < 0) {
-        throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it cannot be negative");
-    }
-    return value;
-}
-
-std::vector<llama_token> known_tokens(const llama_vocab * vocab, std::vector<llama_token> tokens) {
-    const int32_t n = llama_vocab_n_tokens(vocab);
-    for (llama_token token : tokens) {
-        if (token < 0 || token >= n) {
-            throw std::invalid_argument("there is no token " + std::to_string(token) + "; the vocabulary has 0 to " +
-                                        std::to_string(n - 1));
-        }
-    }
-    return tokens;
 }
 
 } // namespace superllama

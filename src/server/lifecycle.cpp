@@ -1,0 +1,478 @@
+#include "server/lifecycle.h"
+
+#include "io/temporary.h"
+#include "log.h"
+#include "server-queue.h"
+#include "server/answers.h"
+#include "server/lease.h"
+#include "server/request_body.h"
+#include "server/set_aside.h"
+#include "server/slots.h"
+#include "superllama.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <numeric>
+
+#if defined(__GLIBC__)
+#    include <malloc.h>
+#endif
+#ifndef _WIN32
+#    include <csignal>
+#    include <fcntl.h>
+#    include <unistd.h>
+#endif
+
+namespace superllama {
+
+using std::chrono::milliseconds;
+
+static int64_t now_ms() {
+    return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// ------------------------------------------------------------------------------------------ all of a process
+
+static std::mutex all_mutex;
+
+static std::map<const server_queue *, lifecycle *> & all() {
+    static std::map<const server_queue *, lifecycle *> found;
+    return found;
+}
+
+lifecycle * lifecycle_of(const server_queue * queue) {
+    const std::lock_guard<std::mutex> lock(all_mutex);
+    const auto found = all().find(queue);
+    return found == all().end() ? nullptr : found->second;
+}
+
+bool asked_to_sleep(const server_queue * queue) {
+    make_room();
+    lifecycle * life = lifecycle_of(queue);
+    return life != nullptr && life->asks_for_sleep();
+}
+
+bool is_awake(bool sleeping, bool running) {
+    if (sleeping && !running) {
+        throw std::runtime_error("the server ends");
+    }
+    return !sleeping;
+}
+
+bool lifecycle::asks_for_sleep() {
+    if (!slots_run.exchange(true)) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        t_idle_ms = now_ms();
+    }
+    return asks_for_sleep_;
+}
+
+#ifdef _WIN32
+struct signals_elsewhere::mask {};
+
+signals_elsewhere::signals_elsewhere() = default;
+signals_elsewhere::~signals_elsewhere() = default;
+#else
+struct signals_elsewhere::mask {
+    sigset_t signals;
+};
+
+signals_elsewhere::signals_elsewhere() : before(std::make_unique<mask>()) {
+    sigset_t ending;
+    sigemptyset(&ending);
+    sigaddset(&ending, SIGINT);
+    sigaddset(&ending, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &ending, &before->signals);
+}
+
+signals_elsewhere::~signals_elsewhere() {
+    pthread_sigmask(SIG_SETMASK, &before->signals, nullptr);
+}
+#endif
+
+// ------------------------------------------------------------------------------------------ requests
+
+// Routes that upstream answers without its model too, and those that tell of the life itself.
+static bool needs_no_model(const std::string & path) {
+    const char * const routes[] = { "/health", "/metrics", "/props", "/models", "/tools", "/cors-proxy", "/v1/stream" };
+    const auto is_one = [&](const char * route) { return is_path(path, route); };
+    return path.find("/superllama") != std::string::npos || std::any_of(std::begin(routes), std::end(routes), is_one);
+}
+
+server_http_res_ptr lifecycle::answer(const server_http_context::handler_t & handler, const server_http_req & req) {
+    if (needs_no_model(req.path)) {
+        return handler(req);
+    }
+    const std::string why = admit(req);
+    if (!why.empty()) {
+        return refused(why, ERROR_TYPE_UNAVAILABLE);
+    }
+    const std::shared_ptr<void> here(nullptr, [this](void *) { left(); });
+    if (n_vocab == 0) {
+        n_vocab = routes.get_model_info().at("meta").at("n_vocab").get<int32_t>();
+    }
+    std::shared_ptr<server_http_req> asked;
+    if (const auto body = checked_body(req.path, req.body, n_vocab)) {
+        asked = std::make_shared<server_http_req>(req);
+        asked->body = *body;
+    }
+    server_http_res_ptr res = handler(asked ? *asked : req);
+    if (res->is_stream()) { // it runs, and may look at what was asked, until its last piece is taken
+        res->next = [here, asked, next = std::move(res->next)](std::string & piece) { return next(piece); };
+    }
+    return res;
+}
+
+// Why a request is not served; "" where it is, and counts as one that runs.
+std::string lifecycle::admit(const server_http_req & req) {
+    std::unique_lock<std::mutex> lock(mutex);
+    const auto refuse = [&](const std::string & why) {
+        n_refused++;
+        return why;
+    };
+    for (;;) {
+        if (aim_ == aim::drain) {
+            return refuse("the server drains: it takes no new requests; POST /superllama/resume ends that");
+        }
+        if (aim_ == aim::pause) {
+            return refuse("the server is paused: its memory is given back; POST /superllama/resume takes it again");
+        }
+        if (memory_ == memory::here) {
+            n_requests++;
+            return "";
+        }
+        if (!reason.empty()) {
+            return refuse("the model could not be loaded again: " + reason + "; the server goes on trying");
+        }
+        wanted = true;
+        changed.notify_all();
+        lock.unlock();
+        if (ending || req.should_stop()) {
+            return "the server ends";
+        }
+        lock.lock();
+        changed.wait_for(lock, milliseconds(100));
+    }
+}
+
+void lifecycle::left() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    n_requests--;
+    t_idle_ms = now_ms();
+    changed.notify_all();
+}
+
+// ------------------------------------------------------------------------------------------ aims
+
+lifecycle::lifecycle(const common_params & params, server_context & server, const server_routes & routes) :
+    params(params),
+    server(server),
+    routes(routes),
+    queue(&server.get_response_reader().queue_tasks),
+    t_idle_ms(now_ms()),
+    budgets(params.superllama.model) {
+    {
+        const std::lock_guard<std::mutex> lock(all_mutex);
+        all()[queue] = this;
+    }
+    watcher = std::thread([this] { watch(); });
+}
+
+lifecycle::~lifecycle() {
+    end();
+    watcher.join();
+    const std::lock_guard<std::mutex> lock(all_mutex);
+    all().erase(queue);
+}
+
+void lifecycle::end() {
+    ending = true;
+}
+
+bool lifecycle::drain(int timeout_ms) {
+    return aim_at(aim::drain, timeout_ms);
+}
+
+bool lifecycle::pause(int timeout_ms) {
+    return aim_at(aim::pause, timeout_ms);
+}
+
+bool lifecycle::resume(int timeout_ms) {
+    return aim_at(aim::serve, timeout_ms);
+}
+
+bool lifecycle::aim_at(aim a, int timeout_ms) {
+    const int64_t end_ms = now_ms() + timeout_ms;
+    std::unique_lock<std::mutex> lock(mutex);
+    aim_ = a;
+    wanted = wanted || a == aim::serve;
+    changed.notify_all();
+    const auto is_so = [&] {
+        return aim_ == a && (a == aim::serve   ? memory_ == memory::here
+                             : a == aim::pause ? memory_ == memory::gone
+                                               : n_requests == 0);
+    };
+    while (!is_so() && aim_ == a && !ending && now_ms() < end_ms) {
+        changed.wait_for(lock, milliseconds(100));
+    }
+    return is_so();
+}
+
+lifecycle::facts lifecycle::now() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const bool is_here = memory_ == memory::here;
+    const char * state = aim_ == aim::drain          ? "draining"
+                         : aim_ == aim::pause        ? (memory_ == memory::gone ? "paused" : "pausing")
+                         : is_here                   ? "ready"
+                         : !reason.empty()           ? "degraded"
+                         : memory_ == memory::coming ? "resuming"
+                                                     : "released";
+    return { state, reason, n_requests, n_refused };
+}
+
+llama_context * lifecycle::hold() {
+    if (!context_mutex.try_lock_shared_for(milliseconds(100))) {
+        return nullptr; // it is on its way out or in
+    }
+    llama_context * ctx = server.get_llama_context();
+    if (ctx == nullptr) {
+        context_mutex.unlock_shared();
+    }
+    return ctx;
+}
+
+void lifecycle::release() {
+    context_mutex.unlock_shared();
+}
+
+// ------------------------------------------------------------------------------------------ memory, there and back
+
+// The watcher's thread: all that happens to the memory happens here.
+void lifecycle::watch() {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (!ending) {
+        const int64_t release_ms = params.superllama.idle_release_s * int64_t(1000);
+        const bool is_idle = release_ms >= 0 && now_ms() - t_idle_ms >= release_ms;
+        const bool is_wanted_by_others = share != nullptr && slots_run && follow_pool(lock);
+        const bool may_go = slots_run && memory_ == memory::here && n_requests == 0;
+        if (may_go && (aim_ == aim::pause || (aim_ == aim::serve && (is_idle || is_wanted_by_others)))) {
+            memory_ = memory::leaving;
+            wanted = false;
+            lock.unlock();
+            give_back();
+            lock.lock();
+        } else if (memory_ == memory::gone && aim_ != aim::pause && wanted && (!share || share->is_enough())) {
+            memory_ = memory::coming;
+            lock.unlock();
+            take_again();
+            lock.lock();
+        }
+        changed.wait_for(lock, milliseconds(share != nullptr ? 20 : 100));
+    }
+}
+
+void lifecycle::before_load(common_params & given) {
+    share = lease::join(given);
+    if (share == nullptr) {
+        return;
+    }
+    if (!share->obtain([] { return server_ends(); })) {
+        throw std::runtime_error("the server ends");
+    }
+    given.superllama.model.mem_budget_bytes = share->bytes();
+}
+
+// The watcher's, the lock is let go meanwhile. Whether others need all that this server has.
+bool lifecycle::follow_pool(std::unique_lock<std::mutex> & lock) {
+    const bool is_here = memory_ == memory::here;
+    const bool waits = memory_ == memory::gone && wanted && aim_ != aim::pause;
+    const bool is_busy = n_requests > 0;
+    lock.unlock();
+    uint64_t bytes = share->bytes();
+    try {
+        bytes = share->may_have({ is_busy, waits });
+        if (is_here && bytes > 0) {
+            take_share(bytes);
+        } else if (waits) {
+            share->raise(bytes);
+        }
+    } catch (const std::exception & e) {
+        LOG_ERR("superllama: %s\n", e.what());
+    }
+    lock.lock();
+    return is_here && bytes == 0;
+}
+
+// Other servers may use what this one had once it is no longer in use here.
+void lifecycle::take_share(uint64_t bytes) {
+    llama_context * ctx = hold();
+    if (ctx == nullptr) {
+        return;
+    }
+    llama_model * model = const_cast<llama_model *>(llama_get_model(ctx));
+    uint64_t least = 0, full = 0;
+    if (superllama_budget_range(model, &least, &full) == 0) {
+        share->set_range(least, full);
+    }
+    const uint64_t before = share->bytes();
+    if (bytes > before + (1 << 20)) {
+        bytes = share->raise(bytes);
+        if (bytes > before) {
+            superllama_set_budgets(model, &bytes, nullptr);
+        }
+    } else if (bytes < before && superllama_set_budgets(model, &bytes, nullptr) == 0) {
+        int64_t by_tag[SUPERLLAMA_N_MEMORY_TAGS] = {};
+        superllama_memory_by_tag(model, by_tag);
+        if (std::accumulate(std::begin(by_tag), std::end(by_tag), int64_t(0)) <= (int64_t) bytes) {
+            share->lower(bytes); // else a batch runs, and we look again
+        }
+    }
+    release();
+}
+
+void lifecycle::give_back() {
+    save_slots();
+    {
+        const std::lock_guard<std::shared_timed_mutex> nobody_looks(context_mutex);
+        const llama_model * model = llama_get_model(server.get_llama_context());
+        superllama_budgets(model, &budgets.mem_budget_bytes, budgets.vram_budget_bytes);
+        asks_for_sleep_ = true;
+        server_task nothing(SERVER_TASK_TYPE_NEXT_RESPONSE); // upstream's loop looks up
+        nothing.id = queue->get_new_id();
+        queue->post(std::move(nothing));
+        while (!queue->is_sleeping() && !ending) {
+            std::this_thread::sleep_for(milliseconds(5));
+        }
+    }
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+    if (share != nullptr) {
+        share->lower(0);
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    memory_ = memory::gone;
+    changed.notify_all();
+}
+
+void lifecycle::take_again() {
+    asks_for_sleep_ = false;
+    try {
+        const std::lock_guard<std::shared_timed_mutex> nobody_looks(context_mutex);
+        queue->wait_until_no_sleep();
+    } catch (const std::exception &) {
+        return; // the server ends
+    }
+    if (server.get_llama_context() == nullptr) {
+        return; // the same, in the middle of a load
+    }
+    restore_slots();
+    const std::lock_guard<std::mutex> lock(mutex);
+    memory_ = memory::here;
+    t_idle_ms = now_ms();
+    changed.notify_all();
+}
+
+void lifecycle::budgets_of_now(common_params & given) const {
+    given.superllama.model.mem_budget_bytes = share != nullptr ? share->bytes() : budgets.mem_budget_bytes;
+    std::copy_n(budgets.vram_budget_bytes, SUPERLLAMA_MAX_DEVICES, given.superllama.model.vram_budget_bytes);
+}
+
+bool lifecycle::may_try_again(const std::string & why) {
+    const std::string last = superllama_last_error();
+    std::unique_lock<std::mutex> lock(mutex);
+    const std::string now = last.empty() ? why : last;
+    if (now != reason) {
+        LOG_ERR("superllama: the model could not be loaded again: %s; trying every second\n", now.c_str());
+    }
+    reason = now;
+    for (int i = 0; i < 10 && !ending && !server_ends(); ++i) {
+        changed.wait_for(lock, milliseconds(100));
+    }
+    return !ending && !server_ends();
+}
+
+void lifecycle::loaded() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    reason.clear();
+}
+
+// ------------------------------------------------------------------------------------------ conversations
+
+server_task_result_ptr lifecycle::slot_task(server_task_type type, int id, const std::string & path) {
+    server_response_reader reader = server.get_response_reader();
+    server_task task(type);
+    task.id = reader.get_new_id();
+    task.slot_action = { id, path, path };
+    reader.post_task(std::move(task));
+    return reader.next([this] { return ending.load(); });
+}
+
+// A file that has no name any more can still be opened by way of its descriptor, where there is /proc.
+static std::string path_without_name(const std::string & path, const descriptor & file) {
+#ifndef _WIN32
+    const std::string by_descriptor = "/proc/self/fd/" + std::to_string(file.get());
+    if (file && access(by_descriptor.c_str(), R_OK) == 0) {
+        unlink(path.c_str());
+        return by_descriptor;
+    }
+#endif
+    return path;
+}
+
+void lifecycle::save_slots() {
+    slot_files.clear();
+    folder.reset();
+    if (llama_get_memory(server.get_llama_context()) == nullptr) {
+        return; // a model that keeps nothing between two requests
+    }
+    bool has_names = false;
+    try {
+        folder = std::make_unique<temporary_folder>(params.superllama.spill_dir, "a folder of conversations");
+        for (int id = 0; id < params.n_parallel && !ending; ++id) {
+            const std::string path = folder->file("slot-" + std::to_string(id));
+            const server_task_result_ptr result = slot_task(SERVER_TASK_TYPE_SLOT_SAVE, id, path);
+            const auto * saved = dynamic_cast<const server_task_result_slot_save_load *>(result.get());
+            if (saved == nullptr) {
+                LOG_WRN("superllama: the conversation of slot %d cannot be kept: %s\n", id,
+                        result == nullptr ? "the server ends" : safe_json_to_str(result->to_json()).c_str());
+                continue;
+            }
+            descriptor file(open_at(AT_FDCWD, path.c_str(), O_RDONLY));
+            const std::string by = path_without_name(path, file);
+            has_names = has_names || by == path;
+            if (saved->n_tokens > 0) {
+                slot_files.push_back({ id, by, std::move(file) });
+            }
+        }
+        if (!has_names) {
+            folder.reset(); // nothing is left behind, however this process ends
+        }
+    } catch (const std::exception & e) {
+        LOG_WRN("superllama: conversations cannot be kept: %s\n", e.what());
+    }
+}
+
+void lifecycle::restore_slots() {
+    for (const slot_file & saved : slot_files) {
+        const server_task_result_ptr result = slot_task(SERVER_TASK_TYPE_SLOT_RESTORE, saved.id, saved.path);
+        if (dynamic_cast<const server_task_result_slot_save_load *>(result.get()) == nullptr) {
+            LOG_WRN("superllama: the conversation of slot %d is computed again: %s\n", saved.id,
+                    result == nullptr ? "the server ends" : safe_json_to_str(result->to_json()).c_str());
+        }
+    }
+    slot_files.clear();
+    folder.reset();
+}
+
+std::unique_ptr<aside_file> lifecycle::new_aside_file() const {
+    try {
+        return std::make_unique<aside_file>(params.superllama.spill_dir);
+    } catch (const std::exception & e) {
+        LOG_WRN("superllama: kept prompts are forgotten: %s\n", e.what());
+        return nullptr;
+    }
+}
+
+} // namespace superllama

@@ -1,0 +1,127 @@
+#include "server/prometheus.h"
+
+#include <cstdio>
+#include <functional>
+#include <vector>
+
+namespace superllama {
+
+using json = common_json;
+
+namespace {
+
+struct number {
+    const char * name;
+    const char * help;
+    const char * field; // of the metrics line
+    double scale;
+};
+
+// Counters end in _total, as their names have to.
+const number gauges[] = {
+    { "memory_budget_bytes", "host memory that the model may use", "mem_budget_bytes", 1 },
+    { "memory_peak_bytes", "most host memory that was in use", "mem_peak_bytes", 1 },
+    { "vram_budget_bytes", "memory that it may use on all devices", "vram_budget_bytes", 1 },
+    { "vram_used_bytes", "memory in use on devices, of the model and its contexts", "vram_own_bytes", 1 },
+    { "weight_resident_bytes", "weights in host memory", "weight_bytes_resident", 1 },
+    { "prefetches_pending", "reads ahead that are not done", "prefetch_pending", 1 },
+};
+const number counters[] = {
+    { "layers_loaded_total", "layers that came into memory", "layers_loaded", 1 },
+    { "layers_evicted_total", "layers that left memory", "layers_evicted", 1 },
+    { "weight_read_bytes_total", "weights read from disk", "weight_bytes_read", 1 },
+    { "kv_pages_evicted_total", "KV pages that left memory", "kv_pages_evicted", 1 },
+    { "kv_pages_prefetched_total", "KV pages read ahead", "kv_pages_prefetched", 1 },
+    { "kv_read_bytes_total", "KV pages read from disk", "kv_bytes_read", 1 },
+    { "kv_written_bytes_total", "KV pages written to disk", "kv_bytes_written", 1 },
+    { "stall_seconds_total", "time that kernels waited for reads", "stall_ms", 1e-3 },
+    { "move_seconds_total", "time spent moving layers to and from devices", "move_ms", 1e-3 },
+    { "prefetches_total", "reads ahead that were done", "prefetch_completed", 1 },
+    { "prefetches_failed_total", "reads ahead that failed", "prefetch_failed", 1 },
+    { "expert_hits_total", "experts that were in memory when they were chosen", "expert_hits", 1 },
+    { "expert_misses_total", "experts that were read when they were chosen", "expert_misses", 1 },
+    { "expert_guesses_total", "experts read before they were chosen", "expert_guesses", 1 },
+    { "expert_guesses_used_total", "those of them that were chosen", "expert_guesses_used", 1 },
+    { "metrics_lines_dropped_total", "lines of the metrics file that a slow disk could not take", "metrics_dropped",
+      1 },
+};
+const char * const states[] = { "ready", "degraded", "draining", "pausing", "paused", "released", "resuming" };
+
+class text {
+  public:
+    void family(const char * name, const char * kind, const char * help) {
+        const std::string full = std::string("superllama:") + name;
+        out += "# HELP " + full + " " + help + "\n# TYPE " + full + " " + kind + "\n";
+        last = full;
+    }
+    void sample(double value, const std::string & labels = "") {
+        char digits[32];
+        snprintf(digits, sizeof(digits), "%.15g", value);
+        out += last + (labels.empty() ? "" : "{" + labels + "}") + " " + digits + "\n";
+    }
+    std::string out;
+
+  private:
+    std::string last;
+};
+
+} // namespace
+
+static std::string label(const std::string & name, const std::string & value) {
+    std::string escaped;
+    for (char c : value) {
+        escaped += c == '"' || c == '\\' ? std::string("\\") + c : std::string(1, c == '\n' ? ' ' : c);
+    }
+    return name + "=\"" + escaped + "\"";
+}
+
+static void write_metrics(text & t, const json & metrics) {
+    const auto write = [&](const number & n, const char * kind) {
+        t.family(n.name, kind, n.help);
+        t.sample(metrics.at(n.field).get<double>() * n.scale);
+    };
+    for (const number & n : gauges) {
+        write(n, "gauge");
+    }
+    for (const number & n : counters) {
+        write(n, "counter");
+    }
+    t.family("memory_used_bytes", "gauge", "host memory in use, by what it is for");
+    for (const auto & tag : metrics.at("memory_by_tag").items()) {
+        t.sample(metrics.at("memory_by_tag").at(tag.k).get<double>(), label("tag", tag.k));
+    }
+    t.family("tokens_total", "counter", "tokens that were processed");
+    t.sample(metrics.at("prompt_tokens").get<double>(), label("kind", "prompt"));
+    t.sample(metrics.at("generated_tokens").get<double>(), label("kind", "generated"));
+    const auto by_tier = [&](const char * name, const char * help, const char * device, const char * host,
+                             const char * disk) {
+        t.family(name, "gauge", help);
+        t.sample(metrics.at(device).get<double>(), label("tier", "device"));
+        t.sample(metrics.at(host).get<double>(), label("tier", "host"));
+        t.sample(metrics.at(disk).get<double>(), label("tier", "disk"));
+    };
+    by_tier("layers", "layers by where they are; on disk: not whole in memory", "gpu_layers_active",
+            "cpu_layers_active", "disk_layers_active");
+    by_tier("kv_pages", "pages of the KV cache by where they are", "kv_pages_gpu", "kv_pages_cpu", "kv_pages_disk");
+}
+
+std::string prometheus_text(const json & status, int64_t n_refused) {
+    text t;
+    t.family("build_info", "gauge", "the version that runs");
+    t.sample(1, label("version", status.at("version").get<std::string>()) + "," +
+                    label("upstream_build", status.at("upstream_build").get<std::string>()));
+    t.family("state", "gauge", "1 for the state that the server is in");
+    for (const char * state : states) {
+        t.sample(status.at("state").get<std::string>() == state, label("state", state));
+    }
+    t.family("requests_in_flight", "gauge", "requests that run or wait for a slot");
+    t.sample(status.at("requests_in_flight").get<double>());
+    t.family("requests_refused_total", "counter", "requests that came while the server drained or was paused");
+    t.sample((double) n_refused);
+    if (status.contains("metrics")) { // not while the memory is given back
+        write_metrics(t, status.at("metrics"));
+    }
+    return t.out;
+}
+
+} // namespace superllama

@@ -1,0 +1,148 @@
+#include "server/request_body.h"
+
+#include "api/answer_format.h"
+#include "base/quoted.h"
+#include "json.h"
+
+#include <cctype>
+#include <limits>
+#include <stdexcept>
+
+namespace superllama {
+
+using json = common_json;
+
+bool is_path(const std::string & path, const char * route) {
+    const std::string end = route;
+    return path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
+}
+
+// Whether there is a number with ten digits or more outside of strings: only then is it worth to parse the body twice.
+static bool has_long_number(const std::string & text) {
+    size_t n_digits = 0;
+    for (size_t i = 0; i < text.size(); ++i) {
+        if (text[i] == '"') {
+            i = skip_to(text, i, '"');
+        }
+        n_digits = i < text.size() && isdigit((unsigned char) text[i]) ? n_digits + 1 : 0;
+        if (n_digits >= 10) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static const char * const read_as_integers[] = {
+    "prompt",
+    "input",
+    "content",
+    "tokens",
+    "documents",
+    "seed",
+    "n_predict",
+    "max_tokens",
+    "n",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n_indent",
+    "n_keep",
+    "n_discard",
+    "n_cmpl",
+    "n_cache_reuse",
+    "n_probs",
+    "logprobs",
+    "top_logprobs",
+    "top_k",
+    "min_keep",
+    "repeat_last_n",
+    "dry_penalty_last_n",
+    "dry_allowed_length",
+    "mirostat",
+    "id_slot",
+    "dimensions",
+    "top_n",
+    "reasoning_budget_tokens",
+    "thinking_budget_tokens",
+};
+
+// Upstream reads these into 32 bits, and cuts what does not fit.
+static void check_integer(const std::string & name, const json & value) {
+    if (!value.is_number_integer()) {
+        return;
+    }
+    const auto least = (int64_t) std::numeric_limits<int32_t>::min();
+    const auto most = (int64_t) std::numeric_limits<uint32_t>::max(); // a seed
+    const int64_t number = value.get<int64_t>();
+    const std::string text = value.dump();
+    const bool wrapped = number < 0 && text[0] != '-'; // 2^63 and more
+    if (number < least || number > most || wrapped) {
+        throw std::invalid_argument(name + ": " + text + " is out of range; integers are " + std::to_string(least) +
+                                    " to " + std::to_string(most));
+    }
+}
+
+static void check_integers(const std::string & name, const json & value) {
+    if (value.is_array()) {
+        for (size_t i = 0; i < value.size(); ++i) {
+            check_integers(name, value.at(i));
+        }
+    } else {
+        check_integer(name, value);
+    }
+}
+
+static void check_tokens(const json & tokens, int32_t n_vocab) {
+    for (size_t i = 0; tokens.is_array() && i < tokens.size(); ++i) {
+        const json & token = tokens.at(i);
+        if (token.is_number_integer() && (token.get<int64_t>() < 0 || token.get<int64_t>() >= n_vocab)) {
+            throw std::invalid_argument("there is no token " + token.dump() + "; the vocabulary has 0 to " +
+                                        std::to_string(n_vocab - 1));
+        }
+    }
+}
+
+static void check_not_negative(const json & body, const char * name) {
+    if (body.contains(name) && body.at(name).is_number_integer() && body.at(name).get<int64_t>() < 0) {
+        throw std::invalid_argument(std::string(name) + " is " + body.at(name).dump() + "; it cannot be negative");
+    }
+}
+
+std::optional<std::string> checked_body(const std::string & path, const std::string & body, int32_t n_vocab) {
+    const bool tokenizes = is_path(path, "/tokenize"), detokenizes = is_path(path, "/detokenize");
+    const bool reranks = is_path(path, "/rerank") || is_path(path, "/reranking");
+    const bool completes =
+        !is_path(path, "/chat/completions") && (is_path(path, "/completion") || is_path(path, "/completions"));
+    // a key may be written with escapes
+    const bool has_form =
+        completes && (body.find("format") != std::string::npos || body.find("\\u") != std::string::npos);
+    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_long_number(body)) {
+        return {};
+    }
+    json parsed;
+    try {
+        parsed = json::parse(body);
+    } catch (const common_json_error &) {
+        return {};
+    }
+    if (!parsed.is_object()) {
+        return {};
+    }
+    for (const char * name : read_as_integers) {
+        if (parsed.contains(name)) {
+            check_integers(name, parsed.at(name));
+        }
+    }
+    if (tokenizes && parsed.contains("content")) {
+        check_tokens(parsed.at("content"), n_vocab);
+    }
+    if (detokenizes && parsed.contains("tokens")) {
+        check_tokens(parsed.at("tokens"), n_vocab);
+    }
+    if (reranks) {
+        check_not_negative(parsed, "top_n");
+    }
+    const json with_form = has_form ? with_schema(parsed) : parsed;
+    return has_form ? std::optional<std::string>(with_form.dump()) : std::nullopt;
+}
+
+} // namespace superllama

@@ -1,0 +1,201 @@
+"""Several models on one budget: their servers share it, a request for one makes another give way, and the sum holds at
+every moment."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import make_model
+from rpc_devices import NO_GPU, free_port
+from serving import HttpServer
+
+from superllama._programs import find_program
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="servers share memory on Linux")
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> dict[str, Path]:
+    """Two of about 50 MB."""
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for seed, name in enumerate(("first", "second"), 1):
+        spec = make_model.Spec(kind="dense", n_layer=16, n_embd=512, n_ff=1536, seed=seed)
+        found[name] = folder / f"{name}.gguf"
+        make_model.make_model(found[name], demo_model, spec)
+    return found
+
+
+@contextlib.contextmanager
+def router(models: dict[str, Path], folder: Path, budget: str, more: str = "", *flags: object) -> Iterator[HttpServer]:
+    preset = folder / "models.ini"
+    common = f"version = 1\n[*]\nc = 512\nub = 64\nparallel = 1\nthreads = 1\nwarmup = false\n{more}\n"
+    preset.write_text(common + "".join(f"[{name}]\nmodel = {path}\n" for name, path in models.items()))
+    port = free_port()
+    words = ["--models-preset", preset, "--port", port, "--no-ui", "--mem-budget", budget, *flags]
+    log = folder / "log"
+    environment = os.environ | NO_GPU | {"XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [find_program("llama-server"), *map(str, words)], stdout=out, stderr=out, env=environment
+        )
+    try:
+        while True:
+            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                break
+            time.sleep(0.05)
+        yield HttpServer(process, port, log)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def pool(server: HttpServer) -> dict[str, Any]:
+    status, found = server.request("/superllama")
+    assert status == 200, found
+    return dict(found["pool"])
+
+
+def member(server: HttpServer, name: str) -> dict[str, Any] | None:
+    return next((m for m in pool(server)["members"] if m["model"] == name), None)
+
+
+def ask(server: HttpServer, name: str, prompt: str, n: int = 8) -> str:
+    status, answer = server.request(
+        "/v1/completions",
+        {"model": name, "prompt": prompt, "max_tokens": n, "temperature": 0, "ignore_eos": True, "cache_prompt": False},
+    )
+    assert status == 200, answer
+    return str(answer["choices"][0]["text"])
+
+
+def until(there: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if there():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never was")
+
+
+@contextlib.contextmanager
+def watched(server: HttpServer) -> Iterator[list[int]]:
+    """The most that was leased over the total, and what the servers really use over their leases, all the time."""
+    over: list[int] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            found = pool(server)
+            over.append(found["leased_bytes"] - found["total_bytes"])
+            for m in found["members"]:
+                status, one = server.request(f"/superllama?model={m['model']}&autoload=false")
+                if status == 200 and one["state"] == "ready":
+                    over.append(one["memory_used_bytes"] - one["metrics"]["mem_budget_bytes"])
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield over
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_requests_in_turns(models: dict[str, Path], tmp_path: Path) -> None:
+    with router(models, tmp_path, "110MiB") as server:
+        prompts = ["the cat", "he is", "a dog and"]
+        alone = {(name, p): ask(server, name, p) for name in models for p in prompts}
+        assert {m["model"] for m in pool(server)["members"]} == set(models)
+        both = [member(server, name) for name in models]
+        assert sum(m["full_bytes"] for m in both if m) > 110 * MIB  # they do not fit together
+        with watched(server) as over:
+            rng = random.Random(1)
+            for _ in range(40):
+                name, prompt = rng.choice(list(alone))
+                assert ask(server, name, prompt) == alone[name, prompt]
+            with concurrent.futures.ThreadPoolExecutor(2) as both_at_once:
+                for k in range(6):
+                    jobs = [both_at_once.submit(ask, server, name, prompts[k % 3], 24) for name in models]
+                    assert all(
+                        job.result().startswith(alone[name, prompts[k % 3]])
+                        for name, job in zip(models, jobs, strict=True)
+                    )
+        assert over and max(over) <= 0
+
+
+def test_the_one_that_is_asked_for_has_the_most(models: dict[str, Path], tmp_path: Path) -> None:
+    with router(models, tmp_path, "110MiB") as server:
+        for name, other in (("first", "second"), ("second", "first"), ("first", "second")):
+            ask(server, other, "the")
+            for _ in range(3):  # until it has what it needs
+                ask(server, name, "the cat", 40)
+            mine, others = member(server, name), member(server, other)
+            assert mine and others
+            most = min(mine["full_bytes"], 110 * MIB - others["lease_bytes"])
+            assert most - MIB <= mine["lease_bytes"] <= most  # a move is worth a MiB
+            assert others["lease_bytes"] >= others["least_bytes"] > 0
+
+
+def test_too_small_for_both_at_once(models: dict[str, Path], tmp_path: Path) -> None:
+    """One gives all of it back for the other, and its conversation waits on disk."""
+    with router(models, tmp_path, "90MiB", f"spill-dir = {tmp_path}") as server:
+        prompt = "the quick brown fox " * 20
+        body = {"prompt": prompt, "max_tokens": 4, "temperature": 0}
+        first = server.request("/v1/completions", {"model": "first", **body})[1]
+        ask(server, "second", "he")
+        until(lambda: (member(server, "first") or {})["lease_bytes"] == 0)
+        assert server.request("/superllama?model=first")[1]["state"] == "released"
+        again = server.request("/v1/completions", {"model": "first", **body})[1]
+        assert again["choices"][0]["text"] == first["choices"][0]["text"]
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 50
+
+
+def test_one_that_dies_gives_back(models: dict[str, Path], tmp_path: Path) -> None:
+    with router(models, tmp_path, "110MiB") as server:
+        for name in models:
+            ask(server, name, "the")
+        dead = member(server, "first")
+        assert dead
+        os.kill(dead["pid"], signal.SIGKILL)
+        until(lambda: member(server, "first") is None)
+        assert ask(server, "second", "the cat", 40)
+        assert ask(server, "first", "the")  # a new one has its part
+        assert pool(server)["leased_bytes"] <= 110 * MIB
+
+
+def test_the_budget_of_all_changes(models: dict[str, Path], tmp_path: Path) -> None:
+    with router(models, tmp_path, "140MiB") as server:
+        alone = {name: ask(server, name, "the cat", 30) for name in models}
+        for budget in (110, 140, 105):
+            status, found = server.request("/superllama/budget", {"mem_budget": f"{budget}MiB"})
+            while status == 202:
+                status, found = server.request("/superllama/budget", {"mem_budget": f"{budget}MiB"})
+            assert status == 200 and found["pool"]["leased_bytes"] <= budget * MIB == found["pool"]["total_bytes"]
+            assert {name: ask(server, name, "the cat", 30) for name in models} == alone
+        for body, why in (
+            ({"mem_budget": "1MiB"}, "needs"),
+            ({"vram_budget": "1GiB"}, '"model"'),
+            ({"mem_budget": "lots"}, "lots"),
+        ):
+            assert why in server.refused("/superllama/budget", body)
+        status, refused = server.request("/superllama/budget", {"model": "first", "mem_budget": "80MiB"})
+        assert status == 501 and "shares" in refused["error"]["message"]
