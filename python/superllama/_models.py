@@ -80,13 +80,25 @@ def _lmstudio() -> Iterator[Found]:
 
 
 def _huggingface() -> Iterator[Found]:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    for folder in _folders("HF_HUB_CACHE", [home / "hub"]):
-        for repo in _files(folder, "models--*--*"):
-            name = repo.name.removeprefix("models--").replace("--", "/", 1)
-            for found in _gguf_files("huggingface", repo / "snapshots", _files(repo / "snapshots", "*/**/*.gguf")):
-                inside = found.name.partition(":")[2].partition("/")[2]  # behind the commit
-                yield dataclasses.replace(found, name=f"huggingface:{name}/{inside}")
+    for repo in _files(huggingface_folder(), "models--*--*"):
+        name = repo.name.removeprefix("models--").replace("--", "/", 1)
+        for found in _gguf_files("huggingface", repo / "snapshots", _files(repo / "snapshots", "*/**/*.gguf")):
+            inside = found.name.partition(":")[2].partition("/")[2]  # behind the commit
+            yield dataclasses.replace(found, name=f"huggingface:{name}/{inside}")
+
+
+def huggingface_folder() -> Path:
+    """Where llama.cpp downloads to: the first variable that is set says it."""
+    for variable, below in (
+        ("LLAMA_CACHE", ""),
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ):
+        if named := os.environ.get(variable):
+            return Path(named) / below
+    return Path.home() / ".cache/huggingface/hub"
 
 
 def _folders(variable: str, default: list[Path]) -> list[Path]:

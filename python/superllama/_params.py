@@ -384,7 +384,7 @@ class SamplingParams(BaseModel):
     penalty_last_n: int = Field(64, ge=-1, le=2**31 - 1, description="tokens that penalties look at; -1 = the context")
     seed: int | None = Field(None, ge=0, lt=2**32 - 1, description="same seed, same text; None = a new one each time")
     grammar: str | None = Field(None, min_length=1, description="GBNF grammar with a rule `root`")
-    logit_bias: dict[Annotated[int, Field(ge=0)], float] = Field(
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(lt=float("inf"))]] = Field(
         {}, description="token -> added to its logit; -inf bans it"
     )
     ignore_eos: bool = Field(False, description="go on when the model would end")

@@ -124,6 +124,12 @@ class Plan:
             row["read_bytes_per_token"] = of.read_bytes_per_token
         return found
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each budget with what it would be for, and its speed."""
+        from ._html import plan_view
+
+        return plan_view(self.as_dict())
+
 
 def plan(
     path: str | os.PathLike[str],

@@ -65,6 +65,11 @@ def separated(arguments: Sequence[str]) -> list[str]:
     return [part for argument in arguments for part in split_option(argument) or (argument,)]
 
 
+def model_words(name: str) -> list[str]:
+    """A model as words of a command line: a path, or a name as for -m, or hf:org/repo:quant."""
+    return ["-hf", name[3:]] if name.startswith("hf:") else ["-m", name]
+
+
 def names_model(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether the program needs no default model. Values are looked at too: one that reads like an option
     of these tables (a prompt "-m") costs a clear "no model" error of the program, nothing worse."""
@@ -176,9 +181,9 @@ def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os
             continue  # Ctrl-C reaches the program too, which ends by itself
 
 
-def run_with_model(name: str, *, reads_environment: bool = True) -> NoReturn:
-    """Run with the arguments of this process, and the demo model if they (or the environment) name none."""
-    arguments = with_paths(separated(sys.argv[1:]))
+def run_with_model(name: str, arguments: Sequence[str] | None = None, *, reads_environment: bool = True) -> NoReturn:
+    """Run with these arguments, or this process's; with the demo model if they (or the environment) name none."""
+    arguments = with_paths(separated(sys.argv[1:] if arguments is None else arguments))
     if not names_model(arguments, os.environ if reads_environment else {}):
         from ._demo import demo_model
         from ._errors import DownloadError

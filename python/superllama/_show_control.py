@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-_MARKS = {"host": "█", "device": "▣", "disk": "░"}
+MARKS = {"host": "█", "device": "▣", "disk": "░"}
 _WIDTH = 64
 MIB = 1 << 20
 
 
 def status_text(found: Mapping[str, Any]) -> str:
     """What GET /superllama says, in lines."""
-    metrics = found["metrics"]
-    lines = [f"superllama {found['version']} (llama.cpp {found['upstream_build']})"]
+    metrics, state = found.get("metrics"), state_of(found)
+    lines = [f"superllama {found['version']} (llama.cpp {found['upstream_build']}){f': {state}' * (state != 'ready')}"]
+    if not metrics:
+        return "\n".join([*lines, "no model in memory, and nothing of it to show, until the server resumes"])
     if not found["dynamic_layers"]:
         lines.append("no dynamic layers: memory is the kernel's")
     else:
@@ -22,7 +24,7 @@ def status_text(found: Mapping[str, Any]) -> str:
         lines += _by_tag(metrics["memory_by_tag"])
         if metrics["vram_budget_bytes"]:
             lines.append(f"devices  {_mib(metrics['vram_own_bytes'])} of {_mib(metrics['vram_budget_bytes'])}")
-        lines += _layers(found["layers"])
+        lines += _layers(found)
     stall = metrics["stall_ms"] / 1e3
     rate = metrics["avg_tokens_per_sec"]
     lines.append(f"tokens   {metrics['token']}, {rate:.1f} a second while generating; waited {stall:.1f} s for reads")
@@ -35,21 +37,39 @@ def _mib(n_bytes: int) -> str:
     return f"{n_bytes / MIB:,.0f} MiB"
 
 
+def state_of(found: Mapping[str, Any]) -> str:
+    """What a server is doing."""
+    return str(found.get("state") or "ready")  # older servers name none
+
+
 def _bar(used: int, budget: int, width: int = 24) -> str:
     full = min(width, round(width * used / budget)) if budget else 0
     return "[" + "#" * full + "-" * (width - full) + "]"
 
 
+def largest(tags: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What memory is for, the most first, as far as it has a MiB."""
+    return [(tag, n) for tag, n in sorted(tags.items(), key=lambda item: -item[1]) if n >= MIB]
+
+
 def _by_tag(tags: Mapping[str, int]) -> list[str]:
-    parts = [f"{tag} {_mib(n)}" for tag, n in sorted(tags.items(), key=lambda item: -item[1]) if n >= MIB]
+    parts = [f"{tag} {_mib(n)}" for tag, n in largest(tags)]
     return ["         " + ", ".join(parts[i : i + 3]) for i in range(0, len(parts), 3)]
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+def by_tier(found: Mapping[str, Any]) -> dict[str, int]:
+    """How many layers are where; by the metrics, where a status has no list of layers."""
+    if layers := found.get("layers"):
+        return {tier: sum(layer["tier"] == tier for layer in layers) for tier in MARKS}
+    counters = {"host": "cpu_layers_active", "device": "gpu_layers_active", "disk": "disk_layers_active"}
+    return {tier: found["metrics"][counters[tier]] for tier in MARKS}
+
+
+def _layers(found: Mapping[str, Any]) -> list[str]:
     """One character a layer; several lines where there are many."""
-    row = "".join(_MARKS[layer["tier"]] for layer in layers)
-    counts = {tier: sum(layer["tier"] == tier for layer in layers) for tier in _MARKS}
-    said = ", ".join(f"{mark} {counts[tier]} {tier}" for tier, mark in _MARKS.items() if counts[tier])
+    row = "".join(MARKS[layer["tier"]] for layer in found["layers"])
+    counts = by_tier(found)
+    said = ", ".join(f"{mark} {counts[tier]} {tier}" for tier, mark in MARKS.items() if counts[tier])
     rows = [row[i : i + _WIDTH] for i in range(0, len(row), _WIDTH)]
     return [f"{'layers   ' if i == 0 else '         '}{part}" for i, part in enumerate(rows)] + [f"         {said}"]
 

@@ -28,7 +28,7 @@ _NAMES = {
 }
 _SHORT = {"-nkvo": "offload_kqv=False", "-ngl": "n_gpu_layers", "-np": "n_seq_max", "-ub": "n_ubatch"}
 # the flags of `superllama plan`, by their names in Python
-_PLAN_FLAGS = {"mem_budget": "--mem-budget", "n_ctx": "-c", "n_ubatch": "-ub", "n_threads": "-t"}
+_PLAN_FLAGS = {"mem_budget": "--mem-budget", "n_ctx": "-c", "n_ubatch": "-ub", "n_threads": "-t", "n_parallel": "-np"}
 
 
 def in_python(message: str) -> str:

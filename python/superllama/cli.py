@@ -1,4 +1,4 @@
-"""The `superllama` command: plan, doctor, ps, budget, cache. What is printed is made elsewhere."""
+"""The `superllama` command: plan, doctor, ps, top, report, budget, cache. What is printed is made elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Error, __version__
+from ._front_doors import DOORS, add_to, enter
 from ._words import as_flags
 
 if TYPE_CHECKING:
     from ._cache import Entry
 
 
+_LIVES = {
+    "pause": "give the memory of a server back, with its conversations on disk",
+    "resume": "serve again, after pause or drain",
+    "drain": "let a server finish what runs, and take nothing new",
+}
+SHELLS = ("bash", "zsh", "fish")
 USES = ("generate", "completion", "embed", "perplexity", "server")  # of plan(), which takes a while to import
 
 
@@ -55,16 +62,39 @@ def parser() -> argparse.ArgumentParser:
     ps.add_argument("--watch", metavar="SECONDS", type=float, help="again and again, until Ctrl-C")
     ps.add_argument("--json", action="store_true", help="for programs")
 
+    top = commands.add_parser("top", help="live: where a running model's memory is, and why a token is slow; ? helps")
+    source = top.add_mutually_exclusive_group()
+    _names_server(top, source)
+    source.add_argument("--pid", metavar="PID", type=int, help="a superllama-server on this machine, by its process")
+    source.add_argument("--metrics", metavar="FILE", type=Path, help="what a program writes with --metrics-file")
+
+    report = commands.add_parser("report", help="a run's metrics file as a page of pictures")
+    report.add_argument("metrics", metavar="RUN.jsonl", type=Path, help="what a program wrote with --metrics-file")
+    report.add_argument("-o", "--output", metavar="PAGE", type=Path, help="of the page (default: RUN.html beside it)")
+    report.add_argument("--context", metavar="N", type=int, help="of several in the file (default: most tokens)")
+
     budget = commands.add_parser("budget", help="change the memory that a server may use, while it serves")
     budget.add_argument("mem_budget", nargs="?", metavar="SIZE", help="of the host: 8GiB, 60%%, auto")
     budget.add_argument("--vram", metavar="SIZE[,SIZE...]", help="of devices: one for all, or one for each")
     _names_server(budget)
     budget.add_argument("--json", action="store_true", help="for programs")
 
+    for name, what in _LIVES.items():
+        life = commands.add_parser(name, help=what)
+        _names_server(life)
+        life.add_argument("--json", action="store_true", help="for programs")
+
     models = commands.add_parser(
         "list", help="models of other programs on this machine: ollama, LM Studio, Hugging Face"
     )
     models.add_argument("--json", action="store_true", help="for programs")
+
+    completion = commands.add_parser("completion", help="print what makes a shell complete these commands")
+    completion.add_argument("shell", choices=SHELLS, help="source <(superllama completion bash); fish: ... | source")
+
+    pull = commands.add_parser("pull", help="fetch a model of Hugging Face, to be used as hf:ORG/REPO[:QUANT]")
+    pull.add_argument("name", metavar="NAME", help="hf:ORG/REPO, or hf:ORG/REPO:QUANT (default: Q4_K_M)")
+    pull.add_argument("--json", action="store_true", help="for programs")
 
     cache = commands.add_parser("cache", help="what superllama keeps on disk")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -81,17 +111,26 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
     prune.add_argument("-y", "--yes", action="store_true", help="do not ask")
     prune.add_argument("--json", action="store_true", help="for programs")
+    add_to(commands)
     return main_parser
 
 
-def _names_server(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url", default="http://127.0.0.1:8080", help="of the server (default: %(default)s)")
+def _names_server(command: argparse.ArgumentParser, one_of: argparse._MutuallyExclusiveGroup | None = None) -> None:
+    (one_of or command).add_argument(
+        "--url", default="http://127.0.0.1:8080", help="of the server (default: %(default)s)"
+    )
     command.add_argument("--api-key", metavar="KEY", default=os.environ.get("LLAMA_API_KEY"), help="or LLAMA_API_KEY")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    args = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["_complete"]:  # asked by a shell, which hides what goes wrong
+        from ._completion import answer
+
+        print(answer(parser(), words[1:]))
+        return 0
+    args = parser().parse_args(words)
     try:
         if args.command == "plan":
             return _plan(args)
@@ -99,10 +138,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _doctor(args)
         if args.command == "ps":
             return _ps(args)
+        if args.command == "top":
+            return _top(args)
+        if args.command == "report":
+            return _report(args)
         if args.command == "list":
             return _list(args)
         if args.command == "budget":
             return _budget(args)
+        if args.command in _LIVES:
+            return _life(args)
+        if args.command == "pull":
+            return _pull(args)
+        if args.command == "completion":
+            return _completion(args)
+        if args.command in DOORS:
+            return enter(args.command, args.words)
         return _cache(args)
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -129,6 +180,28 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pull(args: argparse.Namespace) -> int:
+    from ._pull import pull
+    from ._show import size
+
+    pulled = pull(args.name)
+    model = pulled.model
+    if pulled.warning:
+        print(f"superllama: it was here, and could not be compared: {pulled.warning}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"name": model.name, "path": str(model.path), "bytes": model.bytes}, indent=2))
+    else:
+        print(f"{size(model.bytes):>9}  {model.name}")
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from ._completion import script
+
+    print(script(args.shell), end="")
+    return 0
+
+
 def _ps(args: argparse.Namespace) -> int:
     from ._control import status
     from ._show_control import status_text
@@ -141,6 +214,35 @@ def _ps(args: argparse.Namespace) -> int:
         if args.watch is None:
             return 0
         time.sleep(max(args.watch, 0.1))
+
+
+def _top(args: argparse.Namespace) -> int:
+    from ._listening import server_url
+    from ._top import top
+    from ._top_sources import File, Server
+
+    if args.metrics is not None:
+        return top(File(args.metrics))
+    return top(Server(args.url if args.pid is None else server_url(args.pid), args.api_key))
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ._report import write_report
+
+    print(f"wrote {write_report(args.metrics, args.output, args.context)}")
+    return 0
+
+
+def _life(args: argparse.Namespace) -> int:
+    from . import _control
+    from ._show_control import state_of, status_text
+
+    change = {"pause": _control.pause, "resume": _control.resume, "drain": _control.drain}[args.command]
+    found = change(args.url, args.api_key)
+    while state_of(found) in ("pausing", "resuming", "released"):  # it waits for what runs
+        found = change(args.url, args.api_key)
+    print(json.dumps(found) if args.json else status_text(found))
+    return 0
 
 
 def _budget(args: argparse.Namespace) -> int:
@@ -180,6 +282,9 @@ def _plan(args: argparse.Namespace) -> int:
         wrong = e.errors()[0]
         what = wrong["msg"].removeprefix("Value error, ")
         print(f"superllama plan: {as_flags(str(wrong['loc'][0]))} {wrong['input']}: {what}", file=sys.stderr)
+        return 2
+    except ValueError as e:
+        print(f"superllama plan: {as_flags(str(e))}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(found.as_dict(), indent=2))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ._closing import Closing
-from ._engine.compat_options import completion_logprobs, engine_options
+from ._engine.compat_options import THEIRS, completion_logprobs, engine_options, usage_of
 from ._engine.llm import LLM
 from ._engine.options import places_layers
 from ._errors import ModelError, RequestError
@@ -120,7 +120,7 @@ class Llama(Closing):
             return
         for name in _IGNORED:
             options.pop(name, None)
-        own = {k: options.pop(k) for k in list(options) if k in _THEIRS}
+        own = {k: options.pop(k) for k in list(options) if k in THEIRS}
         given = engine_options(own)
         if self.model_path.startswith("hf:") or not places_layers(options):
             given["n_gpu_layers"] = n_gpu_layers
@@ -211,9 +211,7 @@ class Llama(Closing):
             "logprobs": completion_logprobs(found.logprobs, offset) if found.logprobs else None,
             "finish_reason": found.finish_reason,
         }
-        usage = {"prompt_tokens": found.usage.prompt_tokens, "completion_tokens": found.usage.generated_tokens}
-        usage["total_tokens"] = sum(usage.values())
-        return head | {"choices": [choice], "usage": usage}
+        return head | {"choices": [choice], "usage": usage_of(found)}
 
     __call__ = create_completion
 
@@ -238,9 +236,7 @@ class Llama(Closing):
         answer = self._engine.infill(prompt, suffix, **request)
         text = (prompt if echo else "") + answer.text + (suffix if echo else "")
         choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": answer.finish_reason}
-        usage = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.generated_tokens}
-        usage["total_tokens"] = sum(usage.values())
-        return self._head("text_completion", "cmpl", model) | {"choices": [choice], "usage": usage}
+        return self._head("text_completion", "cmpl", model) | {"choices": [choice], "usage": usage_of(answer)}
 
     # ---------------------------------------------------------------- conversations
 
@@ -439,21 +435,6 @@ class Llama(Closing):
 
 
 _IGNORED = ("n_parts", "f16_kv", "low_vram", "mul_mat_q")  # of former versions, which later ones ignore as well
-_THEIRS = {
-    *(
-        "split_mode",
-        "main_gpu",
-        "tensor_split",
-        "use_mmap",
-        "use_mlock",
-        "kv_overrides",
-        "n_threads",
-        "n_threads_batch",
-    ),
-    *("rope_scaling_type", "pooling_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor"),
-    *("yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "offload_kqv", "op_offload", "swa_full", "no_perf"),
-    *("lora_base", "lora_scale", "lora_path", "numa", "chat_format", "type_k", "type_v", "spm_infill"),
-}
 
 
 def _off(tfs_z: float) -> Any:

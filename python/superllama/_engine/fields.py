@@ -35,7 +35,7 @@ class Sampling(TypedDict, total=False):
     top_n_sigma: Annotated[float, Field(allow_inf_nan=False)]  # keep logits so many deviations below the best; -1 = all
     typical_p: float  # keep the locally typical; 0 to 1, 1 = all (1)
     xtc_probability: Annotated[float, Field(ge=0, le=1)]  # how often the likeliest are left out; 0 = never (0)
-    xtc_threshold: Annotated[float, Field(ge=0, le=1)]  # which: those with this probability, but the last; above 0.5 = off
+    xtc_threshold: Annotated[float, Field(ge=0, le=1)]  # those above this probability, but the last; > 0.5 = off
     dynatemp_range: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # temperature by entropy, +- this; 0 = off (0)
     dynatemp_exponent: Annotated[float, Field(allow_inf_nan=False)]  # how entropy becomes temperature (1)
     mirostat: Annotated[int, Field(ge=0, le=2)]  # 1 or 2 = Mirostat, in place of top_k, top_p, ...; 0 = off (0)
@@ -50,13 +50,16 @@ class Sampling(TypedDict, total=False):
     repeat_penalty: float  # logits of tokens that were there are divided by it; above 0, 1 = off (1)
     frequency_penalty: float  # taken from a logit for each time that its token was there; 0 = off (0)
     presence_penalty: float  # taken once; 0 = off (0)
-    penalty_last_n: Annotated[int, Field(ge=0, le=2**31 - 1)]  # tokens that the three look at; 0 = off (64)
+    penalty_last_n: Annotated[int, Field(ge=0, le=2**24)]  # tokens that the three look at; 0 = off (64)
     dry_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # against repeated sequences; 0 = off (0)
     dry_base: Annotated[float, Field(ge=1, allow_inf_nan=False)]  # multiplier * base^(length - allowed) is taken (1.75)
     dry_allowed_length: Annotated[int, Field(ge=0, le=2**31 - 1)]  # tokens that may be repeated for nothing (2)
-    dry_penalty_last_n: Annotated[int, Field(ge=0, le=2**31 - 1)]  # tokens that DRY looks at; 0 = off
+    dry_penalty_last_n: Annotated[int, Field(ge=0, le=2**24)]  # tokens that DRY looks at; 0 = off (64)
     dry_sequence_breakers: Sequence[str]  # texts over which no repetition reaches
-    logit_bias: Mapping[int, Bias] | Mapping[str, Bias]  # token, or text of one -> added; -inf bans it
+    logit_bias: (
+        Mapping[Annotated[int, Field(ge=0)], Annotated[float, Field(lt=math.inf)]]
+        | Mapping[str, Annotated[float, Field(lt=math.inf)]]
+    )  # token, or text of one -> added to its logit; -inf bans it
     # what it works with
     lora: Mapping[int, float] | Sequence[Mapping[str, Any]]  # number of an adapter of the engine -> scale, here only
     cache_prompt: bool  # go on from what a slot has computed of the same prompt (True)
@@ -65,7 +68,7 @@ class Sampling(TypedDict, total=False):
     n_discard: Annotated[int, Field(ge=0, le=2**31 - 1)]  # tokens that it drops behind them; 0 = half (0)
 
 
-, total=False):
+class Generation(Sampling, total=False):
     """What generate() and stream() take: Sampling, the form of the answer (at most one), and what to tell of it."""
 
     response_format: Any  # a pydantic class, a type, a JSON schema: the object is in `parsed`
@@ -140,15 +143,15 @@ def _types() -> dict[str, TypeAdapter[Any]]:
     asked = [*Sampling.__annotations__, "logprobs"]
     plain = [name for name in asked if name in ours and not hasattr(hints[name], "__metadata__")]
     of_context = {name: Annotated[(ours[name].annotation, *ours[name].metadata)] for name in plain}
-    return {name: TypeAdapter(of_context.get(name, hints[name])) for name in asked if name != "logit_bias"}
+    return {name: TypeAdapter(of_context.get(name, hints[name])) for name in asked}
 
 
 def _checked(name: str, value: Any) -> Any:
     """The value as its type. Raises: RequestError where it is none, or is out of range."""
-    if name not in _types():
+    if name not in (types := _types()):
         return value
     try:
-        return _types()[name].validate_python([value] if name == "stop" and isinstance(value, str) else value)
+        return types[name].validate_python([value] if name == "stop" and isinstance(value, str) else value)
     except ValidationError as e:
         why = e.errors()[0]["msg"]
         raise RequestError(f"{name}={value!r:.60}: {why[0].lower()}{why[1:]}") from e

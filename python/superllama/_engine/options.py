@@ -121,6 +121,7 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     if _streams(found):
         found.setdefault("async_prefetch", True)
     found.setdefault("n_ctx", 8192)
+    found.setdefault("kv_unified", True)  # else each of n_parallel sequences had its share of the cells
     for key, value in found.items():
         words += _words(key, value)
     if problem := odd_file(words):
