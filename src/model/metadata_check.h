@@ -15,12 +15,15 @@ class metadata_view;
 
 // Throws std::runtime_error.
 void check_metadata(const llama_model_loader & ml, bool vocab_only);
-void check_model(const llama_model & model);
+void check_model(const llama_model & model, const llama_model_loader & ml);
 
 // The parts of check_metadata.
 void check_values(const metadata_view & view);    // ranges of single keys
 void check_relations(const metadata_view & view); // between keys
 void check_tokenizer(const metadata_view & view); // arrays of the vocabulary
 void check_tensors(const metadata_view & view);   // types and shapes that do not depend on hyperparameters
+
+// And of check_model.
+void check_needs(const llama_model & model, const llama_model_loader & ml);
 
 } // namespace superllama

@@ -173,7 +173,7 @@ void check_vocab(const llama_vocab & vocab) {
 
 } // namespace
 
-void check_model(const llama_model & model) {
+void check_model(const llama_model & model, const llama_model_loader & ml) {
     check_vocab(model.vocab);
     if (model.hparams.vocab_only) {
         return;
@@ -181,6 +181,7 @@ void check_model(const llama_model & model) {
     check_heads(model);
     check_window(model);
     check_states(model);
+    check_needs(model, ml);
 }
 
 } // namespace superllama

@@ -73,7 +73,8 @@ bool is_elementwise(const std::set<std::string> & names, const std::string & nam
     const std::string general = of_layer_0(name);
     const size_t dot = general.rfind('.');
     const std::string suffix = dot == std::string::npos ? "" : general.substr(dot + 1);
-    return names.count(general) > 0 || names.count(general.substr(0, dot)) > 0 || suffix == "bias" ||
+    return general == "token_types.weight" || // its first row is added as it is
+           names.count(general) > 0 || names.count(general.substr(0, dot)) > 0 || suffix == "bias" ||
            suffix == "scale" || suffix == "input_scale";
 }
 

@@ -3,14 +3,13 @@
 #include "api/answer_format.h"
 #include "base/quoted.h"
 #include "json.h"
+#include "server-common.h"
 
 #include <cctype>
 #include <limits>
 #include <stdexcept>
 
 namespace superllama {
-
-using json = common_json;
 
 bool is_path(const std::string & path, const char * route) {
     const std::string end = route;
@@ -67,17 +66,15 @@ static const char * const read_as_integers[] = {
 
 // Upstream reads these into 32 bits, and cuts what does not fit.
 static void check_integer(const std::string & name, const json & value) {
-    if (!value.is_number_integer()) {
+    if (!value.is_number()) {
         return;
     }
-    const auto least = (int64_t) std::numeric_limits<int32_t>::min();
-    const auto most = (int64_t) std::numeric_limits<uint32_t>::max(); // a seed
-    const int64_t number = value.get<int64_t>();
-    const std::string text = value.dump();
-    const bool wrapped = number < 0 && text[0] != '-'; // 2^63 and more
-    if (number < least || number > most || wrapped) {
-        throw std::invalid_argument(name + ": " + text + " is out of range; integers are " + std::to_string(least) +
-                                    " to " + std::to_string(most));
+    const auto least = (double) std::numeric_limits<int32_t>::min();
+    const auto most = (double) std::numeric_limits<uint32_t>::max(); // a seed
+    const auto number = value.get<double>();
+    if (!(number >= least && number <= most)) {
+        throw std::invalid_argument(name + ": " + value.dump() + " is out of range; integers are " +
+                                    std::to_string((int64_t) least) + " to " + std::to_string((int64_t) most));
     }
 }
 
@@ -94,7 +91,7 @@ static void check_integers(const std::string & name, const json & value) {
 static void check_tokens(const json & tokens, int32_t n_vocab) {
     for (size_t i = 0; tokens.is_array() && i < tokens.size(); ++i) {
         const json & token = tokens.at(i);
-        if (token.is_number_integer() && (token.get<int64_t>() < 0 || token.get<int64_t>() >= n_vocab)) {
+        if (token.is_number() && !(token.get<double>() >= 0 && token.get<double>() < n_vocab)) {
             throw std::invalid_argument("there is no token " + token.dump() + "; the vocabulary has 0 to " +
                                         std::to_string(n_vocab - 1));
         }
@@ -115,7 +112,9 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
     // a key may be written with escapes
     const bool has_form =
         completes && (body.find("format") != std::string::npos || body.find("\\u") != std::string::npos);
-    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_long_number(body)) {
+    const bool has_two_forms = !completes && body.find("\"grammar\"") != std::string::npos &&
+                               body.find("\"json_schema\"") != std::string::npos;
+    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_long_number(body)) {
         return {};
     }
     json parsed;
@@ -131,6 +130,10 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
         if (parsed.contains(name)) {
             check_integers(name, parsed.at(name));
         }
+    }
+    if (has_two_forms && !json_value(parsed, "grammar", std::string()).empty() && parsed.contains("json_schema") &&
+        !parsed.at("json_schema").is_null()) {
+        throw std::invalid_argument("the form of an answer is a grammar or a json_schema, not both");
     }
     if (tokenizes && parsed.contains("content")) {
         check_tokens(parsed.at("content"), n_vocab);

@@ -147,6 +147,18 @@ class Fuzzer:
             for mode in sorted(set(MODES)):
                 yield self._outcome(-1, write(parts), mode, f"{name} {mode}: nothing was changed")
 
+    def left_out(self, every: int) -> Iterator[Outcome]:
+        """Every so many of the tensors of all architectures, each left out by itself."""
+        number = 0
+        for name, path in sorted(arch_models(self.folder).items()):
+            parts = read(path)
+            for tensor in parts.tensors:
+                number += 1
+                if number % every == self.seed % every:
+                    rest = [t for t in parts.tensors if t is not tensor]
+                    data = write(dataclasses.replace(parts, tensors=rest))
+                    yield self._outcome(number, data, "plain", f"{name} without {tensor.name!r}")
+
     def close(self) -> None:
         self.probe.close()
 

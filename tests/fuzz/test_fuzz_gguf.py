@@ -31,3 +31,11 @@ def test_valid_files_are_refused_by_no_rule(fuzzer: Fuzzer) -> None:
 @pytest.mark.slow
 def test_no_malformed_file_ends_the_process(fuzzer: Fuzzer) -> None:
     check(fuzzer, CASES, SECONDS)
+
+
+@pytest.mark.slow
+def test_no_tensor_that_is_left_out_ends_the_process(fuzzer: Fuzzer) -> None:
+    """One in twenty of all architectures; `left_out(1)` are all."""
+    wrong = [str(o)[:300] for o in fuzzer.left_out(20) if o.wrong]
+    fuzzer.close()
+    assert wrong == []

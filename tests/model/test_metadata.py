@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from gguf_parts import ARRAY, BOOL, F32, I32, STRING, U16, U32, Parts, read, write
 from running import Runner
 
@@ -219,3 +220,35 @@ def test_a_factor_without_a_suffix_is_one_in_every_layer(
     done = run_python(LOAD, tmp_path / "m.gguf")
     assert done.returncode == 0, done.stderr
     assert all("blk.1.post_ffw_norm has the type q4_1: f32 is expected" in why for why in json.loads(done.stdout)[:2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("falcon-h1-dense", "ssm_conv1d.bias"),
+        ("granitehybrid-dense", "ssm_conv1d.bias"),
+        ("nemotron_h-dense", "ssm_conv1d.bias"),
+        ("glm-dsa-moe", "indexer.attn_k.weight"),
+        ("hy_v3-moe", "ffn_gate_up_exps.weight"),
+    ],
+)
+def test_a_tensor_that_only_the_graph_asks_for(
+    kind: str, name: str, architectures: dict[str, Path], tmp_path: Path, run_python: Runner
+) -> None:
+    parts = read(architectures[kind])
+    parts.tensors = [t for t in parts.tensors if not (t.name.startswith(b"blk.1.") and t.name.endswith(name.encode()))]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(write(parts))
+    done = run_python(LOAD, path)
+    assert done.returncode == 0, done.stderr
+    assert all("blk.1." in error and "is missing" in error for error in json.loads(done.stdout))
+
+
+def test_a_table_that_is_added_as_it_is(tiny_bert: Path, tmp_path: Path, run_python: Runner) -> None:
+    parts = read(tiny_bert)
+    tensor_type("token_types.weight", 1)(parts)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(write(parts))
+    done = run_python(LOAD, path)
+    assert done.returncode == 0, done.stderr
+    assert all("token_types.weight has the type f16" in error for error in json.loads(done.stdout))

@@ -92,6 +92,24 @@ def test_tokens_that_there_are_not(server: HttpServer) -> None:
             assert "token" in server.refused(path, body).lower(), (path, token)
 
 
+@pytest.mark.parametrize("value", [2**40, -(2**31) - 1, 2**32, 2**63, 10**30], ids=str)
+def test_numbers_that_would_be_cut(server: HttpServer, value: int) -> None:
+    """Upstream reads integers into 32 bits; 2^40 was token 0."""
+    assert str(value) in server.refused("/completion", {"prompt": [5, value], "n_predict": 1}) or value == 10**30
+    for body in ({"prompt": "a", "n_predict": value}, {"prompt": "a", "top_k": value}, {"prompt": "a", "seed": value}):
+        if value < 2**63:
+            assert "out of range" in server.refused("/completion", body)
+    assert server.request("/tokenize", {"content": [value]})[0] == 400
+    assert server.complete("a", n_predict=1, seed=2**32 - 1)  # a seed has all 32
+
+
+def test_two_forms_at_once(server: HttpServer) -> None:
+    form = {"grammar": 'root ::= "a"', "json_schema": {"type": "object"}}
+    message = [{"role": "user", "content": "a"}]
+    for path, body in (("/v1/responses", {"input": "a"}), ("/v1/chat/completions", {"messages": message})):
+        assert "not both" in server.refused(path, body | form)
+
+
 def test_alternatives_of_an_empty_prompt_end(demo_model: Path, tmp_path: Path) -> None:
     """Those that waited for a prompt which there was nothing of waited for ever."""
     with http_server(demo_model, tmp_path / "log", "-np", 2, "-c", 512) as server:
