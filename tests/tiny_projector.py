@@ -1,4 +1,4 @@
-"""A tiny random projector, written with gguf-py: the file that gives tiny_model.write_llama()'s model images and sounds."""
+"""A tiny random projector, written with gguf-py: it makes a model of tiny_model.write_llama() that sees and hears."""
 
 from __future__ import annotations
 

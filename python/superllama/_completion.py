@@ -1,4 +1,4 @@
-"""What may follow on a command line, for the shells: `superllama completion bash` prints what asks here at each TAB.
+"""What may follow on a command line, for the shells, which ask here at each TAB (_shells).
 
 Subcommands and flags are those of the parser, and those that --help of a program shows.
 """
@@ -14,16 +14,8 @@ from pathlib import Path
 from ._front_doors import flags_of_door
 from ._models import found_models
 from ._program_flags import Flag, flags_of
+from ._shells import PROGRAMS
 
-PROGRAMS = {
-    "superllama-cli": "llama-cli",
-    "superllama-completion": "llama-completion",
-    "superllama-server": "llama-server",
-    "superllama-bench": "llama-bench",
-    "superllama-perplexity": "llama-perplexity",
-    "superllama-quantize": "llama-quantize",
-    "superllama-rpc-server": "ggml-rpc-server",
-}
 MODEL_FLAGS = ("-m", "--model")
 MODEL_FILES = "*.gguf"
 ABOUT_LENGTH = 80
@@ -35,12 +27,6 @@ class Offer:
 
     words: Sequence[tuple[str, str]] = ()
     files: str = ""
-
-
-def script(shell: str) -> str:
-    """What the shell reads."""
-    text = (Path(__file__).with_name("shells") / f"superllama.{shell}").read_text()
-    return text.replace("@commands@", " ".join(["superllama", *PROGRAMS]))
 
 
 def answer(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:

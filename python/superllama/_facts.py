@@ -47,7 +47,8 @@ class ModelFacts:
 
     @cached_property
     def description(self) -> str:
-        """Architecture, size and quantization, for example "llama 135M Q4_1"."""
+        """Architecture, size and quantization in llama.cpp's words, such as "llama 7B Q4_K - Medium". The size is its
+        guess by the number of layers (the demo model, of 135M, is "llama 256M Q4_1"); n_params counts."""
         with self._use() as c:
             return _string(lib.llama_model_desc, c)
 

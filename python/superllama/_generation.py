@@ -17,12 +17,12 @@ class Summary:
     `tokens_per_sec` is over the tokens after the first one, which comes out of the prompt's computation.
     """
 
-    prompt_tokens: int
-    generated_tokens: int
-    prompt_tokens_per_sec: float
-    tokens_per_sec: float
-    finish_reason: FinishReason
-    seed: int
+    prompt_tokens: int  # that were computed
+    generated_tokens: int  # the last one included
+    prompt_tokens_per_sec: float  # of the prompt
+    tokens_per_sec: float  # after the first
+    finish_reason: FinishReason  # why it ended; see Piece
+    seed: int  # with which it would be the same again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Piece:
     of the text), "length" max_tokens or the context is used up, "cancelled" by Context.cancel().
     """
 
-    text: str
-    token: int | None
-    finish_reason: FinishReason | None = None
-    summary: Summary | None = None
+    text: str  # may be empty
+    token: int | None  # None where it ended without one
+    finish_reason: FinishReason | None = None  # of the last piece
+    summary: Summary | None = None  # of the last piece
 
 
 class TextStream:

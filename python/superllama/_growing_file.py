@@ -9,10 +9,10 @@ from typing import Any, BinaryIO
 
 from ._errors import Error
 from ._files import open_regular
+from ._metrics import PREFIX
 from ._rates import Sample
 
 TAIL = 1 << 19  # bytes of it that are read first: some minutes, at a line a second
-PREFIX = b"[METRICS] "  # of lines in a program's log
 
 
 class GrowingFile:

@@ -24,13 +24,13 @@ class Layer:
     not always in memory.
     """
 
-    index: int
-    tier: Tier
+    index: int  # from 0, as llama.cpp counts
+    tier: Tier  # where it is now
     bytes: int  # of its weights that can be streamed
     bytes_resident: int  # of them, in memory
     last_use: int  # number of the ubatch, 0 = never
-    loads: int  # of its blocks
-    evictions: int
+    loads: int  # of its blocks, so far
+    evictions: int  # of its blocks
     device: str | None  # its name
     device_loads: int  # moves to a device
     device_evictions: int  # and back

@@ -30,34 +30,34 @@ class Memory:
     memory, or its cgroup's where that is tighter), `machine_*` is the whole machine.
     """
 
-    host_total: int
-    host_available: int
-    machine_total: int
-    machine_available: int
-    cgroup_limit: int
-    cgroup_used: int
-    resident: int
-    resident_anon: int
-    resident_file: int
-    resident_peak: int
-    locked_limit: int
-    swap_total: int
-    swap_free: int
-    read_bytes: int
-    faults_minor: int
-    faults_major: int
+    host_total: int  # what this process may use
+    host_available: int  # of that, what can be had without swapping
+    machine_total: int  # of the whole machine
+    machine_available: int  # of that, what can be had without swapping
+    cgroup_limit: int  # the tightest one over this process's cgroup and its parents; 0 = none
+    cgroup_used: int  # of that cgroup, without its page cache
+    resident: int  # of this process, in memory now
+    resident_anon: int  # of that, what no file backs
+    resident_file: int  # of that, pages of files
+    resident_peak: int  # the most that was resident
+    locked_limit: int  # that this process may lock (RLIMIT_MEMLOCK); 2^64 - 1 = no limit
+    swap_total: int  # of the machine
+    swap_free: int  # of that, what is not used
+    read_bytes: int  # that this process has read from storage, ever
+    faults_minor: int  # a count: pages that were in memory already
+    faults_major: int  # a count: pages that had to be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
     """A device of a backend; memory in bytes."""
 
-    name: str
-    description: str
-    kind: DeviceKind
-    backend: str
-    memory_free: int
-    memory_total: int
+    name: str  # as ModelParams(devices=) takes it
+    description: str  # what its driver calls it
+    kind: DeviceKind  # igpu: shares the host's memory
+    backend: str  # the name of the backend that it belongs to
+    memory_free: int  # as the device says; 0 = it does not
+    memory_total: int  # the same
 
 
 def memory() -> Memory:

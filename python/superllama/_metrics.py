@@ -19,6 +19,7 @@ Megabytes = Annotated[float, Field(ge=0, description="10^6 bytes")]
 Pressure = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 
+PREFIX = b"[METRICS] "  # of lines that --metrics writes into a program's log
 SCHEMA_FILE = Path(__file__).with_name("metrics.schema.json")
 
 
@@ -29,38 +30,40 @@ class Metrics(BaseModel):
 
     timestamp: datetime = Field(description="UTC, milliseconds")
     token: Count = Field(description="tokens processed: prompt and generated")
-    prompt_tokens: Count
-    generated_tokens: Count
-    gpu_layers_active: Count
-    cpu_layers_active: Count
-    layers_evicted: Count
-    layers_loaded: Count
-    kv_pages_gpu: Count
-    kv_pages_cpu: Count
-    kv_pages_evicted: Count
-    kv_pages_prefetched: Count
-    vram_used_mb: Megabytes
-    vram_total_mb: Megabytes
-    ram_used_mb: Megabytes
-    gpu_memory_pressure: Pressure
-    cpu_memory_pressure: Pressure
+    prompt_tokens: Count = Field(description="computed, of prompts")
+    generated_tokens: Count = Field(description="generated")
+    gpu_layers_active: Count = Field(description="layers on devices now")
+    cpu_layers_active: Count = Field(description="layers in host memory now, whole")
+    layers_evicted: Count = Field(description="blocks that left memory or a device")
+    layers_loaded: Count = Field(description="blocks that were read, or moved to a device")
+    kv_pages_gpu: Count = Field(description="KV pages on devices now; always 0")
+    kv_pages_cpu: Count = Field(description="KV pages with data in memory now")
+    kv_pages_evicted: Count = Field(description="KV pages that left memory")
+    kv_pages_prefetched: Count = Field(description="KV pages that were read ahead")
+    vram_used_mb: Megabytes = Field(description="of devices, by whomever")
+    vram_total_mb: Megabytes = Field(description="of devices")
+    ram_used_mb: Megabytes = Field(description="resident memory of this process")
+    gpu_memory_pressure: Pressure = Field(description="used part of the fullest device")
+    cpu_memory_pressure: Pressure = Field(description="used part of the memory that this process may use")
     tokens_per_sec: Rate = Field(description="generated, since the line before")
     avg_tokens_per_sec: Rate = Field(description="generated, over the time spent generating")
-    prefetch_pending: Count
-    prefetch_completed: Count
-    prefetch_failed: Count
-    event: Literal["periodic", "layer_evicted", "layer_loaded", "kv_page_evicted", "kv_page_restored", "final"]
-    disk_layers_active: Count
-    kv_pages_disk: Count
-    weight_bytes_resident: Count
-    weight_bytes_read: Count
-    kv_bytes_read: Count
-    kv_bytes_written: Count
-    stall_ms: Rate
-    expert_hits: Count
-    expert_misses: Count
-    mem_budget_bytes: Count
-    mem_peak_bytes: Count
+    prefetch_pending: Count = Field(description="reads that are under way or wait for a thread")
+    prefetch_completed: Count = Field(description="reads that were done ahead")
+    prefetch_failed: Count = Field(description="reads that failed")
+    event: Literal["periodic", "layer_evicted", "layer_loaded", "kv_page_evicted", "kv_page_restored", "final"] = Field(
+        description="what the line was written for"
+    )
+    disk_layers_active: Count = Field(description="layers of which something is read when it is needed, now")
+    kv_pages_disk: Count = Field(description="KV pages with data on disk only, now")
+    weight_bytes_resident: Count = Field(description="weights of layers in memory now")
+    weight_bytes_read: Count = Field(description="read from disk")
+    kv_bytes_read: Count = Field(description="read of spilled KV pages")
+    kv_bytes_written: Count = Field(description="written to spill KV pages")
+    stall_ms: Rate = Field(description="computing waited for reads")
+    expert_hits: Count = Field(description="experts that were in memory when a router chose them")
+    expert_misses: Count = Field(description="experts that were not")
+    mem_budget_bytes: Count = Field(description="budget of the host now; 0 = no dynamic layers")
+    mem_peak_bytes: Count = Field(description="the most that was resident of this process")
     metrics_dropped: Count = Field(description="lines that a slow or full disk could not take")
     vram_own_bytes: Count = Field(description="on devices, of the model and its contexts")
     vram_budget_bytes: Count = Field(description="that they may have there, over all devices")

@@ -3,8 +3,9 @@
     ollama:llama3.2:3b                     what ollama has pulled
     lmstudio:org/repo/file.gguf            what LM Studio has downloaded
     huggingface:org/repo/file.gguf         what is in the cache of Hugging Face, where -hf and "hf:" download to
+    hf:org/repo:Q4_K_M                     the same by its repository, as it is fetched
 
-Nothing is copied, fetched or changed.
+Nothing is copied, fetched or changed here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ._errors import ModelError
 from ._files import model_bytes
 
 SOURCES = ("ollama", "lmstudio", "huggingface")
+HF_NAME = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quant>[\w.-]+))?")
+QUANTS = ("Q4_K_M", "Q8_0")  # which one upstream takes where none is named; else the first that there is
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -43,14 +46,33 @@ def by_name(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
     Raises: ModelError that says what is there, if that one is not.
     """
-    if not isinstance(path, str) or path.partition(":")[0] not in SOURCES or Path(path).exists():
+    name = str(path) if isinstance(path, str | Path) else ""
+    source = name.partition(":")[0]
+    if source not in (*SOURCES, "hf") or Path(name).exists():
         return path
-    models = [found for found in found_models() if found.name.startswith(path.partition(":")[0] + ":")]
+    if source == "hf":
+        if (here := fetched(name)) is None:
+            raise ModelError(f"{name} is not on this machine; `superllama pull {name}` fetches it")
+        return str(here.path)
+    models = [found for found in found_models() if found.name.startswith(f"{source}:")]
     for found in models:
-        if found.name == path or (found.name == f"{path}:latest" and path.startswith("ollama:")):
+        if found.name == name or (found.name == f"{name}:latest" and source == "ollama"):
             return str(found.path)
     names = ", ".join(found.name for found in models[:8]) or "none of that kind"
-    raise ModelError(f"there is no model {path} on this machine; there are {names}{', ...' * (len(models) > 8)}")
+    raise ModelError(f"there is no model {name} on this machine; there are {names}{', ...' * (len(models) > 8)}")
+
+
+def fetched(name: str) -> Found | None:
+    """What -hf takes for hf:org/repo[:quant], if it is here. The rule is upstream's: the quant stands in its path."""
+    match = HF_NAME.fullmatch(name)
+    prefix = f"huggingface:{match['repo'] if match else ''}/"
+    models = [found for found in found_models() if found.name.startswith(prefix)]
+    quant = match and match["quant"]
+    for wanted in [quant] if quant else QUANTS:
+        for model in models:
+            if re.search(rf"{re.escape(wanted)}[.-]", model.name.removeprefix(prefix), re.IGNORECASE):
+                return model
+    return None if quant or not models else models[0]
 
 
 # ---------------------------------------------------------------- where they are

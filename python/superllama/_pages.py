@@ -14,9 +14,9 @@ from ._words import in_python
 class SequencePages:
     """One sequence: its tokens, and the pages that hold them, in memory and on disk."""
 
-    tokens: int
-    pages_cpu: int
-    pages_disk: int
+    tokens: int  # that it has
+    pages_cpu: int  # in memory
+    pages_disk: int  # on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +26,27 @@ class KvPages:
     `paged` is False where the standard cache is used; `reason` says why, or what part of the cache is not paged.
     """
 
-    paged: bool
-    reason: str
+    paged: bool  # whether it is
+    reason: str  # why not, or which part; "" = all of it is
     page_size: int  # cells
-    page_bytes: int
-    budget_bytes: int
-    resident_bytes: int
-    resident_peak_bytes: int
-    pages_cpu: int
-    pages_disk: int
-    evicted_clean: int
-    evicted_dirty: int
-    dropped: int
-    restored: int
-    prefetched: int
-    prefetched_used: int
-    prefetched_wasted: int
+    page_bytes: int  # memory that a page may hold, over all layers
+    budget_bytes: int  # that pages may hold
+    resident_bytes: int  # that they hold
+    resident_peak_bytes: int  # the most that they held
+    pages_cpu: int  # with data in memory
+    pages_disk: int  # with data on disk only
+    evicted_clean: int  # that were on disk already
+    evicted_dirty: int  # that were written first
+    dropped: int  # that no sequence used any more
+    restored: int  # read again
+    prefetched: int  # read ahead
+    prefetched_used: int  # of those, that were used
+    prefetched_wasted: int  # of those, that were evicted before
     ubatches_streamed: int  # layer by layer: their sequences are larger than the budget
-    bytes_read: int
-    bytes_written: int
-    stall_ms: float
-    sequences: list[SequencePages]
+    bytes_read: int  # from the spill file
+    bytes_written: int  # to it
+    stall_ms: float  # spent waiting for the disk
+    sequences: list[SequencePages]  # those that have tokens
 
 
 def pages_of(context: Any, n_seq_max: int) -> KvPages:

@@ -169,9 +169,18 @@ class ModelParams(_Params):
     n_gpu_layers: int = Field(
         _default(_MODEL, "n_gpu_layers"), ge=-1, le=2**31 - 1, description="layers in device memory; -1 = all"
     )
-    split_mode: Literal["none", "layer", "row", "tensor"] = _default(_MODEL, "split_mode")
-    load_mode: Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"] = _default(_MODEL, "load_mode")
-    lazy_mode: Literal["off", "auto", "on"] = _default(_MODEL, "lazy_mode")
+    split_mode: Literal["none", "layer", "row", "tensor"] = Field(
+        _default(_MODEL, "split_mode"),
+        description="how devices share the model: whole layers, or parts of each ('row', 'tensor'; no dynamic layers)",
+    )
+    load_mode: Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"] = Field(
+        _default(_MODEL, "load_mode"),
+        description="without dynamic layers: map the file, lock it in memory, read it past the page cache ('dio')",
+    )
+    lazy_mode: Literal["off", "auto", "on"] = Field(
+        _default(_MODEL, "lazy_mode"),
+        description="read rows of some tensors from disk when they are needed; 'auto': of those above 4 GiB",
+    )
     main_gpu: int = Field(_default(_MODEL, "main_gpu"), ge=0, le=2**31 - 1, description="device for split_mode 'none'")
     tensor_split: tuple[Annotated[Finite, Field(ge=0)], ...] | None = Field(
         None, description="how much of the model each device gets, any unit"
@@ -182,7 +191,10 @@ class ModelParams(_Params):
     vocab_only: bool = Field(_default(_MODEL, "vocab_only"), description="load no weights: for tokenizing only")
     check_tensors: bool = Field(_default(_MODEL, "check_tensors"), description="look for invalid numbers while loading")
     use_extra_bufts: bool = Field(_default(_MODEL, "use_extra_bufts"), description="repack weights for faster kernels")
-    no_host: bool = _default(_MODEL, "no_host")
+    no_host: bool = Field(
+        _default(_MODEL, "no_host"),
+        description="no page-locked host memory of devices, so that weights can be repacked",
+    )
     load_mtp: bool = Field(_default(_MODEL, "load_mtp"), description="load the layers for multi-token prediction")
 
     dynamic_layers: bool = Field(
@@ -273,31 +285,56 @@ class ContextParams(_Params):
     n_seq_max: int = Field(
         _default(_CONTEXT, "n_seq_max"), ge=1, le=lib.llama_max_parallel_sequences(), description="sequences"
     )
-    n_rs_seq: UInt32 = _default(_CONTEXT, "n_rs_seq")
+    n_rs_seq: UInt32 = Field(
+        _default(_CONTEXT, "n_rs_seq"),
+        description="states that a recurrent model keeps to go back to, for each sequence; 0 = none",
+    )
     n_threads: Annotated[int, Field(ge=1, le=512)] | None = Field(
         None, description="threads that generate; None = the physical cores that this process may use"
     )
     n_threads_batch: Annotated[int, Field(ge=1, le=512)] | None = Field(
         None, description="threads that process prompts; None = n_threads"
     )
-    rope_scaling: Literal["model", "none", "linear", "yarn", "longrope"] = _default(_CONTEXT, "rope_scaling")
-    pooling: Literal["model", "none", "mean", "cls", "last", "rank"] = _default(_CONTEXT, "pooling")
-    attention: Literal["model", "causal", "non-causal"] = _default(_CONTEXT, "attention")
-    flash_attn: Literal["auto", "on", "off"] = _default(_CONTEXT, "flash_attn")
-    rope_freq_base: Annotated[Finite, Field(ge=0)] = _default(_CONTEXT, "rope_freq_base")
-    rope_freq_scale: Annotated[Finite, Field(ge=0)] = _default(_CONTEXT, "rope_freq_scale")
-    yarn_ext_factor: Finite = _default(_CONTEXT, "yarn_ext_factor")
-    yarn_attn_factor: Finite = _default(_CONTEXT, "yarn_attn_factor")
-    yarn_beta_fast: Finite = _default(_CONTEXT, "yarn_beta_fast")
-    yarn_beta_slow: Finite = _default(_CONTEXT, "yarn_beta_slow")
-    yarn_orig_ctx: UInt32 = _default(_CONTEXT, "yarn_orig_ctx")
+    rope_scaling: Literal["model", "none", "linear", "yarn", "longrope"] = Field(
+        _default(_CONTEXT, "rope_scaling"), description="how positions are scaled for a longer context"
+    )
+    pooling: Literal["model", "none", "mean", "cls", "last", "rank"] = Field(
+        _default(_CONTEXT, "pooling"),
+        description="how the vectors of a text's tokens become one; 'rank': scores of a reranker",
+    )
+    attention: Literal["model", "causal", "non-causal"] = Field(
+        _default(_CONTEXT, "attention"), description="for embeddings: whether a token sees those after it"
+    )
+    flash_attn: Literal["auto", "on", "off"] = Field(_default(_CONTEXT, "flash_attn"), description="fused attention")
+    rope_freq_base: Annotated[Finite, Field(ge=0)] = Field(
+        _default(_CONTEXT, "rope_freq_base"), description="0 = the model's"
+    )
+    rope_freq_scale: Annotated[Finite, Field(ge=0)] = Field(
+        _default(_CONTEXT, "rope_freq_scale"), description="0 = the model's"
+    )
+    yarn_ext_factor: Finite = Field(
+        _default(_CONTEXT, "yarn_ext_factor"), description="how much YaRN extrapolates; negative = the model's"
+    )
+    yarn_attn_factor: Finite = Field(_default(_CONTEXT, "yarn_attn_factor"), description="YaRN's factor of attention")
+    yarn_beta_fast: Finite = Field(_default(_CONTEXT, "yarn_beta_fast"), description="YaRN's low correction dimension")
+    yarn_beta_slow: Finite = Field(_default(_CONTEXT, "yarn_beta_slow"), description="YaRN's high correction dimension")
+    yarn_orig_ctx: UInt32 = Field(
+        _default(_CONTEXT, "yarn_orig_ctx"), description="tokens of context before YaRN; 0 = the model's"
+    )
     type_k: CacheType = Field(_default(_CONTEXT, "type_k"), description="numbers in the K cache")
     type_v: CacheType = Field(_default(_CONTEXT, "type_v"), description="numbers in the V cache")
     embeddings: bool = Field(_default(_CONTEXT, "embeddings"), description="keep embeddings, beside logits")
-    offload_kqv: bool = _default(_CONTEXT, "offload_kqv")
-    no_perf: bool = _default(_CONTEXT, "no_perf")
-    op_offload: bool = _default(_CONTEXT, "op_offload")
-    swa_full: bool = _default(_CONTEXT, "swa_full")
+    offload_kqv: bool = Field(
+        _default(_CONTEXT, "offload_kqv"), description="the KV cache on devices, with the layers that are there"
+    )
+    no_perf: bool = Field(_default(_CONTEXT, "no_perf"), description="measure no timings of the library's own")
+    op_offload: bool = Field(
+        _default(_CONTEXT, "op_offload"), description="compute large batches on a device, also with weights of the host"
+    )
+    swa_full: bool = Field(
+        _default(_CONTEXT, "swa_full"),
+        description="keep all cells of sliding windows, so that a sequence can go back in them",
+    )
     moe_cache_size: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         _default(_CONTEXT, "moe_cache_size"),
         description="bytes on devices for copies of experts that lie in host memory; not with dynamic layers",
@@ -306,8 +343,15 @@ class ContextParams(_Params):
 
     metrics: bool = Field(_default(_CONTEXT.superllama, "metrics"), description="JSON lines to stderr")
     metrics_file: Path | None = Field(None, description="JSON lines to this file")
-    metrics_interval_ms: int = Field(_default(_CONTEXT.superllama, "metrics_interval_ms"), ge=0, le=2**31 - 1)
-    metrics_pretty: bool = _default(_CONTEXT.superllama, "metrics_pretty")
+    metrics_interval_ms: int = Field(
+        _default(_CONTEXT.superllama, "metrics_interval_ms"),
+        ge=0,
+        le=2**31 - 1,
+        description="at most one periodic line in so long",
+    )
+    metrics_pretty: bool = Field(
+        _default(_CONTEXT.superllama, "metrics_pretty"), description="the JSON indented, over several lines"
+    )
 
     paged_kv: bool = Field(
         _default(_CONTEXT.superllama, "paged_kv"),

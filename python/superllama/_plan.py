@@ -41,11 +41,11 @@ Use = Literal["generate", "completion", "embed", "perplexity", "server"]
 class Machine:
     """What was measured: bytes of weights a second."""
 
-    read_bytes_per_s: float
+    read_bytes_per_s: float  # of the disk that the model lies on
     read_how: str  # as ReadSpeed has it
     cpu_bytes_per_s: float  # with the kernels that would be used
     cpu_type: str  # of the weights that it was measured with
-    n_threads: int
+    n_threads: int  # that it was measured with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Row:
     """One budget. Bytes, unless the name says otherwise; what would be resident is 0 if it does not work."""
 
     label: str  # "asked", "least", "25 %" of what everything needs, ...
-    mem_budget_bytes: int
-    works: bool
+    mem_budget_bytes: int  # the budget
+    works: bool  # whether it is at least what is needed
     fixed_bytes: int  # weights that are always resident
     pinned_bytes: int  # of the layers, resident
     ring_bytes: int  # for streamed blocks in use and on their way
-    expert_pool_bytes: int
-    kv_bytes: int
-    compute_bytes: int
+    expert_pool_bytes: int  # memory for experts
+    kv_bytes: int  # of the KV cache
+    compute_bytes: int  # buffers of graphs, of kernels, of logits
     streamed_bytes: int  # of the layers, read in every pass over the weights
     expert_read_bytes: int  # of experts, read per token: an upper estimate, as if every expert were as likely
     tokens_per_s: float | None  # expected when generating; None if the budget does not work
@@ -78,12 +78,12 @@ class Row:
 class Prompt:
     """A prompt streams the layers once per ubatch. Times are of the asked budget, None if it does not work."""
 
-    n_tokens: int
-    n_ubatch: int
-    n_passes: int
+    n_tokens: int  # 512, or as many as the context has
+    n_ubatch: int  # tokens computed at once
+    n_passes: int  # over the weights
     seconds_least: float | None  # the disk's time, or the CPU's if a pass took it no longer than one token
     seconds_most: float | None  # the disk's time, or the CPU's if every token took it as long as a generated one
-    advice: str | None
+    advice: str | None  # what would make prompts faster, if something would
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,30 +91,30 @@ class Repack:
     """The layout of the weights for faster kernels. `file_bytes`: of the file of repacked blocks in the cache
     folder that streaming needs, 0 if none is needed."""
 
-    asked: bool
-    file_bytes: int
-    faster: Literal["repack", "no-repack", "same"]
-    why: str
+    asked: bool  # whether this plan is with it
+    file_bytes: int  # of the file in the cache folder; 0 = none is needed
+    faster: Literal["repack", "no-repack", "same"]  # which of both generates faster here
+    why: str  # in words
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What superllama.plan() found."""
 
-    model: Path
-    model_bytes: int
-    n_ctx: int
-    n_layers: int
-    n_blocks: int
-    n_experts: int
-    n_experts_used: int
+    model: Path  # its file
+    model_bytes: int  # of its file, or of all parts of it
+    n_ctx: int  # tokens of context
+    n_layers: int  # as llama.cpp counts them
+    n_blocks: int  # in which dense weights come and go
+    n_experts: int  # of a layer; 0 = a dense model
+    n_experts_used: int  # of them, for each token
     mem_least_bytes: int  # the smallest budget that works
     mem_full_bytes: int  # the smallest that holds everything
-    asked: Row
-    table: tuple[Row, ...]
-    prompt: Prompt
-    repack: Repack
-    machine: Machine
+    asked: Row  # under the budget that was asked about
+    table: tuple[Row, ...]  # under other budgets, the smallest first
+    prompt: Prompt  # how a prompt would be processed
+    repack: Repack  # whether repacked weights are worth it
+    machine: Machine  # what was measured
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

@@ -94,23 +94,27 @@ def missing_model(arguments: Sequence[str]) -> str | None:
     return None
 
 
+NAME_OPTIONS = {"-m", "--model", "-md", "--model-draft", "--spec-draft-model"}  # whose value may be a model's name
 # options that name files beside the model, in a list; after a colon comes a scale
-FILE_OPTIONS = {
+FILE_OPTIONS = NAME_OPTIONS | {
     *("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "-mm", "--mmproj", "--prompt-cache"),
-    *("-md", "--model-draft", "--spec-draft-model", "-m", "--model"),
 }
 
 
 def with_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the path of a model that is named, such as ollama:NAME. Ends the process if there is none."""
+    """The arguments with the path of each model that is named, such as ollama:NAME; hf:NAME is fetched by the program.
+    Ends the process where there is none."""
     from ._errors import ModelError
     from ._models import by_name
 
     found = list(arguments)
     for i, option in enumerate(arguments[:-1]):
-        if option in ("-m", "--model"):
+        name = arguments[i + 1]
+        if option in ("-m", "--model") and name.startswith("hf:"):
+            found[i : i + 2] = model_words(name)
+        elif option in NAME_OPTIONS:
             try:
-                found[i + 1] = str(by_name(arguments[i + 1]))
+                found[i + 1] = str(by_name(name))
             except ModelError as e:
                 sys.exit(f"superllama: {e}")
     return found
@@ -183,7 +187,13 @@ def run(name: str, arguments: Sequence[str], environment: Mapping[str, str] = os
 
 def run_with_model(name: str, arguments: Sequence[str] | None = None, *, reads_environment: bool = True) -> NoReturn:
     """Run with these arguments, or this process's; with the demo model if they (or the environment) name none."""
-    arguments = with_paths(separated(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--completion-bash" in arguments:  # upstream's is for commands of upstream's names
+        from ._shells import script
+
+        print(script("bash"), end="")
+        sys.exit()
+    arguments = with_paths(separated(arguments))
     if not names_model(arguments, os.environ if reads_environment else {}):
         from ._demo import demo_model
         from ._errors import DownloadError

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 
 from ._download_bar import download_bar
 from ._errors import DownloadError, RequestError
-from ._models import SOURCES, Found, found_models, huggingface_folder
+from ._models import HF_NAME, SOURCES, Found, fetched, found_models, huggingface_folder
 from ._programs import find_program, program_environment
 
-_NAME = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quant>[\w.-]+))?")
-QUANTS = ("Q4_K_M", "Q8_0")  # which one upstream takes where none is named; else the first that there is
 PARTLY = "*.downloadInProgress"
 INFO = "3"  # a verbosity at which upstream says which files a repository has
 
@@ -35,7 +33,7 @@ def pull(name: str) -> Pulled:
 
     Raises: RequestError for another name, DownloadError that says why it cannot be fetched, and what is here.
     """
-    match = _NAME.fullmatch(name)
+    match = HF_NAME.fullmatch(name)
     if match is None:
         others = name.partition(":")[0] in SOURCES
         why = "only what Hugging Face has can be fetched; " if others else ""
@@ -55,21 +53,10 @@ def pull(name: str) -> Pulled:
             env=program_environment(program, os.environ),
         )
     errors = _errors(done.stderr)
-    found = _chosen(repo, quant)
+    found = fetched(name)
     if done.returncode or found is None:
         raise DownloadError(_failure(name, errors, _files(done.stderr)))
     return Pulled(found, errors)
-
-
-def _chosen(repo: str, quant: str | None) -> Found | None:
-    """The one that -hf takes, by the rule of upstream: the quant stands in its path in the repository."""
-    prefix = f"huggingface:{repo}/"
-    models = [found for found in found_models() if found.name.startswith(prefix)]
-    for wanted in [quant] if quant else QUANTS:
-        for model in models:
-            if re.search(rf"{re.escape(wanted)}[.-]", model.name.removeprefix(prefix), re.IGNORECASE):
-                return model
-    return None if quant or not models else models[0]
 
 
 def _errors(log: str) -> str:

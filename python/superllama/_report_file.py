@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from ._errors import Error
 from ._files import open_regular
+from ._metrics import PREFIX
 from ._report_run import Line, Run
 
-PREFIX = b"[METRICS] "  # of lines that --metrics writes into a program's log
 LONGEST = 1 << 16  # bytes of a line; ours have one or two thousand
 GIVE_UP = 64 << 20  # bytes in which there is no metrics line
 SILENT_S = 10.0  # a context that writes nothing for so long, while another one does, has ended without saying so

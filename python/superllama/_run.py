@@ -14,7 +14,6 @@ from ._engine.llm import LLM
 from ._engine.results import Chunk
 from ._errors import Error
 from ._program_flags import Flag, flags_of
-from ._pull import pull
 
 SYSTEM = ("-sys", "--system-prompt")
 SYSTEM_FILE = ("-sysf", "--system-prompt-file")
@@ -28,8 +27,6 @@ def answer(words: Sequence[str], prompt: str) -> None:
     and what says the system prompt. Raises: Error."""
     model, system, options = _sorted(words)
     options.setdefault("parallel", "1")
-    if model is not None and model.startswith("hf:"):
-        model = str(pull(model).model.path)  # which says why, if it cannot be had
     with LLM(model or demo_model(), flags=options) as llm:
         templated = "chat_template" in options or "chat_template_file" in options or llm.facts.chat_template
         if templated:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._errors import DecodeError, GrammarError, PromptError
-from ._native import collected_errors, ffi, last_error, lib, reason
-from ._stderr import printed_to_stderr
-from ._text import utf8
+from ._grammar import grammar_sampler
+from ._native import ffi, last_error, lib
 
 if TYPE_CHECKING:
     from ._model import Model
     from ._params import SamplingParams
 
 MIN_KEEP = 1  # tokens that top-p, min-p and typical leave at least
-PARSE_ERROR = b"error parsing grammar: "
-MAX_REASON = 500  # characters: the parser quotes the rest of the grammar
 
 
 class Sampler:
@@ -75,17 +71,8 @@ class Sampler:
     def _grammar(self) -> Any:
         if self.params.grammar is None:
             return ffi.NULL
-        with self.model._use(), collected_errors() as errors, printed_to_stderr(PARSE_ERROR) as printed:
-            sampler = lib.superllama_sampler_init_grammar(
-                self.model._vocab, utf8(self.params.grammar, "the grammar"), b"root"
-            )
-        if sampler == ffi.NULL:
-            why = re.search(PARSE_ERROR + rb"(.*?)\n\n", printed.getvalue() + b"\n\n", re.DOTALL)
-            told = why[1].decode("utf-8", "replace").strip() if why else reason(errors, "it cannot be parsed")
-            raise GrammarError(
-                f"the grammar cannot be used: {told[:MAX_REASON]}; see llama.cpp's grammars/README.md for GBNF"
-            )
-        return sampler
+        with self.model._use():
+            return grammar_sampler(self.params.grammar, self.model._vocab)
 
     def accept_prompt(self, tokens: Sequence[int]) -> None:
         """Let the penalties see the end of the prompt."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MARKS = {"host": "█", "device": "▣", "disk": "░"}
@@ -14,6 +14,8 @@ def status_text(found: Mapping[str, Any]) -> str:
     """What GET /superllama says, in lines."""
     metrics, state = found.get("metrics"), state_of(found)
     lines = [f"superllama {found['version']} (llama.cpp {found['upstream_build']}){f': {state}' * (state != 'ready')}"]
+    if found.get("router"):
+        return "\n".join([*lines, *_pool(found["pool"])])
     if not metrics:
         return "\n".join([*lines, "no model in memory, and nothing of it to show, until the server resumes"])
     if not found["dynamic_layers"]:
@@ -31,6 +33,21 @@ def status_text(found: Mapping[str, Any]) -> str:
     read = metrics["weight_bytes_read"]
     lines.append(f"read     {read / 1e9:.2f} GB of weights; experts {_share(metrics)}")
     return "\n".join(lines)
+
+
+def _pool(pool: Mapping[str, Any]) -> Iterator[str]:
+    """What a router's models share, and what each has of what it could use."""
+    members = pool["members"]
+    if not members:
+        yield "serves several models, and none is loaded: each is when it is asked for"
+        return
+    leased, total = pool["leased_bytes"], pool["total_bytes"]
+    width = max(8, *(len(m["model"]) for m in members))
+    yield f"{'memory':<{width}} {_mib(leased)} of {_mib(total)} {_bar(leased, total)}"
+    for m in members:
+        has, full = m["lease_bytes"], m["full_bytes"]
+        said = f"{_mib(has)} of {_mib(full)} {_bar(has, full)} works from {_mib(m['least_bytes'])}"
+        yield f"{m['model']:<{width}} {said if has else 'gave its memory back'}"
 
 
 def _mib(n_bytes: int) -> str:

@@ -36,6 +36,22 @@ def memory_rows(found: Mapping[str, Any], width: int) -> Iterator[Text]:
         yield _budget("devices", [(own, FULL, MOVES)], own, most, width)
 
 
+def pool_rows(pool: Mapping[str, Any], width: int) -> Iterator[Text]:
+    """What a router's models share; and of each, what it has of what it could use."""
+    members = pool["members"]
+    if not members:
+        yield row("memory", "no model is loaded: each is when it is asked for")
+        return
+    yield _budget("memory", [(pool["leased_bytes"], FULL, COMPUTES)], pool["leased_bytes"], pool["total_bytes"], width)
+    yield Text()
+    label = min(width // 3, max(LABEL, *(len(m["model"]) + 1 for m in members)))
+    for m in members:
+        has, full = m["lease_bytes"], m["full_bytes"]
+        said = f"  {memory(has)} of {memory(full)}, works from {memory(m['least_bytes'])}"
+        name = m["model"][: label - 1].ljust(label)
+        yield Text.assemble(name, bar([(has, FULL, COMPUTES)], full, width - label - len(said)), said)
+
+
 def _budget(label: str, parts: list[tuple[float, str, str]], used: int, budget: int, width: int) -> Text:
     said = f"  {memory(used)} of {memory(budget)}"
     return row(label, bar(parts, budget, width - LABEL - len(said)), (said, "bold" if used <= budget else "bold red"))

@@ -54,13 +54,18 @@ class Server(Source):
     may_change = True
     keys = "q quit   + - budget   p pause/resume   space hold   ? help"
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self.name, self._key = url, key
+    def __init__(self, url: str, key: str | None, model: str | None = None) -> None:
+        self.name = url if model is None else f"{model} at {url}"
+        self.url, self._key, self._model = url, key, model
         self._told = time.monotonic()
+
+    @property
+    def _at(self) -> dict[str, Any]:
+        return {"url": self.url, "key": self._key, "model": self._model}
 
     def read(self) -> list[dict[str, Any]]:
         """Its status now."""
-        found = _control.status(self.name, self._key)
+        found = _control.status(**self._at)
         self._told = time.monotonic()
         return [found]
 
@@ -74,18 +79,21 @@ class Server(Source):
             return self._budget(found, 1 + STEP)
         if key in "-_":
             return self._budget(found, 1 - STEP)
+        if key == "p" and found.get("router"):
+            raise Error("the models of a router are paused one by one: superllama top --model NAME")
         if key == "p" and state_of(found) in PAUSED:
-            return Action("resume", lambda: _control.resume(self.name, self._key))
+            return Action("resume", lambda: _control.resume(**self._at))
         if key == "p":
-            return Action("pause", lambda: _control.pause(self.name, self._key))
+            return Action("pause", lambda: _control.pause(**self._at))
         return None
 
     def _budget(self, found: Mapping[str, Any], factor: float) -> Action:
-        now = (found.get("metrics") or {}).get("mem_budget_bytes")
+        metrics = found.get("metrics") or {}
+        now = found["pool"]["total_bytes"] if found.get("router") else metrics.get("mem_budget_bytes")
         if not now:
             raise Error("there is no budget to change: " + ("no dynamic layers" if now == 0 else state_of(found)))
         wanted = round(now * factor)
-        work = lambda: _control.set_budget(self.name, self._key, {"mem_budget": wanted})  # noqa: E731
+        work = lambda: _control.set_budget(**self._at, budgets={"mem_budget": wanted})  # noqa: E731
         return Action(f"budget {memory(wanted)}", work)
 
 

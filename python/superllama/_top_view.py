@@ -14,7 +14,7 @@ from ._marks import COMPUTES, LABEL, READS, VALUE, for_terminal, row, sparkline
 from ._rates import Change, Sample, recent, series
 from ._show_control import state_of
 from ._top_help import HELP
-from ._top_memory import expert_rows, kv_page_rows, layer_rows, memory_rows
+from ._top_memory import expert_rows, kv_page_rows, layer_rows, memory_rows, pool_rows
 from ._top_why import token_rows
 
 STALE_S = 3.0  # older samples give no rate: of a metrics file, twice the time between its lines
@@ -102,6 +102,9 @@ def _state(shown: Picture) -> Text:
 def _body(shown: Picture, width: int) -> Iterator[Text]:
     found = shown.found
     if not found:
+        return
+    if found.get("router"):
+        yield from pool_rows(found["pool"], width)
         return
     if not found.get("metrics"):
         key = " (key p)" if shown.may_change else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Error, __version__
+from ._control import default_url
 from ._front_doors import DOORS, add_to, enter
 from ._words import as_flags
 
@@ -39,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     plan = commands.add_parser("plan", help="what a model would do here under a budget, before it is loaded")
-    plan.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
-    plan.add_argument("-m", "--model", dest="model_option", metavar="FILE", type=Path, help="the same")
+    plan.add_argument("model", nargs="?", help="a GGUF file, or a name of `superllama list` (default: the demo model)")
+    plan.add_argument("-m", "--model", dest="model_option", metavar="FILE", help="the same")
     plan.add_argument("--mem-budget", metavar="SIZE", default="auto", help="8GiB, 512MiB, 60%%, auto (default: auto)")
     plan.add_argument("-c", "--ctx-size", metavar="N", type=int, help="tokens of context; 0 = the model's own")
     plan.add_argument("-ub", "--ubatch-size", metavar="N", type=int, help="tokens of a prompt computed at once")
@@ -117,8 +118,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _names_server(command: argparse.ArgumentParser, one_of: argparse._MutuallyExclusiveGroup | None = None) -> None:
     (one_of or command).add_argument(
-        "--url", default="http://127.0.0.1:8080", help="of the server (default: %(default)s)"
+        "--url", default=default_url(), help="of the server, or HOST:PORT (default: %(default)s; LLAMA_ARG_PORT counts)"
     )
+    command.add_argument("--model", dest="served", metavar="NAME", help="one of those that a router serves")
     command.add_argument("--api-key", metavar="KEY", default=os.environ.get("LLAMA_API_KEY"), help="or LLAMA_API_KEY")
 
 
@@ -196,7 +198,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _completion(args: argparse.Namespace) -> int:
-    from ._completion import script
+    from ._shells import script
 
     print(script(args.shell), end="")
     return 0
@@ -207,7 +209,7 @@ def _ps(args: argparse.Namespace) -> int:
     from ._show_control import status_text
 
     while True:
-        found = status(args.url, args.api_key)
+        found = status(args.url, args.api_key, args.served)
         text = json.dumps(found) if args.json else status_text(found)
         clear = "\033[H\033[J" if args.watch is not None and sys.stdout.isatty() else ""
         print(clear + text, flush=True)
@@ -223,7 +225,7 @@ def _top(args: argparse.Namespace) -> int:
 
     if args.metrics is not None:
         return top(File(args.metrics))
-    return top(Server(args.url if args.pid is None else server_url(args.pid), args.api_key))
+    return top(Server(args.url if args.pid is None else server_url(args.pid), args.api_key, args.served))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -238,9 +240,9 @@ def _life(args: argparse.Namespace) -> int:
     from ._show_control import state_of, status_text
 
     change = {"pause": _control.pause, "resume": _control.resume, "drain": _control.drain}[args.command]
-    found = change(args.url, args.api_key)
+    found = change(args.url, args.api_key, args.served)
     while state_of(found) in ("pausing", "resuming", "released"):  # it waits for what runs
-        found = change(args.url, args.api_key)
+        found = change(args.url, args.api_key, args.served)
     print(json.dumps(found) if args.json else status_text(found))
     return 0
 
@@ -253,7 +255,8 @@ def _budget(args: argparse.Namespace) -> int:
         print("superllama budget: which one? SIZE, --vram SIZE, or both", file=sys.stderr)
         return 2
     named = {"mem_budget": args.mem_budget, "vram_budget": args.vram}
-    found = set_budget(args.url, args.api_key, {name: size for name, size in named.items() if size is not None})
+    given = {name: size for name, size in named.items() if size is not None}
+    found = set_budget(args.url, args.api_key, given, args.served)
     print(json.dumps(found) if args.json else status_text(found))
     return 0
 

@@ -10,7 +10,6 @@ Python between two tokens (logits_processor, stopping_criteria, eval() and sampl
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import os
 import random
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ._closing import Closing
+from ._engine.compat_hub import hub_file
+from ._engine.compat_images import chat_format_module, projector_of
 from ._engine.compat_options import THEIRS, completion_logprobs, engine_options, usage_of
 from ._engine.llm import LLM
 from ._engine.options import places_layers
@@ -104,6 +105,9 @@ class Llama(Closing):
         **options: Any,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "options")} | options
+        if projector := projector_of(chat_handler):
+            options.setdefault("mmproj", projector)
+            chat_handler = None
         for name, value in (("chat_handler", chat_handler), ("draft_model", draft_model), ("tokenizer", tokenizer)):
             if value is not None:
                 raise ValueError(
@@ -142,25 +146,7 @@ class Llama(Closing):
         **kwargs: Any,
     ) -> Llama:
         """A file of a repository of Hugging Face, whose name may have * and ?. Needs the package huggingface_hub."""
-        try:
-            from huggingface_hub import hf_hub_download, list_repo_files  # type: ignore[import-not-found,unused-ignore]
-        except ImportError as e:
-            raise ImportError(
-                "from_pretrained() needs huggingface_hub: pip install huggingface-hub; or Llama('hf:org/repo:Q4_K_M')"
-            ) from e
-        names = [name for name in list_repo_files(repo_id) if name.endswith(".gguf")]
-        found = [name for name in names if filename is None or fnmatch.fnmatch(name, filename)]
-        if not found:
-            raise ValueError(
-                f"no file of {repo_id} matches {filename!r}; there are {', '.join(names) or 'no GGUF files'}"
-            )
-        if len(found) > 1:
-            raise ValueError(f"{len(found)} files of {repo_id} match {filename!r}: {', '.join(found)}")
-        where = {"local_dir": local_dir, "cache_dir": cache_dir}
-        for name in additional_files or ():
-            for other in fnmatch.filter(names, name):
-                hf_hub_download(repo_id, other, **where)
-        return cls(hf_hub_download(repo_id, found[0], **where), **kwargs)
+        return cls(hub_file(repo_id, filename, additional_files, local_dir, cache_dir), **kwargs)
 
     # ---------------------------------------------------------------- text
 
@@ -310,7 +296,8 @@ class Llama(Closing):
         texts = input if isinstance(input, list) else [input]
         tokens = [self.tokenize(text.encode(), special=True) for text in texts]
         if truncate:
-            tokens = [sequence[: self.n_ctx()] for sequence in tokens]
+            most = min(self.n_ctx(), self._arguments["n_ubatch"])  # that are computed at once
+            tokens = [sequence[:most] for sequence in tokens]
         vectors = self._engine.embed(tokens, normalize=normalize)
         found = vectors if isinstance(input, list) else vectors[0]
         return (found, sum(map(len, tokens))) if return_count else found
@@ -410,12 +397,14 @@ class Llama(Closing):
         """The fields of a request that both kinds have."""
         names = ("temperature", "top_p", "min_p", "typical_p", "frequency_penalty", "presence_penalty", "top_k")
         request = {name: given[name] for name in names}
+        request["top_k"] = max(0, request["top_k"])  # -1 is all there, too
         request |= {"repeat_penalty": given["repeat_penalty"], "penalty_last_n": self._last_n}
         request |= {"stop": given["stop"] or None, "logprobs": given["logprobs"] or None}
         request |= {"mirostat": given["mirostat_mode"], "mirostat_tau": given["mirostat_tau"]}
         request |= {"mirostat_eta": given["mirostat_eta"], "logit_bias": given["logit_bias"] or None}
         seed = given["seed"]
-        request["seed"] = self._random.getrandbits(31) if seed is None or seed < 0 else seed
+        drawn = seed is None or seed < 0 or seed == LLAMA_DEFAULT_SEED
+        request["seed"] = self._random.getrandbits(31) if drawn else seed
         grammar = given["grammar"]
         if grammar is not None:
             key, value = (
@@ -435,6 +424,9 @@ class Llama(Closing):
 
 
 _IGNORED = ("n_parts", "f16_kv", "low_vram", "mul_mat_q")  # of former versions, which later ones ignore as well
+
+
+llama_chat_format = chat_format_module()
 
 
 def _off(tfs_z: float) -> Any:
@@ -458,3 +450,4 @@ def install() -> None:
     if sys.modules.get("llama_cpp", this) is not this:
         raise RequestError("llama_cpp is imported already; call install() before that")
     sys.modules["llama_cpp"] = this
+    sys.modules["llama_cpp.llama_chat_format"] = llama_chat_format

@@ -2,8 +2,8 @@
 
 A page is run in a folder of its own. Its Python blocks share one interpreter, its shell blocks one working directory.
 What a reader has and a test has not is stood in for: `model.gguf` is the demo model with a template that shows tools,
-`embedding.gguf` and `reranker.gguf` are tiny random models, ollama has pulled llama3.2:3b, and the ports that the page
-names are free ones.
+`embedding.gguf`, `reranker.gguf` and the projector `mmproj.gguf` are tiny random ones, `photo.png` and `speech.wav` are
+there, ollama has pulled llama3.2:3b, and the ports that the page names are free ones.
 
 A comment in the line before a block says what is special about it:
 
@@ -41,9 +41,10 @@ REASONS = (
     "needs a compiler, and minutes",
     "needs a card",
     "needs a second machine",
+    "needs several models",
 )
 RUN = ("python", "sh")
-SHOWN = ("text", "json", "xml", "yaml")
+SHOWN = ("text", "json", "xml", "yaml", "ini", "toml")
 TIMEOUT_S = 120
 
 _MARK = r"<!-- (?P<mark>[^:\n]+): (?P<word>.*?) -->\n"
@@ -177,11 +178,10 @@ class Page:
     # ---------------------------------------------------------------- servers
 
     def _with_ports(self, block: Block) -> str:
-        """The code with free ports for those that it names; `superllama ps` and `budget` ask 8080 by themselves."""
-        code = re.sub(r"\b(superllama (?:ps|budget))\b(?!.*--url)", r"\1 --url http://127.0.0.1:8080", block.code)
-        for port in re.findall(r"\b(?:8080|50052)\b", code):
+        """The code with free ports for those that it names."""
+        for port in re.findall(r"\b(?:8080|50052)\b", block.code):
             self._ports.setdefault(port, free_port())
-        return re.sub(r"\b(?:8080|50052)\b", lambda match: str(self._ports[match[0]]), code)
+        return re.sub(r"\b(?:8080|50052)\b", lambda match: str(self._ports[match[0]]), block.code)
 
     def _serve(self, code: str, block: Block) -> None:
         """Start a program that goes on; one that had the port before ends. Ready when it answers there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import wave
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,8 @@ import pytest
 import tiny_model as tiny
 from gguf_parts import STRING, read, write
 from pages import REASONS, RUN, SHOWN, Page, blocks_of, missing_programs, skipped
+from PIL import Image
+from tiny_projector import write_projector
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -44,8 +47,15 @@ def models(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> dict[s
     parts = read(demo_model)
     parts.set("tokenizer.chat_template", STRING, TOOLS.read_bytes())
     (folder / "model.gguf").write_bytes(write(parts))
+    Image.effect_mandelbrot((64, 48), (-3, -2.5, 2, 2.5), 50).save(folder / "photo.png")
+    with wave.open(str(folder / "speech.wav"), "wb") as out:
+        out.setparams((1, 2, 16000, 0, "NONE", ""))
+        out.writeframes(bytes(range(256)) * 25)
     return {
         "model.gguf": folder / "model.gguf",
+        "mmproj.gguf": write_projector(folder / "mmproj.gguf", n_embd=576),  # the width of the demo model
+        "photo.png": folder / "photo.png",
+        "speech.wav": folder / "speech.wav",
         "embedding.gguf": tiny.write_bert(folder / "embedding.gguf"),
         "reranker.gguf": tiny.write_bert(folder / "reranker.gguf", pooling=gguf.PoolingType.RANK),
         "ollama": write_ollama(folder / "ollama", "llama3.2", "3b", folder / "model.gguf"),

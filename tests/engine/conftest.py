@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_projector
 
 import superllama
 
@@ -32,4 +33,19 @@ def wide_llm(tiny_model: Path) -> Iterator[superllama.LLM]:
 def demo_llm(demo_model: Path) -> Iterator[superllama.LLM]:
     """The real model, with a template that has tools."""
     with superllama.LLM(demo_model, n_ctx=4096, chat_template_file=TOOLS) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def projector(model_dir: Path) -> Path:
+    """What makes the tiny model see and hear."""
+    return tiny_projector.write_projector(model_dir / "mmproj.gguf")
+
+
+@pytest.fixture(scope="module")
+def seeing(tiny_model: Path, projector: Path) -> Iterator[superllama.LLM]:
+    """The tiny model with a projector, one sequence after the other."""
+    with superllama.LLM(
+        tiny_model, mmproj=projector, n_ctx=512, n_parallel=1, n_threads=1, chat_template="chatml"
+    ) as engine:
         yield engine

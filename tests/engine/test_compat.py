@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from superllama import compat
-from superllama.compat import Llama, LlamaGrammar
+from superllama.compat import LLAMA_DEFAULT_SEED, Llama, LlamaGrammar
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,7 @@ def test_limits_and_ends(llama: Llama) -> None:
     full = llama("word " * 500, max_tokens=None, temperature=0)
     assert full["usage"]["total_tokens"] <= 512 and full["choices"][0]["finish_reason"] == "length"
     assert llama("", max_tokens=2)["usage"]["completion_tokens"] <= 2
+    assert llama("a", max_tokens=2, top_k=-1, seed=LLAMA_DEFAULT_SEED)["usage"]["completion_tokens"] <= 2
 
 
 def test_grammars_and_biases(llama: Llama) -> None:
@@ -119,6 +120,7 @@ def test_embeddings(tiny_bert: Path) -> None:
         assert [row["index"] for row in found["data"]] == [0, 1] and found["usage"]["prompt_tokens"] > 2
         one = llama.embed("the")
         assert one == pytest.approx(found["data"][0]["embedding"])
+        assert len(llama.embed("q" * 2000)) == llama.n_embd()  # truncated
         assert math.isclose(sum(x * x for x in llama.embed("the", normalize=True)), 1.0, rel_tol=1e-5)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import random
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from pydantic import BaseModel
 
 import superllama
 from superllama._engine.formats import format_of
-from superllama._engine.regex import choice_grammar, regex_grammar
+from superllama._engine.regex import choice_grammar, matches, regex_grammar
 
 
 class Colour(enum.Enum):
@@ -47,6 +49,43 @@ def test_regex_is_a_grammar(pattern: str, grammar: str) -> None:
         assert found == f"root ::= {grammar}"
 
 
+PARTS = ["a", "b", "bb", ".", r"\d", r"\w", r"\s", r"\D", r"\S", r"\W", "[ab]", "[^a]", "[a-c1]", r"[\d_]", r"[^b\s]"]
+
+
+def random_pattern(rng: random.Random, depth: int = 0) -> str:
+    kind = rng.randrange(9 if depth < 3 else 3)
+    if kind < 3:
+        return rng.choice(PARTS)
+    inner = random_pattern(rng, depth + 1)
+    return {
+        3: f"{inner}{random_pattern(rng, depth + 1)}",
+        4: f"({inner}|{random_pattern(rng, depth + 1)}|)",
+        5: f"(?:{inner})*",
+        6: f"({inner})+?",
+        7: f"(?:{inner})?",
+        8: f"({inner}){{{rng.randrange(3)},{rng.randrange(2, 5)}}}",
+    }[kind]
+
+
+def test_a_pattern_matches_what_it_matches_in_python() -> None:
+    rng = random.Random(1)
+    matched = 0
+    for _ in range(3000):
+        pattern = random_pattern(rng)
+        for _ in range(5):
+            text = "".join(rng.choice("abc1_ \né") for _ in range(rng.randrange(7)))
+            expected = re.fullmatch(pattern, text, re.ASCII) is not None
+            assert matches(pattern, text) is expected, (pattern, text)
+            matched += expected
+    assert matched > 1000
+
+
+def test_no_pattern_takes_for_ever() -> None:
+    """Of these Python's own matcher tries every way in turn."""
+    for pattern in ("(a+)+b", "(a|a)*b", "(a?){40}b", "(a?){2000000000}b"):
+        assert not matches(pattern, "a" * 40) and matches(pattern, "a" * 40 + "b")
+
+
 @pytest.mark.parametrize("pattern", ["(?=a)b", r"(a)\1", "(?i)a", "(?i:a)b", r"\bword", "a$b", "(unclosed", r"[\D1]"])
 def test_what_a_grammar_cannot_hold_is_refused(pattern: str) -> None:
     with pytest.raises(superllama.GrammarError, match="regular expression"):
@@ -68,6 +107,49 @@ def test_a_class_comes_back_as_an_instance() -> None:
         form.read('{"name": "Ada", "ag')
     with pytest.raises(superllama.GrammarError, match="no text"):
         form.read('{"name": "\ufffd", "age": 3, "colour": "red"}')
+
+
+@pytest.mark.parametrize(
+    ("form", "whole", "cut"),
+    [
+        ({"regex": "[0-9]{3}"}, "123", "12"),
+        ({"choice": ["yes", "no"]}, "yes", "ye"),
+        ({"response_format": int}, "12", "-"),
+        ({"response_format": {"type": "object"}}, "{}", "{"),
+    ],
+    ids=str,
+)
+def test_an_answer_that_was_cut_is_an_error_for_every_form(form: dict[str, Any], whole: str, cut: str) -> None:
+    found = format_of(**form)
+    assert found.read(whole) in (whole, 12, {})
+    with pytest.raises(superllama.GrammarError, match="does not have the form"):
+        found.read(cut)
+
+
+def test_of_a_grammar_only_the_engine_knows() -> None:
+    assert format_of(grammar='root ::= "abc"').read("ab") is None
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ({"grammar": 'root ::= root "a" | "a"'}, "left recursion"),
+        ({"grammar": "root ::= foo"}, "Undefined rule identifier 'foo'"),
+        ({"grammar": 'root ::= "a'}, "unexpected end of input"),
+        ({"grammar": 'other ::= "a"'}, "does not contain a 'root' symbol"),
+        ({"regex": "a?" * 200}, "more than 100 parts in a row"),
+    ],
+    ids=str,
+)
+def test_a_grammar_is_parsed_before_it_is_sent(form: dict[str, Any], why: str, capfd: Any) -> None:
+    for _ in range(2):
+        with pytest.raises(superllama.GrammarError, match=f"the grammar cannot be used: .*{why}"):
+            format_of(**form)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_needs_a_vocabulary_is_left_to_the_engine() -> None:
+    assert format_of(grammar='root ::= <think> "a"').grammar == 'root ::= <think> "a"'
 
 
 @pytest.mark.parametrize(

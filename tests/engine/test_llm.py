@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
+import tiny_model as tiny
 from pydantic import BaseModel
 from serving import http_server
 
@@ -88,8 +91,11 @@ def test_alternatives(wide_llm: superllama.LLM) -> None:
     assert len(found.alternatives) == 2 and len(set(texts)) == 3
     several = wide_llm.generate(["the", "a"], n=2, max_tokens=4, seed=1)
     assert [len(c.alternatives) for c in several] == [1, 1]
-    with pytest.raises(superllama.RequestError, match="n_cmpl"):
-        wide_llm.generate("the", n=99)
+    for wrong in (0, 5, 2.5):
+        with pytest.raises(superllama.RequestError, match=f"n={wrong}: 1 to n_parallel, which is 4"):
+            wide_llm.generate("the", n=wrong)  # type: ignore[call-overload]
+    with pytest.raises(superllama.RequestError, match="slot=4: there are 0 to 3"):
+        next(wide_llm.chat_stream("the", slot=4))
 
 
 def test_logprobs(llm: superllama.LLM) -> None:
@@ -144,7 +150,7 @@ def test_names_are_checked(llm: superllama.LLM, tiny_model: Path) -> None:
     ("wrong", "kind"),
     [
         ({"temperature": "hot"}, superllama.RequestError),
-        ({"temperature": math.nan}, TypeError),
+        ({"temperature": math.nan}, superllama.RequestError),
         ({"max_tokens": -5}, superllama.RequestError),
         ({"grammar": "root ::= ("}, superllama.GrammarError),
         ({"response_format": {"type": "string", "pattern": "^(?=a)"}}, superllama.GrammarError),
@@ -208,8 +214,18 @@ def test_a_grammar_that_goes_on_in_too_many_ways_ends(llm: superllama.LLM, tiny_
 
 
 def test_an_answer_that_is_cut_is_an_error(llm: superllama.LLM) -> None:
-    with pytest.raises(superllama.GrammarError, match="max_tokens"):
-        llm.generate("the", response_format=Animal, max_tokens=3)
+    forms: list[dict[str, Any]] = [
+        {"response_format": Animal},
+        {"regex": "[0-9]{20}"},
+        {"choice": ["abcdefghijklm", "nopqrstuvwxyz"]},
+    ]
+    for form in forms:
+        for ask in (llm.generate, llm.chat):
+            with pytest.raises(superllama.GrammarError, match="max_tokens"):
+                ask("the", max_tokens=3, **form)
+    assert llm.generate("the", regex="[0-9]{3,}", max_tokens=3).parsed.isdigit()  # cut, and whole
+    cut = llm.generate("the", grammar="root ::= [0-9]{20}", max_tokens=3)
+    assert cut.parsed is None and cut.finish_reason == "length"
 
 
 # ---------------------------------------------------------------- conversations
@@ -339,10 +355,29 @@ def test_embed(tiny_bert: Path) -> None:
         assert list(ctx.embed("the llama")) == pytest.approx(one, abs=1e-5)
 
 
+def test_a_text_that_is_too_long_to_embed_says_so(tiny_bert: Path) -> None:
+    with superllama.LLM(tiny_bert, embedding=True, pooling="mean", n_threads=1, n_ubatch=16, n_batch=16) as llm:
+        with pytest.raises(superllama.PromptTooLongError, match="n_ubatch is 16") as e:
+            llm.embed(["a", "q" * 40])
+        assert e.value.n_tokens > 16 == e.value.n_room
+        assert llm.embed("a")
+
+
+@pytest.mark.parametrize("pooling", [gguf.PoolingType.RANK, gguf.PoolingType.MEAN])
+def test_scores_of_what_is_no_reranker_come_with_a_warning(tmp_path: Path, pooling: gguf.PoolingType) -> None:
+    model = tiny.write_bert(tmp_path / "m.gguf", pooling=pooling)
+    with superllama.LLM(model, reranking=True, n_threads=1) as llm, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert len(llm.rerank("the", ["a", "llama"])) == 2
+    assert ["m.gguf does not say that it is a reranker" in str(w.message) for w in told] == (
+        [] if pooling == gguf.PoolingType.RANK else [True]
+    )
+
+
 def test_what_a_model_does_not_offer_is_an_error(llm: superllama.LLM) -> None:
-    with pytest.raises(superllama.Error, match="embedding"):
+    with pytest.raises(superllama.ModelError, match=r"LLM\(\.\.\., embedding=True\)"):
         llm.embed("the")
-    with pytest.raises(superllama.Error, match="rerank"):
+    with pytest.raises(superllama.ModelError, match=r"LLM\(\.\.\., reranking=True\)"):
         llm.rerank("the", ["a"])
     with pytest.raises(superllama.PromptError):
         llm.rerank("the", "a")

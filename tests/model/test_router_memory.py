@@ -23,6 +23,7 @@ from bench import make_model
 from rpc_devices import NO_GPU, free_port
 from serving import HttpServer
 
+from superllama import cli
 from superllama._programs import find_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="servers share memory on Linux")
@@ -199,3 +200,19 @@ def test_the_budget_of_all_changes(models: dict[str, Path], tmp_path: Path) -> N
             assert why in server.refused("/superllama/budget", body)
         status, refused = server.request("/superllama/budget", {"model": "first", "mem_budget": "80MiB"})
         assert status == 501 and "shares" in refused["error"]["message"]
+
+
+def test_commands_of_a_router(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with router(models, tmp_path, "140MiB") as server:
+        at = ["--url", f"127.0.0.1:{server.port}"]
+        assert cli.main(["ps", *at]) == 0 and "none is loaded" in capsys.readouterr().out
+        assert cli.main(["ps", *at, "--model", "first"]) == 1 and "not loaded" in capsys.readouterr().err
+        ask(server, "first", "the")
+        assert cli.main(["pause", *at, "--model", "first"]) == 0
+        assert cli.main(["ps", *at]) == 0 and "first    gave its memory back" in capsys.readouterr().out
+        assert cli.main(["resume", *at, "--model", "first"]) == 0
+        assert cli.main(["budget", "120MiB", *at]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert "of 120 MiB" in shown[-2] and shown[-1].startswith("first ") and "works from" in shown[-1]
+        assert cli.main(["top", *at]) == 0 and "of 120 MiB" in capsys.readouterr().out
+        assert cli.main(["drain", *at]) == 1 and "--model NAME" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from running import Runner
 
-from superllama import _completion, cli
+from superllama import _completion, _programs, cli
 from superllama._program_flags import flags_of
+from superllama._shells import PROGRAMS, script
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells of POSIX")
 
@@ -109,10 +110,19 @@ def test_all_that_help_shows_is_offered() -> None:
 
 def test_programs_are_those_of_the_package() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert all(f"\n{name} = " in text for name in _completion.PROGRAMS)
-    assert text.count("superllama._programs:") == len(_completion.PROGRAMS)
+    assert all(f"\n{name} = " in text for name in PROGRAMS)
+    assert text.count("superllama._programs:") == len(PROGRAMS)
     for shell in cli.SHELLS:
-        assert all(name in _completion.script(shell) for name in ["superllama", *_completion.PROGRAMS])
+        assert all(name in script(shell) for name in ["superllama", *PROGRAMS])
+
+
+def test_programs_print_the_names_of_their_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["superllama-server", "--completion-bash"])
+    with pytest.raises(SystemExit) as e:
+        _programs.server()
+    assert e.value.code is None and capsys.readouterr().out == script("bash")
 
 
 def test_nothing_slow_is_imported(run_python: Runner) -> None:

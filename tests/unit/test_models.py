@@ -69,8 +69,14 @@ def test_a_name_is_a_path(machine: Path) -> None:
     for found in found_models():
         assert by_name(found.name) == str(found.path)
     assert by_name("ollama:tiny") == str(machine / ".ollama/models/blobs/sha256-aa")
-    for other in ("model.gguf", "C:model.gguf", "hf:a/b", machine):
+    assert by_name(Path("ollama:tiny")) == by_name("ollama:tiny")
+    snapshot = machine / ".cache/huggingface/hub/models--org--repo-GGUF/snapshots/0123abcd"
+    assert by_name("hf:org/repo-GGUF") == str(snapshot / "sub/m.gguf")
+    for other in ("model.gguf", "C:model.gguf", machine):
         assert by_name(other) == other  # type: ignore[comparison-overlap]
+    for name in ("hf:a/b", "hf:org/repo-GGUF:Q8_0", "hf:nonsense"):
+        with pytest.raises(superllama.ModelError, match=f"`superllama pull {name}` fetches it"):
+            by_name(name)
     with pytest.raises(superllama.ModelError, match=r"ollama:nothing .* ollama:some/other:q4, ollama:tiny:3b"):
         by_name("ollama:nothing")
 
@@ -82,6 +88,15 @@ def test_models_load_by_name(machine: Path) -> None:
         assert llm.generate("the", max_tokens=1).usage.generated_tokens == 1
     with pytest.raises(superllama.ModelError, match=r"there are huggingface:org/repo-GGUF"):
         superllama.LLM("huggingface:org/nothing/m.gguf")
+
+
+def test_a_plan_takes_names(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert superllama.plan("ollama:tiny", n_ctx=64).model == machine / ".ollama/models/blobs/sha256-aa"
+    for words in (["ollama:tiny"], ["-m", "hf:org/repo-GGUF"]):
+        assert cli.main(["plan", *words, "-c", "64", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["model"] == by_name(words[-1])
+    assert cli.main(["plan", "ollama:nothing"]) == 1
+    assert "there is no model ollama:nothing" in capsys.readouterr().err
 
 
 def test_the_commands(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,9 +122,11 @@ def test_programs_take_names(machine: Path, run_python: Runner) -> None:
 import sys
 from superllama import _programs
 _programs.run = lambda name, arguments: print(arguments)
-sys.argv = ["superllama-cli", "-m", sys.argv[1]]
+sys.argv = ["superllama-cli", *sys.argv[1:]]
 _programs.cli()
 """
-    assert "sha256-aa" in run_python(script, "ollama:tiny").stdout
-    done = run_python(script, "ollama:nothing")
+    assert "sha256-aa" in run_python(script, "-m", "ollama:tiny").stdout
+    assert "sha256-aa" in run_python(script, "-hf", "a/b", "-md", "ollama:tiny").stdout
+    assert run_python(script, "--model", "hf:a/b:Q8_0").stdout == "['-hf', 'a/b:Q8_0']\n"
+    done = run_python(script, "-m", "ollama:nothing")
     assert done.returncode == 1 and "there is no model ollama:nothing" in done.stderr

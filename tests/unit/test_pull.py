@@ -129,6 +129,18 @@ def test_the_command(hub: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("superllama: hf:org/none cannot be fetched")
 
 
+def test_an_engine_says_why_it_has_no_model(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(superllama.DownloadError, match="there is no such repository"):
+        superllama.LLM("hf:org/none")
+    with superllama.LLM("hf:org/repo-GGUF", n_ctx=64, n_threads=1):
+        pass
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with superllama.LLM("hf:org/repo-GGUF", n_ctx=64, n_threads=1):  # what is here needs no network
+        pass
+    with pytest.raises(superllama.DownloadError, match=r"hf:org/nothing cannot be fetched: .*connection"):
+        superllama.LLM("hf:org/nothing")
+
+
 def test_run_fetches_what_it_answers_with(hub: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["the", "-n", "1", "-c", "64", "-t", "1"]
     assert cli.main(["run", "hf:org/repo-GGUF", *words]) == 0

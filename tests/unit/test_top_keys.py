@@ -177,12 +177,13 @@ def looked(watch: Watch) -> Watch:
 
 
 def test_a_server_that_goes_away_and_comes_back(fake: Fake) -> None:
-    watch = looked(Watch(Server(fake.url, None)))
+    source = Server(fake.url, None)
+    watch = looked(Watch(source))
     assert watch.problem == "" and watch.found is not None
-    real, watch.source.name = watch.source.name, "http://127.0.0.1:9"  # where nobody listens
+    real, source.url = source.url, "http://127.0.0.1:9"  # where nobody listens
     assert "no server answers there" in looked(watch).problem
     assert looked(watch).found is not None  # what was seen stays
-    watch.source.name = real
+    source.url = real
     assert looked(watch).problem == ""
 
 

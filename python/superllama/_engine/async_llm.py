@@ -16,6 +16,7 @@ from .base import Base
 from .calls import Call, Prompt, Stream
 from .handle import Request, events_of, whole_answer
 from .llm import PREEMPTED_S, Messages
+from .names import rest_by_name
 from .results import ChatCompletion, Chunk, Completion, Ranked
 
 if TYPE_CHECKING:
@@ -87,35 +88,41 @@ class AsyncLLM(Base):
         **request: Unpack[Generation],
     ) -> list[Completion]: ...
 
+    @rest_by_name
     async def generate(self, prompts: Any, *, n: int = 1, **request: Unpack[Generation]) -> Any:
         """See LLM.generate()."""
-        wanted = text.generate_calls(prompts, n, request)
+        wanted = text.generate_calls(prompts, n, request, self._senses)
         return await self._ask_all(wanted) if isinstance(wanted, list) else await self._ask(wanted)
 
+    @rest_by_name
     def stream(self, prompts: Prompt | Sequence[Prompt], **request: Unpack[Generation]) -> AsyncIterator[Chunk]:
         """See LLM.stream()."""
-        return self._stream(text.stream_call(prompts, request))
+        return self._stream(text.stream_call(prompts, request, self._senses))
 
+    @rest_by_name
     async def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
         """See LLM.infill()."""
         return await self._ask(text.infill_call(prefix, suffix, request))
 
     # ---------------------------------------------------------------- conversations
 
+    @rest_by_name
     async def chat(self, messages: Messages, **request: Unpack[Conversation]) -> ChatCompletion:
         """See LLM.chat()."""
         self._check_tools(request)
-        return await self._ask(conversation.chat_call(messages, request))
+        return await self._ask(conversation.chat_call(messages, request, self._senses))
 
+    @rest_by_name
     def chat_stream(self, messages: Messages, **request: Unpack[Conversation]) -> AsyncIterator[Chunk]:
         """See LLM.chat_stream()."""
         self._check_tools(request)
-        return self._stream(conversation.chat_stream(messages, request))
+        return self._stream(conversation.chat_stream(messages, request, self._senses))
 
+    @rest_by_name
     async def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
         """See LLM.apply_chat_template()."""
         self._check_tools(request)
-        return await self._ask(conversation.template_call(messages, request))
+        return await self._ask(conversation.template_call(messages, request, self._senses))
 
     # ---------------------------------------------------------------- the rest
 
@@ -125,7 +132,9 @@ class AsyncLLM(Base):
 
     async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """See LLM.rerank()."""
-        return await self._ask(vectors.rerank_call(query, documents, top_n))
+        found = await self._ask(vectors.rerank_call(query, documents, top_n))
+        self._check_scores(found)
+        return found
 
     async def save_slot(self, filename: str, *, slot: int = 0) -> int:
         """See LLM.save_slot()."""
@@ -163,7 +172,7 @@ class AsyncLLM(Base):
         if not call.path:
             return call.read(None)
         while True:
-            request = self._engine.submit(call.method, call.path, call.body)
+            request = self._submit(call.method, call.path, call.body)
             try:
                 data = b"".join([piece async for piece in self._pieces(request)])
                 return call.read(whole_answer(data, request.status))
@@ -189,7 +198,7 @@ class AsyncLLM(Base):
 
     async def _stream(self, stream: Stream) -> AsyncIterator[Chunk]:
         read = stream.reader()
-        request = self._engine.submit("POST", stream.path, stream.body)
+        request = self._submit("POST", stream.path, stream.body)
         try:
             async for piece in self._pieces(request):
                 for event in events_of(piece, request.status):

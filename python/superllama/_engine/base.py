@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .._budgets import change_budgets
 from .._closing import Closing
-from .._errors import TemplateError
+from .._errors import RequestError, TemplateError
 from .._layers import Layer, layers_of, memory_by_tag
 from .._metrics import Metrics, metrics_of
 from .._progress import LoadProgress, ProgressCallback, bar_for
+from . import vectors
 from .facts import EngineFacts
-from .handle import Handle
+from .handle import Handle, Request
+from .media import Senses, senses_of
 from .options import arguments
+from .results import Ranked
 
 
 class Base(Closing):
@@ -62,10 +66,29 @@ class Base(Closing):
     def _n_slots(self) -> int:
         return int(self._props["total_slots"])
 
+    def _senses(self) -> Senses:
+        return senses_of(self._props)
+
     @property
     def _template_shows_tools(self) -> bool:
         props = self._props
         return bool(props["chat_template_caps"]["supports_tools"]) or "chat_template_tool_use" in props
+
+    def _submit(self, method: str, path: str, body: Mapping[str, Any] | None) -> Request:
+        """Start a request. Raises: RequestError for more sequences than there are, or a slot that there is not."""
+        n, slot = (body or {}).get("n_cmpl", 1), (body or {}).get("id_slot", 0)
+        if n != 1 and n not in range(1, self._n_slots + 1):
+            raise RequestError(f"n={n!r}: 1 to n_parallel, which is {self._n_slots}: LLM(..., n_parallel=8) has more")
+        if slot != 0 and slot >= self._n_slots:
+            raise RequestError(f"slot={slot}: there are 0 to {self._n_slots - 1}, for n_parallel={self._n_slots}")
+        return self._engine.submit(method, path, body)
+
+    def _check_scores(self, found: Sequence[Ranked]) -> None:
+        """Warns of scores where the model's file names no way to rank."""
+        if found and not vectors.says_it_ranks(self.facts.metadata):
+            name = Path(self.model).name
+            text = f"{name} does not say that it is a reranker (pooling_type, classifier): its scores may mean nothing"
+            warnings.warn(text, stacklevel=3)
 
     def _check_tools(self, request: Mapping[str, Any]) -> None:
         """Raises: TemplateError where the model would not see its tools."""

@@ -9,12 +9,13 @@ from .._errors import GrammarError, PromptError, RequestError
 from .calls import Call, Stream, check_stream, logprobs_of, progress_share, timings_of
 from .fields import Conversation, by_kind
 from .formats import Format, format_of
+from .media import AskSenses, with_media
 from .results import ChatCompletion, Chunk, FinishReason, TokenLogprob, Usage
 from .tools import tool_calls_of, tool_schemas
 
 
 def chat_body(
-    messages: object, request: Mapping[str, Any], where: str
+    messages: object, request: Mapping[str, Any], where: str, senses: AskSenses
 ) -> tuple[dict[str, Any], Format, Mapping[str, Callable[..., Any]]]:
     """What /v1/chat/completions and /apply-template take, the form of the answer, and functions among the tools."""
     if isinstance(messages, str):
@@ -23,9 +24,11 @@ def chat_body(
         raise PromptError("messages are a list of {'role': ..., 'content': ...}, or one text of the user")
     if not messages:
         raise PromptError("there are no messages; give at least one {'role': 'user', 'content': ...}")
+    for i, message in enumerate(messages):
+        _check_message(i, message)
     kinds = by_kind(request, Conversation, where)
     body, asked, template = kinds["Sampling"], kinds["Generation"], kinds["Conversation"]
-    body["messages"] = [dict(message) for message in messages]
+    body["messages"] = with_media(messages, senses)
     logprobs = asked.pop("logprobs", None)
     if logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": logprobs}
@@ -42,9 +45,24 @@ def chat_body(
     return body | template, form, functions
 
 
-def chat_call(messages: object, request: Mapping[str, Any]) -> Call[ChatCompletion]:
+def _check_message(i: int, message: Mapping[str, Any]) -> None:
+    """Raises: PromptError for a message that no template could show."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise PromptError(f"message {i} has no 'role', such as 'system', 'user' or 'assistant': {dict(message)!r:.80}")
+    if content is None and role != "assistant" and "images" not in message:
+        raise PromptError(f"message {i}, of role {role!r}, has no 'content'")
+    parts = [] if content is None or isinstance(content, str) else content
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) and "type" in part for part in parts):
+        raise PromptError(
+            f"message {i}: 'content' is a text, or a list of parts such as {{'type': 'text', 'text': ...}}, not "
+            f"{content!r:.80}"
+        )
+
+
+def chat_call(messages: object, request: Mapping[str, Any], senses: AskSenses) -> Call[ChatCompletion]:
     """An answer in a conversation."""
-    body, form, functions = chat_body(messages, request, "chat()")
+    body, form, functions = chat_body(messages, request, "chat()", senses)
     if body.get("n_predict") == 0:
         raise RequestError("max_tokens is 0, and an answer has at least one token")
 
@@ -68,17 +86,19 @@ def chat_call(messages: object, request: Mapping[str, Any]) -> Call[ChatCompleti
     return Call("/v1/chat/completions", body, read)
 
 
-def chat_stream(messages: object, request: Mapping[str, Any]) -> Stream:
+def chat_stream(messages: object, request: Mapping[str, Any], senses: AskSenses) -> Stream:
     """The same piece by piece; tool calls come in the last chunk, whole."""
-    body, _, functions = chat_body(messages, request, "chat_stream()")
+    body, _, functions = chat_body(messages, request, "chat_stream()", senses)
     check_stream(body)
     body |= {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
     return Stream("/v1/chat/completions", body, lambda: _ChatChunks(functions))
 
 
-def chat_request(messages: object, stream: bool, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def chat_request(
+    messages: object, stream: bool, request: Mapping[str, Any], senses: AskSenses
+) -> tuple[str, dict[str, Any]]:
     """The path and the body of an answer in a conversation, for who reads its JSON."""
-    body, _, _ = chat_body(messages, request, "chat")
+    body, _, _ = chat_body(messages, request, "chat", senses)
     return "/v1/chat/completions", body | ({"stream": True} if stream else {})
 
 
@@ -130,7 +150,7 @@ def _chat_logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None
     return logprobs_of((choice.get("logprobs") or {}).get("content"))
 
 
-def template_call(messages: object, request: Mapping[str, Any]) -> Call[str]:
+def template_call(messages: object, request: Mapping[str, Any], senses: AskSenses) -> Call[str]:
     """The prompt that a conversation becomes."""
-    body, _, _ = chat_body(messages, request, "apply_chat_template()")
+    body, _, _ = chat_body(messages, request, "apply_chat_template()", senses)
     return Call("/apply-template", body, lambda answer: str(answer["prompt"]))

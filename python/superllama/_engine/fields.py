@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -85,7 +85,7 @@ class Conversation(Generation, total=False):
     tool_choice: str | Mapping[str, Any]  # "auto", "none", "required", or one of them
     parallel_tool_calls: bool  # several calls in one answer, where the template can
     chat_template_kwargs: Mapping[str, Any]  # variables of the template, such as enable_thinking
-    reasoning_format: str  # "none": thoughts stay in the text; "deepseek": they are in `reasoning`
+    reasoning_format: Literal["none", "deepseek", "deepseek-legacy", "auto"]  # "none": thoughts stay in the text
     add_generation_prompt: bool  # the beginning of an answer at the prompt's end (True)
 
 
@@ -113,6 +113,9 @@ _IN_JSON = {
     "time_limit_ms": "t_max_predict_ms",
     "slot": "id_slot",
 }
+OWN_NAMES = {field: name for name, field in _IN_JSON.items()}
+_LISTS = ("stop", "samplers", "dry_sequence_breakers")  # of which one may stand for itself
+_CHECKED_TOO = ("logprobs", "parallel_tool_calls", "chat_template_kwargs", "reasoning_format", "add_generation_prompt")
 
 
 def by_kind(given: Mapping[str, Any], known: type, where: str) -> dict[str, dict[str, Any]]:
@@ -124,7 +127,7 @@ def by_kind(given: Mapping[str, Any], known: type, where: str) -> dict[str, dict
     found: dict[str, dict[str, Any]] = {"Sampling": {}, "Generation": {}, "Conversation": {}}
     for name, value in by_own_names(given, SYNONYMS).items():
         if name not in known.__annotations__:
-            raise unknown(name, [*known.__annotations__, *SYNONYMS], where)
+            raise unknown(name, known.__annotations__, SYNONYMS, where)
         if value is None or (name == "max_tokens" and value == -1):
             continue
         value = _checked(name, value)
@@ -137,13 +140,16 @@ def by_kind(given: Mapping[str, Any], known: type, where: str) -> dict[str, dict
 
 @functools.cache
 def _types() -> dict[str, TypeAdapter[Any]]:
-    """What the values of fields have to be, as far as a field says more than its type, or Context knows it."""
-    ours = SamplingParams.model_fields
-    hints = get_type_hints(Generation, include_extras=True)
-    asked = [*Sampling.__annotations__, "logprobs"]
-    plain = [name for name in asked if name in ours and not hasattr(hints[name], "__metadata__")]
-    of_context = {name: Annotated[(ours[name].annotation, *ours[name].metadata)] for name in plain}
-    return {name: TypeAdapter(of_context.get(name, hints[name])) for name in asked}
+    """What the values of fields have to be: as their annotation says if it has a range, else as Context has them."""
+    found = {}
+    kind: Any
+    without_ranges = get_type_hints(Conversation)
+    for name, kind in get_type_hints(Conversation, include_extras=True).items():
+        if name in Sampling.__annotations__ or name in _CHECKED_TOO:
+            field = SamplingParams.model_fields.get(name) if kind == without_ranges[name] else None
+            kind = Annotated[field.annotation, field] if field else kind
+            found[name] = TypeAdapter(kind)
+    return found
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -151,7 +157,7 @@ def _checked(name: str, value: Any) -> Any:
     if name not in (types := _types()):
         return value
     try:
-        return types[name].validate_python([value] if name == "stop" and isinstance(value, str) else value)
+        return types[name].validate_python([value] if name in _LISTS and isinstance(value, str) else value)
     except ValidationError as e:
         why = e.errors()[0]["msg"]
         raise RequestError(f"{name}={value!r:.60}: {why[0].lower()}{why[1:]}") from e
@@ -164,12 +170,9 @@ def _value(name: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return [{"id": i, "scale": scale} for i, scale in value.items()]
         return [dict(adapter) for adapter in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError(f"{name} must be a finite number, not {value}")
-    if name in ("stop", "samplers", "dry_sequence_breakers"):
-        values = [value] if isinstance(value, str) else list(value)
-        values = ["typ_p" if v == "typical_p" else v for v in values] if name == "samplers" else values
-        if name == "samplers" and (wrong := next((v for v in values if v not in SAMPLERS), None)):
+    if name == "samplers":
+        names = ["typ_p" if sampler == "typical_p" else sampler for sampler in value]
+        if wrong := next((sampler for sampler in names if sampler not in SAMPLERS), None):
             raise TypeError(f"there is no sampler {wrong!r}; there are {', '.join(SAMPLERS)}")
-        return values
-    return value
+        return names
+    return list(value) if name in _LISTS else value

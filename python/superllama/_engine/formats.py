@@ -1,6 +1,7 @@
 """The form that an answer must have: a schema, a class, one of several texts, a regular expression, a grammar.
 
-What cannot be held is an error before anything is generated; an answer that does not have the form is one afterwards.
+What cannot be held is an error before anything is generated. An answer that does not have its form, mostly for it was
+cut, is one afterwards, for every form but a grammar: what that would hold only the engine knows, and `parsed` is None.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .._errors import GrammarError
-from .regex import choice_grammar, regex_grammar
+from .._grammar import check_grammar
+from .regex import choice_grammar, matches, regex_grammar
 
 REPLACEMENT = "\ufffd"  # what stands for bytes that are not UTF-8
 
@@ -27,7 +29,8 @@ class Format:
     parse: Callable[[str], Any] | None = None
 
     def read(self, text: str) -> Any:
-        """The object that an answer is, None where no form was asked for. Raises: GrammarError if it is none."""
+        """The object that an answer is, None for a grammar, and where no form was asked for. Raises: GrammarError if it
+        is none."""
         if self.parse is None:
             return None
         if REPLACEMENT in text:  # a grammar counts characters, and what is none counts as it likes
@@ -53,12 +56,16 @@ def format_of(
     if len(given) > 1:
         raise GrammarError(f"an answer can have one form, and {' and '.join(given)} are given")
     if choice is not None:
-        return Format(grammar=choice_grammar(list(choice)), parse=str)
+        choices = list(choice)
+        return Format(grammar=choice_grammar(choices), parse=lambda text: _whole(text, text in choices))
     if regex is not None:
-        return Format(grammar=regex_grammar(regex), parse=str)
+        pattern = regex_grammar(regex)
+        check_grammar(pattern)
+        return Format(grammar=pattern, parse=lambda text: _whole(text, matches(regex, text)))
     if grammar is not None:
         if not isinstance(grammar, str) or not grammar.strip():
             raise GrammarError("a grammar is a text in GBNF with a rule `root`")
+        check_grammar(grammar)
         return Format(grammar=grammar)
     if response_format is None:
         return Format()
@@ -100,6 +107,16 @@ def _checked(parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text)
     except (ValidationError, ValueError) as e:
-        raise GrammarError(
-            f"the answer does not have the form that was asked for, perhaps for it was cut (max_tokens): {text:.200}"
-        ) from e
+        raise _not_whole(text) from e
+
+
+def _whole(text: str, is_whole: bool) -> str:
+    if not is_whole:
+        raise _not_whole(text)
+    return text
+
+
+def _not_whole(text: str) -> GrammarError:
+    return GrammarError(
+        f"the answer does not have the form that was asked for, perhaps for it was cut (max_tokens): {text:.200}"
+    )

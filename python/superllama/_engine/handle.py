@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .._closing import Closing
-from .._errors import CancelledError, Error, ModelError, PausedError, PreemptedError
+from .._errors import CancelledError, Error, ModelError, PausedError, PreemptedError, PromptError
 from .._native import collected_errors, ffi, lib, raise_kept, reason
 from .._process import check_can_compute, check_process, inherited, stop_at_exit, this_process
 from .._progress import LoadProgress
@@ -95,8 +95,8 @@ class Handle:
 
     def submit(self, method: str, path: str, body: Mapping[str, Any] | None) -> Request:
         """Start a request. Raises: ModelError if the engine is closed, Error where the system has no thread for it,
-        ValueError for a number that JSON does not have."""
-        data = b"" if body is None else json.dumps(dict(body), allow_nan=False).encode()
+        PromptError for text that is not UTF-8, ValueError for a number that JSON does not have."""
+        data = b"" if body is None else _json(body)
         with self._lock:
             request = library().superllama_engine_submit(
                 self._checked(), method.encode(), path.encode(), data, len(data)
@@ -109,6 +109,13 @@ class Handle:
         """The JSON of a whole answer. Ctrl-C cancels the request. Raises: what the answer says."""
         with self.submit(method, path, body) as request:
             return whole_answer(b"".join(request.pieces()), request.status)
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(dict(body), allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise PromptError(f"the request has text that is not UTF-8: {e.object[e.start]!r}, {e.reason}") from e
 
 
 class Request(Closing):
@@ -212,5 +219,7 @@ def _start(arguments: Sequence[str], name: str, load: LoadProgress) -> int:
         if load.cancelled:
             raise CancelledError(f"loading {name} was stopped by the progress callback")
         why = in_python(last_error())
+        if "--mmproj" in arguments and "no reason" in why:
+            why += "; perhaps mmproj= is the projector of another model"
         raise ModelError(f"cannot start {name}: {reason(errors, why)}")
     return int(pointer)

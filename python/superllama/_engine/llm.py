@@ -18,6 +18,7 @@ from . import calls, conversation, text, vectors
 from .base import Base
 from .calls import Call, Prompt, Stream
 from .handle import POLL_MS, Request
+from .names import rest_by_name
 from .results import ChatCompletion, Chunk, Completion, Ranked
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ class LLM(Base):
 
     `model` is a GGUF file, or "hf:org/repo:Q4_K_M", which is fetched once. Keyword arguments are those of
     EngineOptions, and any other flag of superllama-server by its name with underscores. A model that has no room in
-    memory streams (dynamic_layers, async_prefetch), unless one of those, or a budget, is given.
+    memory streams (dynamic_layers), unless that, async_prefetch or a budget is given. Where layers are dynamic, by a
+    budget or by name, async_prefetch is on unless it is given.
 
     May be used from any thread. It is freed by close(), at the end of a with block, or when nothing refers to it.
 
-    Raises: ModelError if it cannot be loaded, TypeError for a parameter that does not exist.
+    Raises: ModelError if it cannot be loaded, DownloadError if it cannot be fetched, TypeError for a parameter that
+    does not exist.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class LLM(Base):
         **request: Unpack[Generation],
     ) -> list[Completion]: ...
 
+    @rest_by_name
     def generate(self, prompts: Any, *, n: int = 1, **request: Unpack[Generation]) -> Any:
         """Texts that go on from prompts: one Completion for one prompt, a list in the same order for a list.
 
@@ -91,51 +95,60 @@ class LLM(Base):
         1, each has n - 1 `alternatives`, for which the prompt is computed once; n is at most n_parallel. Other keywords
         are those of Generation: sampling, the end of a text, the form that it must have, log-probabilities.
 
+        With a projector (`mmproj`) a prompt may be {"prompt": "... <__media__> ...", "images": [...]}, with that mark
+        where each image belongs: a path, bytes, base64 or a PIL.Image. Sounds are "audio", both "multimodal_data".
+
         Raises: PromptError, PromptTooLongError, RequestError, DecodeError; GrammarError for a form that cannot be held,
         and for an answer that was cut before it had it.
         """
-        wanted = text.generate_calls(prompts, n, request)
+        wanted = text.generate_calls(prompts, n, request, self._senses)
         return self._ask_all(wanted) if isinstance(wanted, list) else self._ask(wanted)
 
+    @rest_by_name
     def stream(self, prompts: Prompt | Sequence[Prompt], **request: Unpack[Generation]) -> Iterator[Chunk]:
         """What generate() gives, as it comes; `index` says of which prompt. Chunks of a prompt's progress come first.
         Leaving the loop cancels the request."""
-        return self._stream(text.stream_call(prompts, request))
+        return self._stream(text.stream_call(prompts, request, self._senses))
 
+    @rest_by_name
     def infill(self, prefix: str, suffix: str, **request: Unpack[Generation]) -> Completion:
         """What stands between two texts, by a model that has tokens for that. Raises: ModelError if it has none."""
         return self._ask(text.infill_call(prefix, suffix, request))
 
     # ---------------------------------------------------------------- conversations
 
+    @rest_by_name
     def chat(self, messages: Messages, **request: Unpack[Conversation]) -> ChatCompletion:
         """The answer in a conversation: messages of OpenAI's API, or one text of the user.
 
         Keywords are those of Conversation. `tools` are functions with types and a docstring, or schemas; what the model
-        wants to call is in `.tool_calls`, each with `call()` and `result()`.
+        wants to call is in `.tool_calls`, each with `call()` and `result()`. With a projector (`mmproj`), parts of a
+        message are images and sounds too; a path, bytes or a PIL.Image may stand where the API has a URL.
 
         Raises: what generate() does, TemplateError for tools that the model's template does not show.
         """
         self._check_tools(request)
-        return self._ask(conversation.chat_call(messages, request))
+        return self._ask(conversation.chat_call(messages, request, self._senses))
 
+    @rest_by_name
     def chat_stream(self, messages: Messages, **request: Unpack[Conversation]) -> Iterator[Chunk]:
         """What chat() gives, as it comes; see stream(). Tool calls are in the last chunk."""
         self._check_tools(request)
-        return self._stream(conversation.chat_stream(messages, request))
+        return self._stream(conversation.chat_stream(messages, request, self._senses))
 
     def _chat_events(self, messages: Messages, stream: bool, request: Mapping[str, Any]) -> Iterator[Any]:
         """The answer, or its chunks, as the dicts of OpenAI's API; `request` is what chat() takes."""
         self._check_tools(request)
-        path, body = conversation.chat_request(messages, stream, request)
+        path, body = conversation.chat_request(messages, stream, request, self._senses)
         if not stream:
             return iter([self._ask(Call(path, body, lambda answer: answer))])
-        return _events(self._engine.submit("POST", path, body))
+        return _events(self._submit("POST", path, body))
 
+    @rest_by_name
     def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
         """The prompt that chat() makes of a conversation."""
         self._check_tools(request)
-        return self._ask(conversation.template_call(messages, request))
+        return self._ask(conversation.template_call(messages, request, self._senses))
 
     # ---------------------------------------------------------------- the rest
 
@@ -148,17 +161,20 @@ class LLM(Base):
         tokens. Needs LLM(..., embedding=True).
 
         Raises: ModelError for an engine that was made without embedding, PromptError for what is empty, RequestError
-        for `dimensions` that the model has not, DecodeError for a text that is too long.
+        for `dimensions` that the model has not, PromptTooLongError for a text that is too long.
         """
         return self._ask(vectors.embed_call(inputs, dimensions, normalize))
 
     def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Documents by their relevance to a query, the best first; the best `top_n` of them. Needs LLM(...,
-        reranking=True) and a model that is a reranker: the scores of another one mean nothing.
+        reranking=True) and a model that is a reranker: the scores of another one mean nothing, and where the file
+        does not say that it is one, a warning does.
 
         Raises: ModelError for an engine that was made without reranking, PromptError for documents that are no texts.
         """
-        return self._ask(vectors.rerank_call(query, documents, top_n))
+        found = self._ask(vectors.rerank_call(query, documents, top_n))
+        self._check_scores(found)
+        return found
 
     def save_slot(self, filename: str, *, slot: int = 0) -> int:
         """Write what a slot has computed to a file in the folder that LLM(..., slot_save_path=) names; a request with
@@ -210,7 +226,7 @@ class LLM(Base):
                 while waiting and len(running) < 2 * self._n_slots:
                     i = waiting.popleft()
                     if wanted[i].path:
-                        running[i] = self._engine.submit(wanted[i].method, wanted[i].path, wanted[i].body)
+                        running[i] = self._submit(wanted[i].method, wanted[i].path, wanted[i].body)
                     else:
                         found[i] = wanted[i].read(None)
                 timeout_ms = POLL_MS if len(running) == 1 else SWEEP_MS
@@ -231,7 +247,7 @@ class LLM(Base):
         return [found[i] for i in range(len(wanted))]
 
     def _stream(self, stream: Stream) -> Iterator[Chunk]:
-        return _chunks(self._engine.submit("POST", stream.path, stream.body), stream.reader())
+        return _chunks(self._submit("POST", stream.path, stream.body), stream.reader())
 
 
 def _events(running: Request) -> Iterator[Any]:

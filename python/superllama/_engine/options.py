@@ -12,9 +12,12 @@ from .._errors import ModelError
 from .._files import model_bytes
 from .._gguf import check_gguf
 from .._memory import memory
-from .._programs import odd_file
+from .._models import by_name, fetched
+from .._programs import model_words, odd_file
+from .._pull import pull
 from .library import flags
 from .names import by_own_names, unknown
+from .projector import check_projector
 
 AnyPath = str | os.PathLike[str]
 Size = int | str
@@ -28,46 +31,46 @@ class EngineOptions(TypedDict, total=False):
     # memory
     n_ctx: int  # cells of the KV cache, shared by all sequences (8192); 0 = the model's whole context
     n_parallel: int  # sequences that are computed at once (4)
-    n_batch: int
-    n_ubatch: int
-    dynamic_layers: bool
-    async_prefetch: bool
-    mem_budget: Size
-    vram_budget: Size | Sequence[Size]
-    paged_kv: bool
-    kv_budget: Size
-    spill_dir: AnyPath
+    n_batch: int  # tokens that are taken up at once (2048)
+    n_ubatch: int  # tokens that are computed at once (512); the longest text that can be embedded
+    dynamic_layers: bool  # a part in memory, the rest read when needed; a budget switches it on
+    async_prefetch: bool  # read ahead in threads (on where layers are dynamic)
+    mem_budget: Size  # of the host, for weights, KV cache and buffers: "8GiB", "60%", "auto"
+    vram_budget: Size | Sequence[Size]  # of devices: one size for all, or one for each; 0 = no layers there
+    paged_kv: bool  # memory for what of the KV cache is used; kv_budget switches it on
+    kv_budget: Size  # that KV pages may hold; what is over it goes to disk
+    spill_dir: AnyPath  # where KV pages go, and the slots of a paused engine (the system's temporary folder)
     idle_release: int  # seconds without requests after which the memory is given back (never)
-    n_gpu_layers: int
+    n_gpu_layers: int  # the most layers that go to devices; -1 = as many as there is room for
     cache_ram: int  # MiB of prompts kept beside the slots (8192)
-    type_k: str
-    type_v: str
-    repack: bool
+    type_k: str  # of numbers in the K cache: "f16", "q8_0", ... (f16)
+    type_v: str  # the same of the V cache
+    repack: bool  # weights in the layout of the fastest kernels (True)
     # computing
-    n_threads: int
-    n_threads_batch: int
-    flash_attn: Literal["on", "off", "auto"] | bool
-    swa_full: bool
-    kv_unified: bool
+    n_threads: int  # that generate (the cores that this process may keep busy)
+    n_threads_batch: int  # that compute prompts (n_threads)
+    flash_attn: Literal["on", "off", "auto"] | bool  # fused attention ("auto")
+    swa_full: bool  # keep all cells of sliding windows, so that a prompt can go back in them
+    kv_unified: bool  # sequences share the n_ctx cells (True); else each has its part
     # what it does
-    embedding: bool
-    reranking: bool
-    pooling: Literal["none", "mean", "cls", "last", "rank"]
-    lora: AnyPath | Sequence[AnyPath]
+    embedding: bool  # for embed()
+    reranking: bool  # for rerank()
+    pooling: Literal["none", "mean", "cls", "last", "rank"]  # how the vectors of tokens become one (the model's)
+    lora: AnyPath | Sequence[AnyPath]  # adapters, at scale 1
     lora_scaled: Mapping[str, float]  # file -> scale
-    control_vector: AnyPath | Sequence[AnyPath]
-    mmproj: AnyPath
-    chat_template: str
-    chat_template_file: AnyPath
-    chat_template_kwargs: Mapping[str, Any]
-    reasoning_format: Literal["none", "deepseek", "deepseek-legacy", "auto"]
-    reasoning_budget: int
-    slot_save_path: AnyPath
+    control_vector: AnyPath | Sequence[AnyPath]  # added to the layers' outputs
+    mmproj: AnyPath  # the projector, for images and sounds
+    chat_template: str  # a template in Jinja, or the name of one that llama.cpp has (the model's)
+    chat_template_file: AnyPath  # a file with one
+    chat_template_kwargs: Mapping[str, Any]  # its variables, for all requests
+    reasoning_format: Literal["none", "deepseek", "deepseek-legacy", "auto"]  # "none": thoughts are in the text
+    reasoning_budget: int  # tokens of thoughts; 0 = none, -1 = no limit (-1)
+    slot_save_path: AnyPath  # the folder of save_slot()
     # speculation
     speculative: str  # "ngram", "mtp", or the path of a draft model
     # our log
-    metrics_file: AnyPath
-    verbosity: int
+    metrics_file: AnyPath  # JSON lines go there
+    verbosity: int  # of llama.cpp's own log on stderr: -1 = nothing, 3 = as its programs (-1)
     flags: Mapping[str, Any]  # others of superllama-server, as if they were named here
 
 
@@ -112,12 +115,16 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     given = {**options.get("flags", {}), **{k: v for k, v in options.items() if k != "flags"}}
     found = by_own_names({name: value for name, value in given.items() if value is not None}, _SYNONYMS)
     if model.startswith("hf:"):
-        words = ["-hf", model[3:]]
+        if not any(name.startswith("hf_") or name == "offline" for name in found) and fetched(model) is None:
+            pull(model)  # with its bar, and the reason where it cannot be had
+        words = model_words(model)
     else:
         file = check_gguf(model)
         words = ["--model", str(file)]
         if not places_layers(found) and _is_too_large(file):
             found["dynamic_layers"] = True
+    if "mmproj" in found:
+        found["mmproj"] = check_projector(found["mmproj"])
     if _streams(found):
         found.setdefault("async_prefetch", True)
     found.setdefault("n_ctx", 8192)
@@ -148,7 +155,7 @@ def _is_too_large(file: Path) -> bool:
 
 def _words(name: str, value: Any) -> list[str]:
     if name == "speculative":
-        return _DRAFT.get(value, ["--model-draft", os.fspath(value)])
+        return _DRAFT.get(value) or ["--model-draft", os.fspath(by_name(value))]
     if name == "lora_scaled" and isinstance(value, Mapping):
         return ["--lora-scaled", ",".join(f"{os.fspath(file)}:{scale}" for file, scale in value.items())]
     if name == "chat_template_kwargs" and isinstance(value, Mapping):
@@ -156,7 +163,7 @@ def _words(name: str, value: Any) -> list[str]:
     flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
     known = flags()
     if flag not in known:
-        raise unknown(name, [*EngineOptions.__annotations__, *_SYNONYMS, *(_own_name(f) for f in known)], "LLM")
+        raise unknown(name, EngineOptions.__annotations__, [*_SYNONYMS, *map(_own_name, known)], "LLM")
     if name == "flash_attn" and isinstance(value, bool):
         value = "on" if value else "off"
     if not known[flag]:

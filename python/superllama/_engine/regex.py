@@ -1,9 +1,11 @@
-"""A regular expression as a GBNF grammar: what a grammar can hold of it, exactly, and an error for the rest."""
+"""A regular expression as a GBNF grammar: what a grammar can hold of it, exactly, and an error for the rest. And which
+texts it matches, without the searching that takes some patterns of Python's for ever."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import string
 import sys
 from typing import Any
 
@@ -14,6 +16,11 @@ parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11
 codes: Any = importlib.import_module("re._constants" if sys.version_info >= (3, 11) else "sre_constants")
 
 _CLASSES = {"CATEGORY_DIGIT": "0-9", "CATEGORY_WORD": "a-zA-Z0-9_", "CATEGORY_SPACE": r" \t\n\r\x0B\x0C"}
+_CHARACTERS = {
+    "CATEGORY_DIGIT": string.digits,
+    "CATEGORY_WORD": f"{string.ascii_letters}{string.digits}_",
+    "CATEGORY_SPACE": " \t\n\r\x0b\x0c",
+}
 _NEGATED = {"CATEGORY_NOT_DIGIT": "0-9", "CATEGORY_NOT_WORD": "a-zA-Z0-9_", "CATEGORY_NOT_SPACE": r" \t\n\r\x0B\x0C"}
 
 
@@ -22,6 +29,16 @@ def regex_grammar(pattern: str) -> str:
 
     Raises: GrammarError for a pattern that is none, or that looks around, refers back or ignores case.
     """
+    return "root ::= " + (_sequence(_parsed(pattern), pattern) or '""')
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether the grammar of a pattern has a text: by the places where each part of it may end."""
+    return len(text) in _ends(_parsed(pattern), text, {0})
+
+
+def _parsed(pattern: str) -> list[Any]:
+    """What a pattern consists of. Raises: GrammarError for one that is none."""
     try:
         tree = parser.parse(pattern)
     except (re.error, OverflowError, RecursionError) as e:
@@ -33,7 +50,7 @@ def regex_grammar(pattern: str) -> str:
         items = items[1:]
     if items and items[-1][0] is codes.AT and str(items[-1][1]) in ("AT_END", "AT_END_STRING"):
         items = items[:-1]
-    return "root ::= " + (_sequence(items, pattern) or '""')
+    return items
 
 
 def choice_grammar(choices: list[str]) -> str:
@@ -65,6 +82,47 @@ def _item(code: Any, value: Any, pattern: str) -> str:
         return f"({_sequence(inner, pattern) or chr(34) * 2})" + _times(least, most)
     kind = str(code).lower().replace("_", " ")
     raise GrammarError(f"the regular expression {pattern!r} has what a grammar cannot hold: {kind}")
+
+
+def _ends(items: Any, text: str, starts: set[int]) -> set[int]:
+    """Where a sequence of parts may end that begins at one of these places."""
+    for code, value in items:
+        if code is codes.BRANCH:
+            starts = set().union(*(_ends(branch, text, starts) for branch in value[1]))
+        elif code is codes.SUBPATTERN:
+            starts = _ends(value[3], text, starts)
+        elif code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
+            starts = _ends_of_repeat(value, text, starts)
+        else:
+            starts = {i + 1 for i in starts if i < len(text) and _is_one(code, value, text[i])}
+    return starts
+
+
+def _ends_of_repeat(repeat: Any, text: str, starts: set[int]) -> set[int]:
+    least, most, items = repeat
+    times = 0
+    while times < least and starts != (after := _ends(items, text, starts)):
+        starts, times = after, times + 1
+    found, times = set(starts), least
+    while starts and times < most:
+        starts, times = _ends(items, text, starts) - found, times + 1
+        found |= starts
+    return found
+
+
+def _is_one(code: Any, value: Any, char: str) -> bool:
+    """Whether this is a character that a part stands for."""
+    if code is codes.ANY:
+        return char != "\n"
+    if code in (codes.LITERAL, codes.NOT_LITERAL):
+        return (ord(char) == value) is (code is codes.LITERAL)
+    if code is codes.RANGE:
+        return bool(value[0] <= ord(char) <= value[1])
+    if code is codes.CATEGORY:
+        kind = str(value)
+        return (char in _CHARACTERS[kind.replace("NOT_", "")]) is ("NOT_" not in kind)
+    negated = value[0][0] is codes.NEGATE
+    return any(_is_one(c, v, char) for c, v in value[negated:]) is not negated
 
 
 def _times(least: int, most: Any) -> str:

@@ -19,6 +19,7 @@ from .calls import (
 )
 from .fields import Generation, by_kind
 from .formats import Format, format_of
+from .media import AskSenses, media_prompt
 from .results import Chunk, Completion, FinishReason, Usage
 
 _COMPLETION_FIELDS = [
@@ -28,16 +29,16 @@ _COMPLETION_FIELDS = [
 
 
 def generate_calls(
-    prompts: Prompt | Sequence[Prompt], n: int, request: Mapping[str, Any]
+    prompts: Prompt | Sequence[Prompt], n: int, request: Mapping[str, Any], senses: AskSenses
 ) -> Call[Completion] | list[Call[Completion]]:
     """Texts that go on from prompts, a request for each: one for one, a list for a list."""
     if not are_several(prompts):
-        return _generate_call(0, prompts, n, request)
-    return [_generate_call(i, prompt, n, request) for i, prompt in enumerate(prompts)]
+        return _generate_call(0, prompts, n, request, senses)
+    return [_generate_call(i, prompt, n, request, senses) for i, prompt in enumerate(prompts)]
 
 
-def _generate_call(i: int, prompt: object, n: int, request: Mapping[str, Any]) -> Call[Completion]:
-    body, form = _text_body(checked_prompt(i, prompt), request)
+def _generate_call(i: int, prompt: object, n: int, request: Mapping[str, Any], senses: AskSenses) -> Call[Completion]:
+    body, form = _text_body(_prompt(i, prompt, senses), request)
     body["response_fields"] = _COMPLETION_FIELDS
     wanted = body.get("n_predict")
     if n != 1:
@@ -58,13 +59,19 @@ def infill_call(prefix: str, suffix: str, request: Mapping[str, Any]) -> Call[Co
     return Call("/infill", body, lambda answer: _completion(answer, form))
 
 
-def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any]) -> Stream:
+def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any], senses: AskSenses) -> Stream:
     """The same piece by piece."""
     given = list(prompts) if are_several(prompts) else [prompts]
-    checked = [checked_prompt(i, prompt) for i, prompt in enumerate(given)]
+    checked = [_prompt(i, prompt, senses) for i, prompt in enumerate(given)]
     body, _ = _text_body(checked if len(checked) != 1 else checked[0], request)
     check_stream(body)
     return Stream("/completion", body | {"stream": True, "return_progress": True}, lambda: _text_chunks)
+
+
+def _prompt(i: int, prompt: object, senses: AskSenses) -> Any:
+    if isinstance(prompt, Mapping):
+        prompt = media_prompt(prompt, f"prompt {i}", senses)
+    return prompt if isinstance(prompt, dict) else checked_prompt(i, prompt)
 
 
 def _text_body(prompt: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], Format]:

@@ -19,10 +19,12 @@ Tool = Callable[..., Any] | Mapping[str, Any]
 class ToolCall:
     """What a model wants to be called. `call()` does it, where the tool was given as a function."""
 
-    id: str
-    name: str
-    arguments: Mapping[str, Any]
-    function: Callable[..., Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+    id: str  # of the call, for its result
+    name: str  # of the tool
+    arguments: Mapping[str, Any]  # by name, as the model gave them
+    function: Callable[..., Any] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )  # the tool, where it was given as one
 
     def call(self) -> Any:
         """What the function returns for these arguments, converted to its types.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._errors import PromptError, RequestError
+from .._native import lib
 from .calls import Call, are_several, checked_prompt
 from .results import Ranked
 
@@ -41,6 +42,16 @@ def _shortened(vector: list[float], dimensions: int, normalize: bool) -> list[fl
     part = vector[:dimensions]
     length = sum(x * x for x in part) ** 0.5
     return [x / length for x in part] if normalize and length > 0 else part
+
+
+def says_it_ranks(metadata: Mapping[str, str]) -> bool:
+    """Whether a file says that its model was made for ranking; some old files of such models do not."""
+    architecture = metadata.get("general.architecture", "")
+    return (
+        metadata.get(f"{architecture}.pooling_type") == str(lib.LLAMA_POOLING_TYPE_RANK)
+        or f"{architecture}.classifier.output_labels" in metadata
+        or "tokenizer.chat_template.rerank" in metadata
+    )
 
 
 def rerank_call(query: str, documents: Sequence[str], top_n: int | None) -> Call[list[Ranked]]:
