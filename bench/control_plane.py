@@ -137,7 +137,7 @@ def switching(models: dict[str, Path], budget: int, n: int, models_max: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         flags = [
             "--models-preset",
-            preset(Path(folder), models, ""),
+            preset(Path(folder), models),
             "--mem-budget",
             budget,
             "--models-max",

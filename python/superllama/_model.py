@@ -35,7 +35,7 @@ class _Closable(Protocol):
 
 
 class Model(Closing, ModelFacts):
-    """A model from a GGUF file (the first part, if it is split).
+    """A model from a GGUF file (the first part, if it is split), or by a name of `superllama list`.
 
     `params` and keyword arguments are the fields of ModelParams; keywords win. `progress` is called with 0.0
     to 1.0 while loading, perhaps in another thread, and stops it by returning False; by default a terminal gets a bar

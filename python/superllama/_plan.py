@@ -144,8 +144,9 @@ def plan(
     use: Use = "generate",
     n_parallel: int | None = None,
 ) -> Plan:
-    """What would live where under `mem_budget` ("8GiB", "60%", bytes; default "auto"), and how fast; no weights are
-    loaded. Takes about two seconds, most of them to measure this disk and this CPU.
+    """What of a model (a GGUF file, or a name of `superllama list`) would live where under `mem_budget` ("8GiB", "60%",
+    bytes; default "auto"), and how fast; no weights are loaded. Takes about two seconds, most of them to measure this
+    disk and this CPU.
 
     `params` and `context_params` are those that the model and its context would be made with; the keywords are
     fields of them and win (`repack` is use_extra_bufts). `use` is what it is for, which changes how many logits there

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "llama-impl.h"
+#include "model/assert_guard.h"
 
 #include <algorithm>
 #include <exception>
@@ -44,6 +45,7 @@ int32_t computed(llama_context * ctx, const llama_batch & batch, const std::func
     std::map<llama_seq_id, llama_pos> from;
     const bool has_memory = llama_get_memory(ctx) != nullptr;
     std::string why;
+    const assert_guard guard("the batch cannot be computed: its parts contradict each other, or the context's sizes");
     try {
         if (has_memory && batch.pos == nullptr) { // what a batch has of its own can be asked for afterwards
             from = beginnings(ctx, batch);

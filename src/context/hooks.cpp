@@ -252,12 +252,17 @@ bool context_hooks::before_graph(ggml_cgraph * gf) {
             // pay
             self.recurrent->before_graph(kv_cuts);
         }
+        self.asserts_threw = assert_guard::set_throwing(false);
         return true;
     });
 }
 
 bool context_hooks::after_graph(bool computed) {
     impl & self = *pimpl;
+    if (self.asserts_threw) {
+        assert_guard::set_throwing(true);
+        self.asserts_threw = false;
+    }
     const bool ok = end_graph() && computed;
     if (self.recurrent && !ok) {
         self.recurrent->undo(computed && !self.stopped ? error_text() : "it was stopped");

@@ -10,7 +10,7 @@
 
 namespace superllama {
 
-static thread_local int depth = 0;
+static thread_local bool throws = false;
 static thread_local const char * blamed = "";
 static ggml_abort_callback_t next_callback = nullptr; // of the application, asked outside of our scopes
 
@@ -29,8 +29,8 @@ static std::string shortened(const char * message) {
 }
 
 static void on_abort(const char * message) {
-    if (depth > 0) {
-        throw std::runtime_error(std::string(blamed) + " (" + shortened(message) + ")");
+    if (throws) {
+        throw failed_assertion(std::string(blamed) + " (" + shortened(message) + ")");
     }
     if (next_callback != nullptr) {
         next_callback(message);
@@ -39,19 +39,25 @@ static void on_abort(const char * message) {
     fprintf(stderr, "%s\n", message); // as ggml does without a callback; a debugger shows the rest
 }
 
-assert_guard::assert_guard(const char * blame) : before(blamed) {
+assert_guard::assert_guard(const char * blame) : blamed_before(blamed), threw_before(throws) {
     static const bool installed = [] {
         next_callback = ggml_set_abort_callback(on_abort);
         return true;
     }();
     (void) installed;
-    ++depth;
+    throws = true;
     blamed = blame;
 }
 
 assert_guard::~assert_guard() {
-    --depth;
-    blamed = before;
+    throws = threw_before;
+    blamed = blamed_before;
+}
+
+bool assert_guard::set_throwing(bool throwing) {
+    const bool before = throws;
+    throws = throwing;
+    return before;
 }
 
 } // namespace superllama

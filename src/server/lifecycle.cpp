@@ -2,6 +2,7 @@
 
 #include "io/temporary.h"
 #include "log.h"
+#include "model/assert_guard.h"
 #include "server-queue.h"
 #include "server/answers.h"
 #include "server/lease.h"
@@ -117,7 +118,14 @@ server_http_res_ptr lifecycle::answer(const server_http_context::handler_t & han
         asked = std::make_shared<server_http_req>(req);
         asked->body = *body;
     }
-    server_http_res_ptr res = handler(asked ? *asked : req);
+    server_http_res_ptr res;
+    try {
+        const assert_guard guard(
+            "the request cannot be processed: its parts contradict each other, or the model's sizes");
+        res = handler(asked ? *asked : req);
+    } catch (const failed_assertion & e) {
+        throw std::invalid_argument(e.what());
+    }
     if (res->is_stream()) { // it runs, and may look at what was asked, until its last piece is taken
         res->next = [here, asked, next = std::move(res->next)](std::string & piece) { return next(piece); };
     }
@@ -252,23 +260,26 @@ void lifecycle::release() {
 void lifecycle::watch() {
     std::unique_lock<std::mutex> lock(mutex);
     while (!ending) {
-        const int64_t release_ms = params.superllama.idle_release_s * int64_t(1000);
+        // the parameters, and the share, are the loader's until the slots run
+        const bool is_loaded = slots_run;
+        const bool shares = is_loaded && share != nullptr;
+        const int64_t release_ms = is_loaded ? params.superllama.idle_release_s * int64_t(1000) : -1;
         const bool is_idle = release_ms >= 0 && now_ms() - t_idle_ms >= release_ms;
-        const bool is_wanted_by_others = share != nullptr && slots_run && follow_pool(lock);
-        const bool may_go = slots_run && memory_ == memory::here && n_requests == 0;
+        const bool is_wanted_by_others = shares && follow_pool(lock);
+        const bool may_go = is_loaded && memory_ == memory::here && n_requests == 0;
         if (may_go && (aim_ == aim::pause || (aim_ == aim::serve && (is_idle || is_wanted_by_others)))) {
             memory_ = memory::leaving;
             wanted = false;
             lock.unlock();
             give_back();
             lock.lock();
-        } else if (memory_ == memory::gone && aim_ != aim::pause && wanted && (!share || share->is_enough())) {
+        } else if (memory_ == memory::gone && aim_ != aim::pause && wanted && (!shares || share->is_enough())) {
             memory_ = memory::coming;
             lock.unlock();
             take_again();
             lock.lock();
         }
-        changed.wait_for(lock, milliseconds(share != nullptr ? 20 : 100));
+        changed.wait_for(lock, milliseconds(shares ? 20 : 100));
     }
 }
 

@@ -98,6 +98,22 @@ static void check_tokens(const json & tokens, int32_t n_vocab) {
     }
 }
 
+// Upstream asserts that a prompt ends with a token.
+static void check_ends(const json & value) {
+    if (value.is_array()) {
+        for (size_t i = 0; i < value.size(); ++i) {
+            check_ends(value.at(i));
+        }
+    }
+    if (!value.is_object() || !value.contains("multimodal_data")) {
+        return;
+    }
+    const std::string prompt = json_value(value, "prompt_string", std::string()), mark = get_media_marker();
+    if (prompt.size() >= mark.size() && prompt.compare(prompt.size() - mark.size(), mark.size(), mark) == 0) {
+        throw std::invalid_argument("a prompt ends with text, not with an image or a sound; put some behind it");
+    }
+}
+
 static void check_not_negative(const json & body, const char * name) {
     if (body.contains(name) && body.at(name).is_number_integer() && body.at(name).get<int64_t>() < 0) {
         throw std::invalid_argument(std::string(name) + " is " + body.at(name).dump() + "; it cannot be negative");
@@ -114,7 +130,8 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
         completes && (body.find("format") != std::string::npos || body.find("\\u") != std::string::npos);
     const bool has_two_forms = !completes && body.find("\"grammar\"") != std::string::npos &&
                                body.find("\"json_schema\"") != std::string::npos;
-    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_long_number(body)) {
+    const bool has_media = body.find("multimodal_data") != std::string::npos;
+    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_media && !has_long_number(body)) {
         return {};
     }
     json parsed;
@@ -134,6 +151,11 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
     if (has_two_forms && !json_value(parsed, "grammar", std::string()).empty() && parsed.contains("json_schema") &&
         !parsed.at("json_schema").is_null()) {
         throw std::invalid_argument("the form of an answer is a grammar or a json_schema, not both");
+    }
+    for (const char * name : { "prompt", "input", "content" }) {
+        if (has_media && parsed.contains(name)) {
+            check_ends(parsed.at(name));
+        }
     }
     if (tokenizes && parsed.contains("content")) {
         check_tokens(parsed.at("content"), n_vocab);

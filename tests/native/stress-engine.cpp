@@ -30,7 +30,8 @@ static std::string all_of(superllama_request * request) {
     return answer;
 }
 
-static void one(superllama_engine * engine, std::mt19937 & rng, int i) {
+// Returns false where the engine is paused: it is asked again.
+static bool one(superllama_engine * engine, std::mt19937 & rng, int i) {
     const std::string word = "w" + std::to_string(i) + "x";
     const int kind = (int) (rng() % 4);
     const std::string form = kind < 2 ? "\"grammar\":\"root ::= \\\"" + word + "\\\"\""
@@ -41,11 +42,15 @@ static void one(superllama_engine * engine, std::mt19937 & rng, int i) {
     if (request == nullptr) {
         n_wrong++;
         fprintf(stderr, "%d: %s\n", i, superllama_engine_error());
-        return;
+        return true;
     }
     if (kind < 2) {
         const std::string answer = all_of(request);
         const int status = superllama_request_status(request);
+        if (answer.find("is paused") != std::string::npos) {
+            superllama_request_free(request);
+            return false;
+        }
         bool right = status == 200;
         if (kind == 0) {
             right = right && answer.find("\"content\":\"" + word + "\"") != std::string::npos;
@@ -53,9 +58,7 @@ static void one(superllama_engine * engine, std::mt19937 & rng, int i) {
             right =
                 right && answer.find("\"stop\":true") != std::string::npos && answer.find("error") == std::string::npos;
         }
-        // that there is no room for it beside the others, or the engine is paused
-        const bool refused =
-            answer.find("context is full") != std::string::npos || answer.find("is paused") != std::string::npos;
+        const bool refused = answer.find("context is full") != std::string::npos; // there is no room beside the others
         (refused ? n_refused : right ? (kind == 0 ? n_whole : n_streams) : n_wrong)++;
         if (!refused && !right) {
             fprintf(stderr, "%d: status %d, %.300s\n", i, status, answer.c_str());
@@ -69,6 +72,7 @@ static void one(superllama_engine * engine, std::mt19937 & rng, int i) {
         n_left++; // freed while it runs
     }
     superllama_request_free(request);
+    return true;
 }
 
 int main(int argc, char ** argv) {
@@ -98,7 +102,9 @@ int main(int argc, char ** argv) {
         threads.emplace_back([&, t] {
             std::mt19937 rng(seed * 1000 + (unsigned) t);
             for (int i; (i = next++) < n_requests;) {
-                one(engine, rng, i);
+                while (!one(engine, rng, i)) {
+                    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                }
             }
         });
     }

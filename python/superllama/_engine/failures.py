@@ -76,7 +76,7 @@ def failure(error: dict[str, Any]) -> Error:
     if "does not match the expected" in message:  # a parser of chat answers, which wants all of it
         return GrammarError(f"{message}; perhaps it was cut (max_tokens)")
     if kind in ("invalid_request_error", "not_found_error", "exceed_context_size_error"):
-        about_grammar = any(word in message for word in ("grammar", "json_schema", "schema"))
+        about_grammar = any(word in said for word in ("grammar", "schema"))
         return GrammarError(message) if about_grammar else RequestError(message)
     if kind == "unavailable_error" and "context is full" in message:
         return PreemptedError(message)

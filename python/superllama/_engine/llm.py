@@ -38,10 +38,10 @@ class LLM(Base):
     """A model that serves many requests at once: prompts of a list, and calls of other threads, share each pass over
     the weights, and each prompt goes on from what was computed of the same beginning before.
 
-    `model` is a GGUF file, or "hf:org/repo:Q4_K_M", which is fetched once. Keyword arguments are those of
-    EngineOptions, and any other flag of superllama-server by its name with underscores. A model that has no room in
-    memory streams (dynamic_layers), unless that, async_prefetch or a budget is given. Where layers are dynamic, by a
-    budget or by name, async_prefetch is on unless it is given.
+    `model` is a GGUF file, a name of `superllama list`, or "hf:org/repo:Q4_K_M", which is fetched once. Keyword
+    arguments are those of EngineOptions, and any other flag of superllama-server by its name with underscores. A model
+    that has no room in memory streams (dynamic_layers), unless that, async_prefetch or a budget is given. Where layers
+    are dynamic, by a budget or by name, async_prefetch is on unless it is given.
 
     May be used from any thread. It is freed by close(), at the end of a with block, or when nothing refers to it.
 
@@ -99,7 +99,7 @@ class LLM(Base):
         where each image belongs: a path, bytes, base64 or a PIL.Image. Sounds are "audio", both "multimodal_data".
 
         Raises: PromptError, PromptTooLongError, RequestError, DecodeError; GrammarError for a form that cannot be held,
-        and for an answer that was cut before it had it.
+        and for an answer that was cut before it had it (of a `grammar`, finish_reason "length" is all that tells).
         """
         wanted = text.generate_calls(prompts, n, request, self._senses)
         return self._ask_all(wanted) if isinstance(wanted, list) else self._ask(wanted)
