@@ -17,8 +17,8 @@ from rich.console import Console, RenderableType
 
 import superllama
 from superllama import _control
-from superllama._top import INTERVAL_S, Session
-from superllama._top_sources import Server
+from superllama._top.loop import INTERVAL_S, Session
+from superllama._top.sources import Server
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 COLUMNS, LINES = 80, 24

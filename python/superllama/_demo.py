@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 from ._cache import cache_dir
-from ._download_bar import download_bar
+from ._commands.download_bar import download_bar
 from ._errors import DownloadError
 
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

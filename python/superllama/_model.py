@@ -109,7 +109,7 @@ class Model(Closing, ModelFacts):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what its memory is for, and where its layers are."""
-        from ._html import shown
+        from ._look.html import shown
 
         return shown(self.path.name, self._status)
 

@@ -126,7 +126,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: each budget with what it would be for, and its speed."""
-        from ._html import plan_view
+        from ._look.html import plan_view
 
         return plan_view(self.as_dict())
 

@@ -189,7 +189,7 @@ def run_with_model(name: str, arguments: Sequence[str] | None = None, *, reads_e
     """Run with these arguments, or this process's; with the demo model if they (or the environment) name none."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--completion-bash" in arguments:  # upstream's is for commands of upstream's names
-        from ._shells import script
+        from ._commands.shells import script
 
         print(script("bash"), end="")
         sys.exit()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Error, __version__
+from ._commands.front_doors import DOORS, add_to, enter
 from ._control import default_url
-from ._front_doors import DOORS, add_to, enter
 from ._words import as_flags
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["_complete"]:  # asked by a shell, which hides what goes wrong
-        from ._completion import answer
+        from ._commands.completion import answer
 
         print(answer(parser(), words[1:]))
         return 0
@@ -168,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from ._look.tables import size
     from ._models import found_models
-    from ._show import size
 
     found = found_models()
     if args.json:
@@ -183,8 +183,8 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from ._pull import pull
-    from ._show import size
+    from ._commands.pull import pull
+    from ._look.tables import size
 
     pulled = pull(args.name)
     model = pulled.model
@@ -198,7 +198,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _completion(args: argparse.Namespace) -> int:
-    from ._shells import script
+    from ._commands.shells import script
 
     print(script(args.shell), end="")
     return 0
@@ -206,7 +206,7 @@ def _completion(args: argparse.Namespace) -> int:
 
 def _ps(args: argparse.Namespace) -> int:
     from ._control import status
-    from ._show_control import status_text
+    from ._look.status import status_text
 
     while True:
         found = status(args.url, args.api_key, args.served)
@@ -219,9 +219,9 @@ def _ps(args: argparse.Namespace) -> int:
 
 
 def _top(args: argparse.Namespace) -> int:
-    from ._listening import server_url
-    from ._top import top
-    from ._top_sources import File, Server
+    from ._top.listening import server_url
+    from ._top.loop import top
+    from ._top.sources import File, Server
 
     if args.metrics is not None:
         return top(File(args.metrics))
@@ -229,7 +229,7 @@ def _top(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from ._report import write_report
+    from ._report.page import write_report
 
     print(f"wrote {write_report(args.metrics, args.output, args.context)}")
     return 0
@@ -237,7 +237,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _life(args: argparse.Namespace) -> int:
     from . import _control
-    from ._show_control import state_of, status_text
+    from ._look.status import state_of, status_text
 
     change = {"pause": _control.pause, "resume": _control.resume, "drain": _control.drain}[args.command]
     found = change(args.url, args.api_key, args.served)
@@ -249,7 +249,7 @@ def _life(args: argparse.Namespace) -> int:
 
 def _budget(args: argparse.Namespace) -> int:
     from ._control import set_budget
-    from ._show_control import status_text
+    from ._look.status import status_text
 
     if args.mem_budget is None and args.vram is None:
         print("superllama budget: which one? SIZE, --vram SIZE, or both", file=sys.stderr)
@@ -292,7 +292,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        from ._show_plan import show_plan
+        from ._look.plan import show_plan
 
         show_plan(found)
     return 0
@@ -308,7 +308,7 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found, indent=2))
     else:
-        from ._show import show_report
+        from ._look.tables import show_report
 
         show_report(found)
     return 0
@@ -364,7 +364,7 @@ def _show_cache(args: argparse.Namespace, found: list[Entry], what: str) -> None
         listed = [{"name": e.name, "path": str(e.path), "size_bytes": e.size_bytes} for e in found]
         print(json.dumps({"folder": str(cache_dir()), "entries": listed}, indent=2))
     else:
-        from ._show import show_entries
+        from ._look.tables import show_entries
 
         show_entries(cache_dir(), found, what)
 

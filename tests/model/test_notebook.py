@@ -11,7 +11,7 @@ from parsed_html import Parsed
 from running import Runner
 
 import superllama
-from superllama._amounts import memory, number
+from superllama._look.amounts import memory, number
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers and forks need Linux")
 

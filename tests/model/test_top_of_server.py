@@ -14,7 +14,7 @@ from dynamic import layout
 from serving import HttpServer, http_server
 from terminal import Terminal, under_terminal
 
-from superllama._amounts import memory
+from superllama._look.amounts import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
 

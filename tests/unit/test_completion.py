@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from running import Runner
 
-from superllama import _completion, _programs, cli
-from superllama._program_flags import flags_of
-from superllama._shells import PROGRAMS, script
+from superllama import _programs, cli
+from superllama._commands import completion as _completion
+from superllama._commands.program_flags import flags_of
+from superllama._commands.shells import PROGRAMS, script
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells of POSIX")
 

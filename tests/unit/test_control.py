@@ -12,10 +12,10 @@ import pytest
 from statuses import MIB, shown, status
 
 from superllama import Error, _control, cli
-from superllama._program_flags import flags_of
-from superllama._show_control import status_text
-from superllama._top_sources import Server
-from superllama._top_view import Picture
+from superllama._commands.program_flags import flags_of
+from superllama._look.status import status_text
+from superllama._top.sources import Server
+from superllama._top.view import Picture
 
 MEMBERS = [
     {"model": "small", "lease_bytes": 100 * MIB, "least_bytes": 90 * MIB, "full_bytes": 200 * MIB},

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from serving import http_server
 
-from superllama._program_flags import flags_of
+from superllama._commands.program_flags import flags_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from superllama import _programs, _run, cli
+from superllama import _programs, cli
+from superllama._commands import run as _run
 from superllama._engine.options import arguments
 
 Start = Callable[..., list[str]]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from statuses import append, line
 
-from superllama import Error, _growing_file, cli
-from superllama._growing_file import GrowingFile
-from superllama._top import Session
-from superllama._top_sources import File
+from superllama import Error, cli
+from superllama._top import growing_file as _growing_file
+from superllama._top.growing_file import GrowingFile
+from superllama._top.loop import Session
+from superllama._top.sources import File
 
 
 def tokens(file: GrowingFile) -> list[int]:

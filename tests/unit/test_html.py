@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from parsed_html import Parsed
 
-from superllama import _html
+from superllama._look import html as _html
 
 MIB = 1 << 20
 

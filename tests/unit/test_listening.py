@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from superllama import cli
-from superllama._listening import server_url
+from superllama._top.listening import server_url
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 

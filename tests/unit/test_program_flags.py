@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from superllama._commands.program_flags import Flag, flags_of, parsed
 from superllama._engine.library import flags
-from superllama._program_flags import Flag, flags_of, parsed
 
 TEXT = """usage: x [options]
 

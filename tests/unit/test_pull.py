@@ -13,8 +13,8 @@ import pytest
 
 import superllama
 from superllama import cli
+from superllama._commands.pull import pull
 from superllama._models import found_models, huggingface_folder
-from superllama._pull import pull
 
 COMMIT = "a" * 40
 FILES = ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "sub/m-F16-00001-of-00002.gguf", "sub/m-F16-00002-of-00002.gguf")

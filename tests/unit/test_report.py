@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 from parsed_html import Parsed
 
-from superllama import Error, _drawing, cli
-from superllama._amounts import duration, memory, number, share, volume
+from superllama import Error, cli
+from superllama._look import drawing as _drawing
+from superllama._look.amounts import duration, memory, number, share, volume
 from superllama._metrics import Metrics
-from superllama._report import MARK, report, write_report
-from superllama._report_charts import charts
-from superllama._report_file import MetricsFile, read_metrics
-from superllama._report_findings import findings, spent
-from superllama._report_run import KEPT, Line, Run
+from superllama._report.charts import charts
+from superllama._report.file import MetricsFile, read_metrics
+from superllama._report.findings import findings, spent
+from superllama._report.page import MARK, report, write_report
+from superllama._report.run import KEPT, Line, Run
 
 MIB, GIB = 1 << 20, 1 << 30
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import superllama
-from superllama._program_flags import Flag
-from superllama._settings import Settings, command_line, for_router, read
+from superllama._commands.program_flags import Flag
+from superllama._commands.settings import Settings, command_line, for_router, read
 
 FLAGS = [
     Flag(("-h", "--help"), "", "print usage and exit"),

@@ -53,7 +53,8 @@ def test_signals_that_end_it(top: Terminal, number: int) -> None:
 def test_an_error_of_its_own(path: Path) -> None:
     script = """
 import sys
-from superllama import _top, cli
+from superllama import cli
+from superllama._top import loop as _top
 def broken(self): raise RuntimeError("broken on purpose")
 _top.Session.picture = broken
 sys.exit(cli.main(sys.argv[1:]))

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statuses import MIB, layers, metrics, shown, status
 
-from superllama._rates import COUNTERS, Change, History, Sample, change, recent, series
-from superllama._top_view import Picture
-from superllama._top_why import hint, reason, token_time
+from superllama._top.rates import COUNTERS, Change, History, Sample, change, recent, series
+from superllama._top.view import Picture
+from superllama._top.why import hint, reason, token_time
 
 TAGS = "resident rows vocabulary pinned ring experts staging kv compute cpu_work outputs prompt_cache".split()  # noqa: SIM905
 

@@ -14,8 +14,8 @@ from statuses import metrics, shown, status
 
 from superllama import Error, cli
 from superllama._control import resume
-from superllama._top import Session, Watch
-from superllama._top_sources import Server
+from superllama._top.loop import Session, Watch
+from superllama._top.sources import Server
 
 
 class Fake(http.server.ThreadingHTTPServer):

@@ -60,7 +60,7 @@ class LLM(Base):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what its memory is for, and where its layers are."""
-        from .._html import shown
+        from .._look.html import shown
 
         return shown(Path(self.model).name, self._status)
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from .._commands.pull import pull
 from .._errors import ModelError
 from .._files import model_bytes
 from .._gguf import check_gguf
 from .._memory import memory
 from .._models import by_name, fetched
 from .._programs import model_words, odd_file
-from .._pull import pull
 from .library import flags
 from .names import by_own_names, unknown
 from .projector import check_projector

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._errors import Error
+from .._errors import Error
 
 if TYPE_CHECKING:
-    from ._program_flags import Flag
-    from ._settings import Settings
+    from .program_flags import Flag
+    from .settings import Settings
 
 HELP = {"-h", "--help", "--usage"}
 CONFIG = "--config"
@@ -57,7 +57,7 @@ def add_to(commands: Any) -> None:
 
 def flags_of_door(name: str) -> list[Flag]:
     """What may stand on its command line. An answer of `run`, and a file of settings, know the server's flags too."""
-    from ._program_flags import Flag, flags_of
+    from .program_flags import Flag, flags_of
 
     door = DOORS[name]
     config = Flag((CONFIG,), "FILE", "settings in TOML: flags by their long names, models in tables")
@@ -79,7 +79,7 @@ class Line:
 
 def enter(name: str, words: Sequence[str]) -> int:
     """Do it: become the program, or print an answer. Raises: Error for words that mean nothing."""
-    from ._programs import model_words, run_with_model, separated
+    from .._programs import model_words, run_with_model, separated
 
     door = DOORS[name]
     if HELP.intersection(words):
@@ -94,7 +94,7 @@ def enter(name: str, words: Sequence[str]) -> int:
     arguments = [*(model_words(line.model) if line.model else ()), *line.flags]
     if not line.prompt:
         run_with_model(door.program, arguments, reads_environment=name != "bench")
-    from ._run import answer
+    from .run import answer
 
     answer(arguments, line.prompt)
     return 0
@@ -114,7 +114,7 @@ def _usage(name: str) -> str:
 
 
 def _sorted(name: str, words: Sequence[str], known: Mapping[str, Flag]) -> Line:
-    from ._programs import MODEL_OPTIONS
+    from .._programs import MODEL_OPTIONS
 
     texts: list[str] = []
     flags: list[str] = []
@@ -158,8 +158,8 @@ def _prompt_of_stdin() -> str:
 
 
 def _settings(name: str, path: str | None) -> Settings:
-    from ._program_flags import flags_of
-    from ._settings import read
+    from .program_flags import flags_of
+    from .settings import read
 
     if path is None:
         raise Error(f"superllama {name}: {CONFIG} names a file, such as settings.toml")
@@ -168,10 +168,10 @@ def _settings(name: str, path: str | None) -> Settings:
 
 def _add_settings(name: str, line: Line, settings: Settings, known: Mapping[str, Flag]) -> None:
     """Put those of the file before the flags, with its model where the command line has none."""
-    from ._program_flags import flags_of
-    from ._programs import MODEL_OPTIONS
-    from ._run import SYSTEM_FLAGS
-    from ._settings import command_line, for_router
+    from .._programs import MODEL_OPTIONS
+    from .program_flags import flags_of
+    from .run import SYSTEM_FLAGS
+    from .settings import command_line, for_router
 
     taken = {n for word in line.flags if word in known for n in known[word].names}
     program = "llama-server" if line.prompt else DOORS[name].program

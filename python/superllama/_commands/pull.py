@@ -11,10 +11,10 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-from ._download_bar import download_bar
-from ._errors import DownloadError, RequestError
-from ._models import HF_NAME, SOURCES, Found, fetched, found_models, huggingface_folder
-from ._programs import find_program, program_environment
+from .._errors import DownloadError, RequestError
+from .._models import HF_NAME, SOURCES, Found, fetched, found_models, huggingface_folder
+from .._programs import find_program, program_environment
+from .download_bar import download_bar
 
 PARTLY = "*.downloadInProgress"
 INFO = "3"  # a verbosity at which upstream says which files a repository has

@@ -11,7 +11,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-from ._programs import find_program, program_environment
+from .._programs import find_program, program_environment
 
 _NAME = r"-{1,2}[a-zA-Z][\w.-]*"
 # a line that begins a flag: names, what its value is called, and behind two spaces what it does

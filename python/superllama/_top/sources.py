@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _control
-from ._amounts import memory
-from ._errors import Error
-from ._growing_file import GrowingFile
-from ._rates import Sample
-from ._show_control import state_of
+from .. import _control
+from .._errors import Error
+from .._look.amounts import memory
+from .._look.status import state_of
+from .growing_file import GrowingFile
+from .rates import Sample
 
 STEP = 0.1  # of the budget, for a key
 PAUSED = ("pausing", "paused", "released")

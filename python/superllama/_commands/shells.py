@@ -17,5 +17,5 @@ PROGRAMS = {  # command -> program of llama.cpp
 
 def script(shell: str) -> str:
     """The text for bash, zsh or fish."""
-    text = (Path(__file__).with_name("shells") / f"superllama.{shell}").read_text()
+    text = (Path(__file__).with_name("scripts") / f"superllama.{shell}").read_text()
     return text.replace("@commands@", " ".join(["superllama", *PROGRAMS]))

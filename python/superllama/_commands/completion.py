@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ._front_doors import flags_of_door
-from ._models import found_models
-from ._program_flags import Flag, flags_of
-from ._shells import PROGRAMS
+from .._models import found_models
+from .front_doors import flags_of_door
+from .program_flags import Flag, flags_of
+from .shells import PROGRAMS
 
 MODEL_FLAGS = ("-m", "--model")
 MODEL_FILES = "*.gguf"

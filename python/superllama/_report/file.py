@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from ._errors import Error
-from ._files import open_regular
-from ._metrics import PREFIX
-from ._report_run import Line, Run
+from .._errors import Error
+from .._files import open_regular
+from .._metrics import PREFIX
+from .run import Line, Run
 
 LONGEST = 1 << 16  # bytes of a line; ours have one or two thousand
 GIVE_UP = 64 << 20  # bytes in which there is no metrics line

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rich.console import Console
 
-from ._amounts import memory
-from ._errors import Error
-from ._rates import History, Sample
-from ._show_control import state_of
-from ._top_sources import Action, Source
-from ._top_view import Picture
+from .._errors import Error
+from .._look.amounts import memory
+from .._look.status import state_of
+from .rates import History, Sample
+from .sources import Action, Source
+from .view import Picture
 
 if TYPE_CHECKING:
-    from ._terminal import Terminal
+    from .terminal import Terminal
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def top(source: Source) -> int:
     console = Console()
     if sys.platform == "win32" or not sys.stdout.isatty() or console.is_dumb_terminal:
         return _once(source, console)
-    from ._terminal import Terminal
+    from .terminal import Terminal
 
     session = Session(source)
     with Terminal(console) as terminal:

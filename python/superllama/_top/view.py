@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ._amounts import duration, number
-from ._marks import COMPUTES, LABEL, READS, VALUE, for_terminal, row, sparkline
-from ._rates import Change, Sample, recent, series
-from ._show_control import state_of
-from ._top_help import HELP
-from ._top_memory import expert_rows, kv_page_rows, layer_rows, memory_rows, pool_rows
-from ._top_why import token_rows
+from .._look.amounts import duration, number
+from .._look.marks import COMPUTES, LABEL, READS, VALUE, for_terminal, row, sparkline
+from .._look.status import state_of
+from .help import HELP
+from .memory import expert_rows, kv_page_rows, layer_rows, memory_rows, pool_rows
+from .rates import Change, Sample, recent, series
+from .why import token_rows
 
 STALE_S = 3.0  # older samples give no rate: of a metrics file, twice the time between its lines
 STEP_S = 2.0  # of one character of history

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._errors import Error
+from .._errors import Error
 
 PROC = Path("/proc")
 LISTENING = "0A"  # the state of a socket, in the tables of the kernel

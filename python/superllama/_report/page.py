@@ -7,16 +7,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from ._amounts import duration, memory, number, share, volume
-from ._drawing import BLUE, ORANGE, PURPLE, bar, time_ticks
-from ._errors import Error
-from ._files import replaceable
-from ._html import FOLDER, templates
-from ._report_charts import charts
-from ._report_file import MetricsFile, read_metrics
-from ._report_findings import Spent, findings, spent
-from ._report_run import Run
+from .. import __version__
+from .._errors import Error
+from .._files import replaceable
+from .._look.amounts import duration, memory, number, share, volume
+from .._look.drawing import BLUE, ORANGE, PURPLE, bar, time_ticks
+from .._look.html import FOLDER, templates
+from .charts import charts
+from .file import MetricsFile, read_metrics
+from .findings import Spent, findings, spent
+from .run import Run
 
 MARK = "<!doctype html>\n<!-- superllama report -->"  # how a page of ours begins
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ._amounts import memory, number, plain, share
-from ._drawing import (
+from .._look.amounts import memory, number, plain, share
+from .._look.drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -20,7 +20,7 @@ from ._drawing import (
     tag_colour,
     ticks,
 )
-from ._report_run import Counts, Interval, Line, Run
+from .run import Counts, Interval, Line, Run
 
 COLUMNS = 160  # of a picture, at most about
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ._plan import Plan, Row
-from ._show import size
+from .._plan import Plan, Row
+from .tables import size
 
 BAR_CELLS = 24
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ._cache import Entry
+    from .._cache import Entry
 
 UNLIMITED = 2**64 - 1
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._amounts import memory, number
-from ._drawing import BLUE, CYAN, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, bar, large_tags
+from .amounts import memory, number
+from .drawing import BLUE, CYAN, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, bar, large_tags
 
 if TYPE_CHECKING:
     import jinja2

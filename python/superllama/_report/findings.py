@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ._amounts import GIB, MIB, duration, memory, number, share, volume
-from ._report_run import Counts, Run
+from .._look.amounts import GIB, MIB, duration, memory, number, share, volume
+from .run import Counts, Run
 
 FEW = 4  # generated tokens of which no rule is made
 WAITS = 0.3  # of the time: reads decide

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ._errors import Error
-from ._files import open_regular
-from ._metrics import PREFIX
-from ._rates import Sample
+from .._errors import Error
+from .._files import open_regular
+from .._metrics import PREFIX
+from .rates import Sample
 
 TAIL = 1 << 19  # bytes of it that are read first: some minutes, at a line a second
 

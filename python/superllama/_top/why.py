@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
-from ._amounts import duration, share, volume
-from ._marks import COMPUTES, FULL, HATCHED, LABEL, MOVES, READS, bar, row
-from ._rates import Change
+from .._look.amounts import duration, share, volume
+from .._look.marks import COMPUTES, FULL, HATCHED, LABEL, MOVES, READS, bar, row
+from .rates import Change
 
 WORTH_A_HINT = 0.1  # of the time
 NOTHING = 1e5  # bytes a token: rows of embeddings

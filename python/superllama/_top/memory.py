@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.text import Text
 
-from ._amounts import memory, share
-from ._marks import COMPUTES, FULL, LABEL, MOVES, READS, bar, row
-from ._rates import Change
-from ._show_control import MARKS, by_tier, largest
+from .._look.amounts import memory, share
+from .._look.marks import COMPUTES, FULL, LABEL, MOVES, READS, bar, row
+from .._look.status import MARKS, by_tier, largest
+from .rates import Change
 
 TIERS = {"host": COMPUTES, "device": MOVES, "disk": READS}
 SHADES = MARKS["disk"] + "▒▓"  # of a layer on disk: how much of it stays in memory

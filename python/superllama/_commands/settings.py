@@ -22,10 +22,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._errors import Error
-from ._models import by_name
-from ._program_flags import Flag
-from ._programs import MODEL_OPTIONS, PRINT_OPTIONS, model_words
+from .._errors import Error
+from .._models import by_name
+from .._programs import MODEL_OPTIONS, PRINT_OPTIONS, model_words
+from .program_flags import Flag
 
 if sys.version_info >= (3, 11):
     import tomllib

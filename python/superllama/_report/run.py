@@ -11,7 +11,7 @@ import operator
 
 from pydantic import ConfigDict
 
-from ._metrics import Metrics
+from .._metrics import Metrics
 
 KEPT = 1024  # parts of a run that are kept apart
 PAUSE_S = 1.0  # what a line's own time is shorter than the time since the one before; less is no pause

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ._demo import demo_model
-from ._engine.llm import LLM
-from ._engine.results import Chunk
-from ._errors import Error
-from ._program_flags import Flag, flags_of
+from .._demo import demo_model
+from .._engine.llm import LLM
+from .._engine.results import Chunk
+from .._errors import Error
+from .program_flags import Flag, flags_of
 
 SYSTEM = ("-sys", "--system-prompt")
 SYSTEM_FILE = ("-sysf", "--system-prompt-file")

@@ -1,0 +1,1 @@
+"""The subcommands that do more than print: front doors, settings, completion, downloads."""

@@ -1,0 +1,1 @@
+"""What people see: amounts, bars, tables, fragments of pages."""

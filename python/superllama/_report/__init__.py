@@ -1,0 +1,1 @@
+"""`superllama report`: a metrics file as a page."""

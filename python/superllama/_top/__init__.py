@@ -1,0 +1,1 @@
+"""`superllama top`: a running model, live in a terminal."""
