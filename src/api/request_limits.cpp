@@ -40,6 +40,9 @@ void check_sampling(const common_params_sampling & sampling) {
             throw std::invalid_argument("grammar_triggers: there is no type " + std::to_string((int) trigger.type));
         }
     }
+    if (!(sampling.typ_p >= 0.0f)) { // below, it leaves tokens that a grammar has ruled out
+        throw std::invalid_argument("typical_p is " + std::to_string(sampling.typ_p) + "; it is 0 to 1");
+    }
     const int32_t most = 1 << 24; // longer than any context, and 64 MiB each
     const struct {
         const char * name;

@@ -16,15 +16,17 @@ bool is_path(const std::string & path, const char * route) {
     return path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
 }
 
-// Whether there is a number with ten digits or more outside of strings: only then is it worth to parse the body twice.
-static bool has_long_number(const std::string & text) {
+// Whether there is a number with ten digits or more, or an exponent, outside of strings: only then is it worth to parse
+// the body twice.
+static bool has_large_number(const std::string & text) {
     size_t n_digits = 0;
     for (size_t i = 0; i < text.size(); ++i) {
         if (text[i] == '"') {
             i = skip_to(text, i, '"');
         }
+        const bool is_exponent = n_digits > 0 && i < text.size() && (text[i] == 'e' || text[i] == 'E');
         n_digits = i < text.size() && isdigit((unsigned char) text[i]) ? n_digits + 1 : 0;
-        if (n_digits >= 10) {
+        if (n_digits >= 10 || is_exponent) {
             return true;
         }
     }
@@ -32,11 +34,6 @@ static bool has_long_number(const std::string & text) {
 }
 
 static const char * const read_as_integers[] = {
-    "prompt",
-    "input",
-    "content",
-    "tokens",
-    "documents",
     "seed",
     "n_predict",
     "max_tokens",
@@ -70,7 +67,9 @@ static void check_integer(const std::string & name, const json & value) {
         return;
     }
     const auto least = (double) std::numeric_limits<int32_t>::min();
-    const auto most = (double) std::numeric_limits<uint32_t>::max(); // a seed
+    const bool is_seed = name == "seed"; // all 32 bits of which are used
+    const auto most =
+        is_seed ? (double) std::numeric_limits<uint32_t>::max() : (double) std::numeric_limits<int32_t>::max();
     const auto number = value.get<double>();
     if (!(number >= least && number <= most)) {
         throw std::invalid_argument(name + ": " + value.dump() + " is out of range; integers are " +
@@ -78,19 +77,11 @@ static void check_integer(const std::string & name, const json & value) {
     }
 }
 
-static void check_integers(const std::string & name, const json & value) {
-    if (value.is_array()) {
-        for (size_t i = 0; i < value.size(); ++i) {
-            check_integers(name, value.at(i));
-        }
-    } else {
-        check_integer(name, value);
-    }
-}
-
+// Tokens in a list, or in lists of such.
 static void check_tokens(const json & tokens, int32_t n_vocab) {
     for (size_t i = 0; tokens.is_array() && i < tokens.size(); ++i) {
         const json & token = tokens.at(i);
+        check_tokens(token, n_vocab);
         if (token.is_number() && !(token.get<double>() >= 0 && token.get<double>() < n_vocab)) {
             throw std::invalid_argument("there is no token " + token.dump() + "; the vocabulary has 0 to " +
                                         std::to_string(n_vocab - 1));
@@ -131,7 +122,8 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
     const bool has_two_forms = !completes && body.find("\"grammar\"") != std::string::npos &&
                                body.find("\"json_schema\"") != std::string::npos;
     const bool has_media = body.find("multimodal_data") != std::string::npos;
-    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_media && !has_long_number(body)) {
+    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_media &&
+        !has_large_number(body)) {
         return {};
     }
     json parsed;
@@ -145,7 +137,7 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
     }
     for (const char * name : read_as_integers) {
         if (parsed.contains(name)) {
-            check_integers(name, parsed.at(name));
+            check_integer(name, parsed.at(name));
         }
     }
     if (has_two_forms && !json_value(parsed, "grammar", std::string()).empty() && parsed.contains("json_schema") &&
@@ -157,11 +149,10 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
             check_ends(parsed.at(name));
         }
     }
-    if (tokenizes && parsed.contains("content")) {
-        check_tokens(parsed.at("content"), n_vocab);
-    }
-    if (detokenizes && parsed.contains("tokens")) {
-        check_tokens(parsed.at("tokens"), n_vocab);
+    for (const char * name : { "prompt", "input", "content", "tokens" }) {
+        if (parsed.contains(name)) {
+            check_tokens(parsed.at(name), n_vocab);
+        }
     }
     if (reranks) {
         check_not_negative(parsed, "top_n");

@@ -92,13 +92,20 @@ def test_tokens_that_there_are_not(server: HttpServer) -> None:
             assert "token" in server.refused(path, body).lower(), (path, token)
 
 
+def test_numbers_that_are_no_counts(server: HttpServer) -> None:
+    for top_n in (-2, 2**31, -3.5e38, 2**64):
+        server.refused("/rerank", {"query": "a", "documents": ["a", "b"], "top_n": top_n})
+    for token in (3.5e38, -1.0, 1e9, 2**64):
+        assert "token" in server.refused("/detokenize", {"tokens": [5, token]})
+    assert "typical_p" in server.refused("/completion", {"prompt": "a", "typical_p": -1})
+
+
 @pytest.mark.parametrize("value", [2**40, -(2**31) - 1, 2**32, 2**63, 10**30], ids=str)
 def test_numbers_that_would_be_cut(server: HttpServer, value: int) -> None:
     """Upstream reads integers into 32 bits; 2^40 was token 0."""
     assert str(value) in server.refused("/completion", {"prompt": [5, value], "n_predict": 1}) or value == 10**30
     for body in ({"prompt": "a", "n_predict": value}, {"prompt": "a", "top_k": value}, {"prompt": "a", "seed": value}):
-        if value < 2**63:
-            assert "out of range" in server.refused("/completion", body)
+        assert "out of range" in server.refused("/completion", body)
     assert server.request("/tokenize", {"content": [value]})[0] == 400
     assert server.complete("a", n_predict=1, seed=2**32 - 1)  # a seed has all 32
 
