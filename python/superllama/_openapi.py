@@ -43,6 +43,36 @@ class Layer(_Model):
     device: str | None
 
 
+class Member(_Model):
+    """A server of a router, and what it has of the memory that all of them share."""
+
+    model: str
+    pid: int
+    lease_bytes: Count = Field(description="that it may use now")
+    least_bytes: Count
+    full_bytes: Count
+    weight: Count = Field(description="of its share among those that are active")
+    active: bool
+
+
+class Pool(_Model):
+    """The memory that the servers of a router share."""
+
+    total_bytes: Count
+    leased_bytes: Count
+    members: list[Member]
+
+
+class RouterStatus(_Model):
+    """What a router says where no model is named."""
+
+    version: str
+    upstream_build: str
+    state: Literal["ready"]
+    router: Literal[True]
+    pool: Pool
+
+
 class Status(_Model):
     """What the server's memory is for."""
 
@@ -55,6 +85,7 @@ class Status(_Model):
     memory_used_bytes: Count
     layers: list[Layer]
     metrics: Metrics | None = Field(None, description="absent while the memory is given back")
+    pool: Pool | None = Field(None, description="of a router's server")
 
 
 class Budgets(_Model):
@@ -89,7 +120,7 @@ class Health(_Model):
 
 def document() -> dict[str, Any]:
     """The document."""
-    kinds: list[type[BaseModel]] = [Status, Budgets, Refusal, Health]
+    kinds: list[type[BaseModel]] = [Status, RouterStatus, Budgets, Refusal, Health]
     _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")
     return {
         "openapi": "3.1.0",
@@ -105,7 +136,12 @@ def document() -> dict[str, Any]:
                     "responses": {"200": _is("Health", "yes"), "503": _is("Health", "no, and why")},
                 }
             },
-            "/superllama": {"get": {"summary": "memory, layers, counters", "responses": {"200": _is("Status", "now")}}},
+            "/superllama": {
+                "get": {
+                    "summary": "memory, layers, counters; of a router without ?model=NAME: who has how much",
+                    "responses": {"200": _is("Status", "now")},
+                }
+            },
             "/superllama/budget": _change("change budgets while it serves", body=True),
             "/superllama/drain": _change("take no new requests"),
             "/superllama/pause": _change("take no new requests, then give the memory back"),
@@ -120,7 +156,9 @@ def document() -> dict[str, Any]:
 
 
 def _is(kind: str, description: str) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{kind}"}
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{kind}"}
+    if kind == "Status":
+        schema = {"anyOf": [schema, {"$ref": "#/components/schemas/RouterStatus"}]}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 

@@ -32,7 +32,7 @@ struct pool_member {
 std::vector<uint64_t> pool_shares(const std::vector<pool_member> & members, uint64_t total);
 
 struct pool_table {
-    uint64_t asked = 0;     // the total, by a request to the router
+    uint64_t asked = 0;     // the total: the budget of the router, or of a request to it
     uint64_t automatic = 0; // what the machine had to give when the first one came
     std::vector<pool_member> members;
 

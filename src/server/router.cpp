@@ -22,7 +22,9 @@ namespace {
 // Nobody but the servers writes the table, and the total of a request.
 class router_memory {
   public:
-    explicit router_memory(int port) : pool(process(), port) {}
+    explicit router_memory(const common_params & params) : pool(process(), params.port) {
+        pool.with([&](pool_table & table) { table.asked = params.superllama.model.mem_budget_bytes; });
+    }
     ~router_memory() { pool.remove(); }
 
     json status() {
@@ -100,7 +102,7 @@ std::map<std::string, handler_t> router_routes(const common_params & params, con
         { "POST /superllama/resume", proxy_post },
     };
     if (memory_pool::is_supported()) {
-        const auto memory = std::make_shared<router_memory>(params.port);
+        const auto memory = std::make_shared<router_memory>(params);
         routes["GET /superllama"] = [memory, proxy_get](const server_http_req & req) {
             return names_model(req) ? proxy_get(req) : answered(200, memory->status());
         };

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from bench import make_model
 from rpc_devices import NO_GPU, free_port
 from serving import HttpServer
 
 from superllama import cli
+from superllama._openapi import document
 from superllama._programs import find_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="servers share memory on Linux")
@@ -72,6 +74,7 @@ def router(models: dict[str, Path], folder: Path, budget: str, more: str = "", *
 def pool(server: HttpServer) -> dict[str, Any]:
     status, found = server.request("/superllama")
     assert status == 200, found
+    jsonschema.validate(found, {"$ref": "#/components/schemas/RouterStatus", **document()})
     return dict(found["pool"])
 
 
