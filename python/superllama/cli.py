@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"superllama {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    add_to(commands)
+
     plan = commands.add_parser("plan", help="what a model would do here under a budget, before it is loaded")
     plan.add_argument("model", nargs="?", help="a GGUF file, or a name of `superllama list` (default: the demo model)")
     plan.add_argument("-m", "--model", dest="model_option", metavar="FILE", help="the same")
@@ -112,7 +114,6 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
     prune.add_argument("-y", "--yes", action="store_true", help="do not ask")
     prune.add_argument("--json", action="store_true", help="for programs")
-    add_to(commands)
     return main_parser
 
 
