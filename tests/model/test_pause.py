@@ -177,6 +177,7 @@ def test_a_model_that_is_gone_for_a_while(demo_model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("when", ["ready", "paused"])
 def test_the_end_of_a_server(tiny_model: Path, tmp_path: Path, when: str) -> None:
     with http_server(tiny_model, tmp_path / "log", "-c", 512) as server:
+        server.complete("a", n_predict=1)  # the handlers of signals are there once it is answered
         if when == "paused":
             post(server, "pause")
         os.kill(server.process.pid, signal.SIGTERM)
