@@ -18,12 +18,14 @@ from rounds import PATIENCE_S, Memory, Outcome, last_lines
 from serving import HttpServer, http_server
 
 # Upstream calls some requests its own error that are the client's, and says what is wrong with them. Where its parser
-# does not read an answer that its grammar allowed, it says so (docs/limits.md).
+# does not read an answer that its grammar allowed, or where a grammar and other rules leave no token, it says so
+# (docs/limits.md).
 CLIENTS_ERRORS_AS_500 = re.compile(
     r"^(Failed to parse (messages|tools|tool call arguments as JSON): |'messages' is required|Multimodal data "
     r"|input \(\d+ tokens\) is too large to process|(image|audio) input is not supported|Unknown reasoning format: "
     r"|the current context does not support logits computation"
-    r"|The model produced output that does not match the expected )"
+    r"|The model produced output that does not match the expected "
+    r"|got exception: Unexpected empty grammar stack after accepting piece)"
 )
 
 Answer = tuple[int, bytes]
