@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 #include <map>
 #include <new>
 #include <string>
@@ -20,12 +21,11 @@ static std::map<llama_seq_id, llama_pos> beginnings(llama_context * ctx, const l
         const int32_t n = batch.seq_id != nullptr ? batch.n_seq_id[i] : 1;
         for (int32_t s = 0; s < n; ++s) {
             const llama_seq_id seq = batch.seq_id != nullptr ? batch.seq_id[i][s] : 0;
-            const llama_pos pos = batch.pos != nullptr ? batch.pos[i] : llama_memory_seq_pos_max(memory, seq) + 1;
-            const auto known = found.find(seq);
-            if (known == found.end()) {
-                found[seq] = pos;
-            } else {
-                known->second = std::min(known->second, pos);
+            const auto [known, is_new] = found.try_emplace(seq, std::numeric_limits<llama_pos>::max());
+            if (batch.pos != nullptr) {
+                known->second = std::min(known->second, batch.pos[i]);
+            } else if (is_new) {
+                known->second = llama_memory_seq_pos_max(memory, seq) + 1;
             }
         }
     }

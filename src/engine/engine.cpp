@@ -87,8 +87,6 @@ static std::map<std::string, std::string> query_parameters(std::string query) {
 
 void superllama_engine::add_routes() {
     handlers = {
-        { "GET /health", routes.get_health },
-        { "GET /metrics", routes.get_metrics },
         { "GET /props", routes.get_props },
         { "GET /slots", routes.get_slots },
         { "POST /slots", routes.post_slots },

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <memory>
 #include <stdexcept>
+#include <thread>
 
 namespace superllama {
 
@@ -21,15 +23,26 @@ server_http_res_ptr refused(const std::string & why, error_type type) {
     return answered(json_value(error, "code", 500), { { "error", error } });
 }
 
-bool is_of_another_site(const server_http_req & req) {
+server_http_res_ptr refused_to_other_sites(const server_http_req & req) {
     for (const auto & header : req.headers) {
         std::string name = header.first;
         std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return (char) tolower(c); });
         if (name == "sec-fetch-site" && header.second != "same-origin" && header.second != "none") {
-            return true;
+            return refused("a page of another site may not change this server", ERROR_TYPE_PERMISSION);
         }
     }
-    return false;
+    return nullptr;
+}
+
+bool soon(const std::function<bool()> & is_so) {
+    const int64_t end_ms = ggml_time_ms() + patience_ms;
+    while (!is_so()) {
+        if (ggml_time_ms() > end_ms) {
+            return false;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return true;
 }
 
 std::string size_text(const json & value, const char * name) {

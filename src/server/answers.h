@@ -6,6 +6,7 @@
 #include "server/pool.h"
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 namespace superllama {
@@ -14,7 +15,12 @@ server_http_res_ptr answered(int status, const json & body);
 server_http_res_ptr refused(const std::string & why, error_type type);
 
 // A page of another site, in the browser of whoever may use this server, can send a request, if not read the answer.
-bool is_of_another_site(const server_http_req & req);
+// Null: this is none.
+server_http_res_ptr refused_to_other_sites(const server_http_req & req);
+
+// A change is answered when it is so, but not later than this: with 202 then.
+const int patience_ms = 10000;
+bool soon(const std::function<bool()> & is_so);
 
 // A size in a request, as the flags have it or as a number of bytes. Throw std::invalid_argument.
 std::string size_text(const json & value, const char * name);

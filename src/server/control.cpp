@@ -10,21 +10,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
-#include <chrono>
 #include <memory>
-#include <mutex>
-#include <numeric>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 namespace superllama {
 
 using vram_budgets = std::array<uint64_t, SUPERLLAMA_MAX_DEVICES>;
 using handler_t = server_http_context::handler_t;
-
-static const std::chrono::milliseconds patience(10000); // then 202: it will be so
 
 static llama_model * model_of(const llama_context * ctx) {
     return const_cast<llama_model *>(llama_get_model(ctx));
@@ -66,32 +59,6 @@ static json metrics_of(const llama_context * ctx) {
         text.resize((size_t) n + 1);
     }
 }
-
-static int64_t bytes_in_use(const llama_model * model) {
-    int64_t by_tag[SUPERLLAMA_N_MEMORY_TAGS];
-    return superllama_memory_by_tag(model, by_tag) < 0
-               ? 0
-               : std::accumulate(std::begin(by_tag), std::end(by_tag), int64_t(0));
-}
-
-// A context that stays for a while; null where the server's memory is given back.
-class held_context {
-  public:
-    explicit held_context(lifecycle & life) : life(life), ctx(life.hold()) {}
-    ~held_context() {
-        if (ctx != nullptr) {
-            life.release();
-        }
-    }
-    held_context(const held_context &) = delete;
-    held_context & operator=(const held_context &) = delete;
-
-    llama_context * get() const { return ctx; }
-
-  private:
-    lifecycle & life;
-    llama_context * ctx;
-};
 
 static json status_of(lifecycle & life, const llama_context * ctx) {
     const lifecycle::facts now = life.now();
@@ -166,21 +133,6 @@ static void check_names(const json & asked) {
     }
 }
 
-// A batch that runs gives back what is too much before its next one.
-static bool becomes_true(const llama_model * model, std::chrono::milliseconds patience) {
-    const auto end = std::chrono::steady_clock::now() + patience;
-    uint64_t budget_bytes = 0;
-    vram_budgets vram{};
-    superllama_budgets(model, &budget_bytes, vram.data());
-    while (budget_bytes > 0 && bytes_in_use(model) > (int64_t) budget_bytes) {
-        if (std::chrono::steady_clock::now() > end) {
-            return false;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return true;
-}
-
 static server_http_res_ptr change_budgets(lifecycle & life, const server_http_req & req) {
     const json asked = json::parse(req.body);
     check_names(asked);
@@ -201,7 +153,11 @@ static server_http_res_ptr change_budgets(lifecycle & life, const server_http_re
                        ERROR_TYPE_NOT_SUPPORTED);
     }
     change(model, asked);
-    const bool is_so = becomes_true(model, patience);
+    uint64_t budget_bytes = 0;
+    vram_budgets vram{};
+    superllama_budgets(model, &budget_bytes, vram.data());
+    // a batch that runs gives back what is too much before its next one
+    const bool is_so = soon([&] { return budget_bytes == 0 || bytes_in_use(model) <= (int64_t) budget_bytes; });
     return answered(is_so ? 200 : 202, status_of(life, held.get()));
 }
 
@@ -211,8 +167,8 @@ static server_http_res_ptr change_budgets(lifecycle & life, const server_http_re
 static handler_t changing(lifecycle & life, const common_params & params,
                           std::function<server_http_res_ptr(const server_http_req &)> change) {
     return [&life, &params, change = std::move(change)](const server_http_req & req) {
-        if (is_of_another_site(req)) {
-            return refused("a page of another site may not change this server", ERROR_TYPE_PERMISSION);
+        if (server_http_res_ptr no = refused_to_other_sites(req)) {
+            return no;
         }
         if (params.sleep_idle_seconds >= 0) {
             return refused("a server with --sleep-idle-seconds cannot be changed; start it with --idle-release",
@@ -250,7 +206,6 @@ std::map<std::string, handler_t> control_routes(lifecycle & life, const common_p
     const auto post = [&](std::function<server_http_res_ptr(const server_http_req &)> change) {
         return changing(life, params, std::move(change));
     };
-    const int patience_ms = (int) patience.count();
     return {
         { "GET /health", [&life](const server_http_req &) { return health(life); } },
         { "GET /metrics", [&life, upstream = routes.get_metrics](
@@ -266,15 +221,12 @@ std::map<std::string, handler_t> control_routes(lifecycle & life, const common_p
               return res;
           } },
         { "POST /superllama/budget", post([&life](const server_http_req & req) { return change_budgets(life, req); }) },
-        { "POST /superllama/drain", post([&life, patience_ms](const server_http_req &) {
-              return answered_status(life, life.drain(patience_ms));
-          }) },
-        { "POST /superllama/pause", post([&life, patience_ms](const server_http_req &) {
-              return answered_status(life, life.pause(patience_ms));
-          }) },
-        { "POST /superllama/resume", post([&life, patience_ms](const server_http_req &) {
-              return answered_status(life, life.resume(patience_ms));
-          }) },
+        { "POST /superllama/drain",
+          post([&life](const server_http_req &) { return answered_status(life, life.drain(patience_ms)); }) },
+        { "POST /superllama/pause",
+          post([&life](const server_http_req &) { return answered_status(life, life.pause(patience_ms)); }) },
+        { "POST /superllama/resume",
+          post([&life](const server_http_req &) { return answered_status(life, life.resume(patience_ms)); }) },
     };
 }
 

@@ -22,12 +22,6 @@ namespace superllama {
 
 static const int64_t active_for_ms = 1000; // after the last request, so that turns do not move layers back and forth
 
-// Of the machine, so that the servers' clocks are one.
-static int64_t now_ms() {
-    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
-        .count();
-}
-
 static int64_t parent() {
 #ifdef __linux__
     return getppid();
@@ -85,7 +79,7 @@ lease::lease(const common_params & given, int router_port) :
     self.weight = (uint64_t) params.superllama.mem_share;
     const std::string name = params.model_alias.empty() ? params.model.path : *params.model_alias.begin();
     snprintf(self.name, sizeof(self.name), "%s", name.c_str());
-    self.active_ms = now_ms();
+    self.active_ms = ggml_time_ms(); // of the machine, so that the servers' clocks are one
     set_range(plan.mem_least_bytes, plan.mem_full_bytes);
     struct superllama_memory memory = {};
     superllama_memory(&memory);
@@ -128,7 +122,7 @@ void lease::set_range(uint64_t least, uint64_t full) {
 }
 
 uint64_t lease::may_have(const activity & now) {
-    const int64_t t = now_ms();
+    const int64_t t = ggml_time_ms();
     self.is_busy = now.is_busy;
     self.waiting_ms = !now.waits ? 0 : self.waiting_ms > 0 ? self.waiting_ms : t;
     if (now.is_busy || now.waits) {

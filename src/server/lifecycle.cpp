@@ -1,6 +1,5 @@
 #include "server/lifecycle.h"
 
-#include "io/temporary.h"
 #include "log.h"
 #include "model/assert_guard.h"
 #include "server-queue.h"
@@ -21,17 +20,11 @@
 #endif
 #ifndef _WIN32
 #    include <csignal>
-#    include <fcntl.h>
-#    include <unistd.h>
 #endif
 
 namespace superllama {
 
 using std::chrono::milliseconds;
-
-static int64_t now_ms() {
-    return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // ------------------------------------------------------------------------------------------ all of a process
 
@@ -64,7 +57,7 @@ bool is_awake(bool sleeping, bool running) {
 bool lifecycle::asks_for_sleep() {
     if (!slots_run.exchange(true)) {
         const std::lock_guard<std::mutex> lock(mutex);
-        t_idle_ms = now_ms();
+        t_idle_ms = ggml_time_ms();
     }
     return asks_for_sleep_;
 }
@@ -167,7 +160,7 @@ std::string lifecycle::admit(const server_http_req & req) {
 void lifecycle::left() {
     const std::lock_guard<std::mutex> lock(mutex);
     n_requests--;
-    t_idle_ms = now_ms();
+    t_idle_ms = ggml_time_ms();
     changed.notify_all();
 }
 
@@ -178,7 +171,8 @@ lifecycle::lifecycle(const common_params & params, server_context & server, cons
     server(server),
     routes(routes),
     queue(&server.get_response_reader().queue_tasks),
-    t_idle_ms(now_ms()),
+    slots_on_disk(server, [this] { return ending.load(); }),
+    t_idle_ms(ggml_time_ms()),
     budgets(params.superllama.model) {
     {
         const std::lock_guard<std::mutex> lock(all_mutex);
@@ -211,7 +205,7 @@ bool lifecycle::resume(int timeout_ms) {
 }
 
 bool lifecycle::aim_at(aim a, int timeout_ms) {
-    const int64_t end_ms = now_ms() + timeout_ms;
+    const int64_t end_ms = ggml_time_ms() + timeout_ms;
     std::unique_lock<std::mutex> lock(mutex);
     aim_ = a;
     wanted = wanted || a == aim::serve;
@@ -221,7 +215,7 @@ bool lifecycle::aim_at(aim a, int timeout_ms) {
                              : a == aim::pause ? memory_ == memory::gone
                                                : n_requests == 0);
     };
-    while (!is_so() && aim_ == a && !ending && now_ms() < end_ms) {
+    while (!is_so() && aim_ == a && !ending && ggml_time_ms() < end_ms) {
         changed.wait_for(lock, milliseconds(100));
     }
     return is_so();
@@ -254,6 +248,12 @@ void lifecycle::release() {
     context_mutex.unlock_shared();
 }
 
+int64_t bytes_in_use(const llama_model * model) {
+    int64_t by_tag[SUPERLLAMA_N_MEMORY_TAGS] = {};
+    superllama_memory_by_tag(model, by_tag);
+    return std::accumulate(std::begin(by_tag), std::end(by_tag), int64_t(0));
+}
+
 // ------------------------------------------------------------------------------------------ memory, there and back
 
 // The watcher's thread: all that happens to the memory happens here.
@@ -264,7 +264,7 @@ void lifecycle::watch() {
         const bool is_loaded = slots_run;
         const bool shares = is_loaded && share != nullptr;
         const int64_t release_ms = is_loaded ? params.superllama.idle_release_s * int64_t(1000) : -1;
-        const bool is_idle = release_ms >= 0 && now_ms() - t_idle_ms >= release_ms;
+        const bool is_idle = release_ms >= 0 && ggml_time_ms() - t_idle_ms >= release_ms;
         const bool is_wanted_by_others = shares && follow_pool(lock);
         const bool may_go = is_loaded && memory_ == memory::here && n_requests == 0;
         if (may_go && (aim_ == aim::pause || (aim_ == aim::serve && (is_idle || is_wanted_by_others)))) {
@@ -284,7 +284,12 @@ void lifecycle::watch() {
 }
 
 void lifecycle::before_load(common_params & given) {
-    share = lease::join(given);
+    try {
+        share = lease::join(given);
+    } catch (const std::exception & e) {
+        LOG_WRN("superllama: this model has its budget for itself, beside those of the router's others: %s\n",
+                e.what());
+    }
     if (share == nullptr) {
         return;
     }
@@ -317,11 +322,11 @@ bool lifecycle::follow_pool(std::unique_lock<std::mutex> & lock) {
 
 // Other servers may use what this one had once it is no longer in use here.
 void lifecycle::take_share(uint64_t bytes) {
-    llama_context * ctx = hold();
-    if (ctx == nullptr) {
+    const held_context held(*this);
+    if (held.get() == nullptr) {
         return;
     }
-    llama_model * model = const_cast<llama_model *>(llama_get_model(ctx));
+    llama_model * model = const_cast<llama_model *>(llama_get_model(held.get()));
     uint64_t least = 0, full = 0;
     if (superllama_budget_range(model, &least, &full) == 0) {
         share->set_range(least, full);
@@ -333,17 +338,14 @@ void lifecycle::take_share(uint64_t bytes) {
             superllama_set_budgets(model, &bytes, nullptr);
         }
     } else if (bytes < before && superllama_set_budgets(model, &bytes, nullptr) == 0) {
-        int64_t by_tag[SUPERLLAMA_N_MEMORY_TAGS] = {};
-        superllama_memory_by_tag(model, by_tag);
-        if (std::accumulate(std::begin(by_tag), std::end(by_tag), int64_t(0)) <= (int64_t) bytes) {
+        if (bytes_in_use(model) <= (int64_t) bytes) {
             share->lower(bytes); // else a batch runs, and we look again
         }
     }
-    release();
 }
 
 void lifecycle::give_back() {
-    save_slots();
+    slots_on_disk.save(params.n_parallel, params.superllama.spill_dir);
     {
         const std::lock_guard<std::shared_timed_mutex> nobody_looks(context_mutex);
         const llama_model * model = llama_get_model(server.get_llama_context());
@@ -378,10 +380,10 @@ void lifecycle::take_again() {
     if (server.get_llama_context() == nullptr) {
         return; // the same, in the middle of a load
     }
-    restore_slots();
+    slots_on_disk.restore();
     const std::lock_guard<std::mutex> lock(mutex);
     memory_ = memory::here;
-    t_idle_ms = now_ms();
+    t_idle_ms = ggml_time_ms();
     changed.notify_all();
 }
 
@@ -407,74 +409,6 @@ bool lifecycle::may_try_again(const std::string & why) {
 void lifecycle::loaded() {
     const std::lock_guard<std::mutex> lock(mutex);
     reason.clear();
-}
-
-// ------------------------------------------------------------------------------------------ conversations
-
-server_task_result_ptr lifecycle::slot_task(server_task_type type, int id, const std::string & path) {
-    server_response_reader reader = server.get_response_reader();
-    server_task task(type);
-    task.id = reader.get_new_id();
-    task.slot_action = { id, path, path };
-    reader.post_task(std::move(task));
-    return reader.next([this] { return ending.load(); });
-}
-
-// A file that has no name any more can still be opened by way of its descriptor, where there is /proc.
-static std::string path_without_name(const std::string & path, const descriptor & file) {
-#ifndef _WIN32
-    const std::string by_descriptor = "/proc/self/fd/" + std::to_string(file.get());
-    if (file && access(by_descriptor.c_str(), R_OK) == 0) {
-        unlink(path.c_str());
-        return by_descriptor;
-    }
-#endif
-    return path;
-}
-
-void lifecycle::save_slots() {
-    slot_files.clear();
-    folder.reset();
-    if (llama_get_memory(server.get_llama_context()) == nullptr) {
-        return; // a model that keeps nothing between two requests
-    }
-    bool has_names = false;
-    try {
-        folder = std::make_unique<temporary_folder>(params.superllama.spill_dir, "a folder of conversations");
-        for (int id = 0; id < params.n_parallel && !ending; ++id) {
-            const std::string path = folder->file("slot-" + std::to_string(id));
-            const server_task_result_ptr result = slot_task(SERVER_TASK_TYPE_SLOT_SAVE, id, path);
-            const auto * saved = dynamic_cast<const server_task_result_slot_save_load *>(result.get());
-            if (saved == nullptr) {
-                LOG_WRN("superllama: the conversation of slot %d cannot be kept: %s\n", id,
-                        result == nullptr ? "the server ends" : safe_json_to_str(result->to_json()).c_str());
-                continue;
-            }
-            descriptor file(open_at(AT_FDCWD, path.c_str(), O_RDONLY));
-            const std::string by = path_without_name(path, file);
-            has_names = has_names || by == path;
-            if (saved->n_tokens > 0) {
-                slot_files.push_back({ id, by, std::move(file) });
-            }
-        }
-        if (!has_names) {
-            folder.reset(); // nothing is left behind, however this process ends
-        }
-    } catch (const std::exception & e) {
-        LOG_WRN("superllama: conversations cannot be kept: %s\n", e.what());
-    }
-}
-
-void lifecycle::restore_slots() {
-    for (const slot_file & saved : slot_files) {
-        const server_task_result_ptr result = slot_task(SERVER_TASK_TYPE_SLOT_RESTORE, saved.id, saved.path);
-        if (dynamic_cast<const server_task_result_slot_save_load *>(result.get()) == nullptr) {
-            LOG_WRN("superllama: the conversation of slot %d is computed again: %s\n", saved.id,
-                    result == nullptr ? "the server ends" : safe_json_to_str(result->to_json()).c_str());
-        }
-    }
-    slot_files.clear();
-    folder.reset();
 }
 
 std::unique_ptr<aside_file> lifecycle::new_aside_file() const {

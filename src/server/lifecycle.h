@@ -2,8 +2,8 @@
 // conversations wait on disk. Upstream calls a server without its model asleep; who may wake it is decided here.
 #pragma once
 
-#include "io/file.h"
 #include "server-context.h"
+#include "server/conversations.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -13,7 +13,6 @@
 #include <shared_mutex>
 #include <string>
 #include <thread>
-#include <vector>
 
 struct server_queue;
 
@@ -21,7 +20,6 @@ namespace superllama {
 
 class aside_file;
 class lease;
-class temporary_folder;
 
 class lifecycle {
   public:
@@ -72,29 +70,20 @@ class lifecycle {
     enum class aim { serve, drain, pause };
     enum class memory { here, leaving, gone, coming };
 
-    struct slot_file {
-        int id;
-        std::string path; // by way of `file`, where that can be
-        descriptor file;
-    };
-
     bool aim_at(aim a, int timeout_ms);
     std::string admit(const server_http_req & req);
     void left();
-    int64_t idle_ms() const;
     void watch();
     bool follow_pool(std::unique_lock<std::mutex> & lock);
     void take_share(uint64_t bytes);
     void give_back();
     void take_again();
-    void save_slots();
-    void restore_slots();
-    server_task_result_ptr slot_task(server_task_type type, int id, const std::string & path);
 
     const common_params & params;
     server_context & server;
     const server_routes & routes;
     server_queue * queue;
+    conversations slots_on_disk; // the watcher's
 
     mutable std::mutex mutex;
     std::condition_variable changed;
@@ -106,17 +95,38 @@ class lifecycle {
     int64_t t_idle_ms;  // since when no request runs
     std::string reason; // why the model could not be loaded again
 
-    std::shared_timed_mutex context_mutex; // shared: somebody looks at the context
-    std::vector<slot_file> slot_files;
-    std::unique_ptr<temporary_folder> folder; // of those that have names
-    std::unique_ptr<lease> share;             // of the memory of a router's servers
-    struct superllama_model_params budgets;   // as they were when the memory was given back
+    std::shared_timed_mutex context_mutex;  // shared: somebody looks at the context
+    std::unique_ptr<lease> share;           // of the memory of a router's servers
+    struct superllama_model_params budgets; // as they were when the memory was given back
     std::atomic<int32_t> n_vocab{ 0 };
     std::atomic<bool> slots_run{ false };
     std::atomic<bool> asks_for_sleep_{ false };
     std::atomic<bool> ending{ false };
     std::thread watcher;
 };
+
+// A context that stays for a while; null where the server's memory is given back.
+class held_context {
+  public:
+    explicit held_context(lifecycle & life) : life(life), ctx(life.hold()) {}
+
+    ~held_context() {
+        if (ctx != nullptr) {
+            life.release();
+        }
+    }
+
+    held_context(const held_context &) = delete;
+    held_context & operator=(const held_context &) = delete;
+
+    llama_context * get() const { return ctx; }
+
+  private:
+    lifecycle & life;
+    llama_context * ctx;
+};
+
+int64_t bytes_in_use(const llama_model * model); // of its budget
 
 // ------------------------------------------------------------------------------ called by upstream's queue and slots
 

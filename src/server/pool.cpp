@@ -210,7 +210,9 @@ void memory_pool::with(const std::function<void(pool_table &)> & change) {
         }
         ~table_lock() { flock(fd, LOCK_UN); }
         int fd;
-    } locked(file.get());
+    };
+    const std::lock_guard<std::mutex> one_thread(of_threads);
+    const table_lock one_process(file.get());
 
     const std::vector<uint8_t> before = content_of(file.get());
     pool_table table = read_table(before);

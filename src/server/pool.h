@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -46,8 +47,8 @@ class memory_pool {
     // Of the router with this process and port. Throws std::runtime_error where there can be no such file.
     memory_pool(int64_t router_pid, int router_port);
 
-    // One look at the table, or change of it, at a time; members whose process has ended are gone. What `change` leaves
-    // is written. Throws std::runtime_error.
+    // One look at the table, or change of it, at a time, of threads and of processes; members whose process has ended
+    // are gone. What `change` leaves is written. Throws std::runtime_error.
     void with(const std::function<void(pool_table &)> & change);
 
     void remove(); // the file; those that have it open go on with it
@@ -58,6 +59,7 @@ class memory_pool {
   private:
     std::string path;
     descriptor file;
+    std::mutex of_threads; // which have one lock of the file together
 };
 
 } // namespace superllama

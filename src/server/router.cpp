@@ -1,13 +1,12 @@
 #include "server/router.h"
 
 #include "common.h"
+#include "log.h"
 #include "server/answers.h"
 #include "superllama.h"
 
-#include <chrono>
 #include <memory>
 #include <stdexcept>
-#include <thread>
 
 #ifdef __linux__
 #    include <unistd.h>
@@ -47,15 +46,11 @@ class router_memory {
             }
             table.asked = bytes;
         });
-        for (int i = 0; i < 1000; ++i) {
+        return soon([&] {
             bool is_so = false;
             pool.with([&](pool_table & table) { is_so = table.leased() <= table.total(); });
-            if (is_so) {
-                return true;
-            }
-            std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        }
-        return false;
+            return is_so;
+        });
     }
 
   private:
@@ -81,8 +76,8 @@ static bool names_model(const server_http_req & req) {
 }
 
 static server_http_res_ptr change_total(router_memory & memory, const server_http_req & req) {
-    if (is_of_another_site(req)) {
-        return refused("a page of another site may not change this server", ERROR_TYPE_PERMISSION);
+    if (server_http_res_ptr no = refused_to_other_sites(req)) {
+        return no;
     }
     const json asked = json::parse(req.body);
     if (!asked.is_object() || asked.size() != 1 || !asked.contains("mem_budget")) {
@@ -94,6 +89,16 @@ static server_http_res_ptr change_total(router_memory & memory, const server_htt
     return answered(is_so ? 200 : 202, memory.status());
 }
 
+// Null where servers cannot share memory: each has its budget for itself, as upstream's router has it.
+static std::shared_ptr<router_memory> memory_of(const common_params & params) {
+    try {
+        return memory_pool::is_supported() ? std::make_shared<router_memory>(params) : nullptr;
+    } catch (const std::exception & e) {
+        LOG_WRN("superllama: models do not share a budget: %s\n", e.what());
+        return nullptr;
+    }
+}
+
 std::map<std::string, handler_t> router_routes(const common_params & params, const handler_t & proxy_get,
                                                const handler_t & proxy_post) {
     std::map<std::string, handler_t> routes = {
@@ -101,8 +106,7 @@ std::map<std::string, handler_t> router_routes(const common_params & params, con
         { "POST /superllama/drain", proxy_post },  { "POST /superllama/pause", proxy_post },
         { "POST /superllama/resume", proxy_post },
     };
-    if (memory_pool::is_supported()) {
-        const auto memory = std::make_shared<router_memory>(params);
+    if (const auto memory = memory_of(params)) {
         routes["GET /superllama"] = [memory, proxy_get](const server_http_req & req) {
             return names_model(req) ? proxy_get(req) : answered(200, memory->status());
         };

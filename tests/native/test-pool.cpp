@@ -152,11 +152,19 @@ static void table() {
         wait(&status);
         CHECK(status == 0);
     }
-    pool.with([](pool_table & table) {
-        CHECK(table.members.empty());
-        table.asked = 5;
-    });
-    pool.with([](pool_table & table) { CHECK(table.total() == 5); });
+    pool.with([](pool_table & table) { CHECK(table.members.empty()); });
+    std::vector<std::thread> threads; // of one process, as a router's requests
+    for (int t = 0; t < 4; ++t) {
+        threads.emplace_back([&] {
+            for (int i = 0; i < 2000; ++i) {
+                pool.with([](pool_table & table) { table.asked++; });
+            }
+        });
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    pool.with([](pool_table & table) { CHECK(table.total() == 8000); });
     pool.remove();
     const std::string inner = std::string(folder) + "/superllama-" + std::to_string(getuid());
     CHECK(rmdir(inner.c_str()) == 0 && rmdir(folder) == 0);
