@@ -5,12 +5,8 @@ Of a router, which serves several models, `model` names one; without it the answ
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +48,11 @@ def drain(url: str, key: str | None = None, model: str | None = None) -> dict[st
 
 
 def _ask(url: str, path: str, key: str | None, model: str | None, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    import http.client  # they take longer than most commands, of which each knows default_url()
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     address = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1") + path
     named = {} if model is None else {"model": model}

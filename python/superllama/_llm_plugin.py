@@ -120,9 +120,10 @@ def _embedder(name: str, **options: Any) -> LLM:
 # ---------------------------------------------------------------- models
 
 
-class Superllama(llm.Model):
-    """A model that answers."""
+class _Answers:
+    """What both kinds of models that answer have in common."""
 
+    model_id: str
     can_stream = True
     supports_schema = True
     supports_tools = True
@@ -130,37 +131,34 @@ class Superllama(llm.Model):
 
     def __init__(self, name: str) -> None:
         self.model_id = name
+
+    def _asked(self, make: Callable[..., E], prompt: Any) -> tuple[E, list[dict[str, Any]], dict[str, Any]]:
+        """An engine, and what it is asked."""
+        options = prompt.options.model_dump()
+        return _engine(make, self.model_id, options), _messages(prompt), _request(prompt, options)
+
+
+class Superllama(_Answers, llm.Model):
+    """A model that answers."""
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> Iterator[Any]:
         """The pieces of an answer."""
         from ._engine.llm import LLM
 
-        options = prompt.options.model_dump()
-        engine = _engine(LLM, self.model_id, options)
-        messages, request = _messages(prompt), _request(prompt, options)
+        engine, messages, request = self._asked(LLM, prompt)
         answer = engine.chat_stream(messages, **request) if stream else [engine.chat(messages, **request)]
         for part in answer:
             yield from _events(part, response)
 
 
-class AsyncSuperllama(llm.AsyncModel):
+class AsyncSuperllama(_Answers, llm.AsyncModel):
     """The same for asyncio, with an engine of its own."""
-
-    can_stream = True
-    supports_schema = True
-    supports_tools = True
-    Options = Options
-
-    def __init__(self, name: str) -> None:
-        self.model_id = name
 
     async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[Any]:
         """The pieces of an answer."""
         from ._engine.async_llm import AsyncLLM
 
-        options = prompt.options.model_dump()
-        engine = await asyncio.to_thread(_engine, AsyncLLM, self.model_id, options)
-        messages, request = _messages(prompt), _request(prompt, options)
+        engine, messages, request = await asyncio.to_thread(self._asked, AsyncLLM, prompt)
         if stream:
             async for chunk in engine.chat_stream(messages, **request):
                 for event in _events(chunk, response):

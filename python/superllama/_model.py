@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ._budgets import change_budgets
 from ._closing import Closing
@@ -23,9 +23,6 @@ from ._params import ModelParams, merged
 from ._process import check_process, inherited, stop_at_exit, this_process
 from ._progress import LoadBar, LoadProgress, ProgressCallback, bar_for
 from ._waiting import interruptible
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Closable(Protocol):

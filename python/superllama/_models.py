@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ._errors import ModelError
@@ -35,10 +35,16 @@ class Found:
     bytes: int
 
 
-def found_models() -> list[Found]:
-    """All that is there, by name."""
-    kinds = [*_ollama(), *_lmstudio(), *_huggingface()]
-    return sorted(kinds, key=lambda found: found.name)
+def found_models(*sources: str) -> list[Found]:
+    """All that is there, or what these sources have, by name."""
+    finders = {"ollama": _ollama, "lmstudio": _lmstudio, "huggingface": _huggingface}
+    found = [model for source in sources or SOURCES for model in finders[source]()]
+    return sorted(found, key=lambda model: model.name)
+
+
+def first_names(models: Sequence[Found]) -> str:
+    """Some of them, for a message; empty where there are none."""
+    return ", ".join(found.name for found in models[:8]) + ", ..." * (len(models) > 8)
 
 
 def by_name(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -54,19 +60,19 @@ def by_name(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
         if (here := fetched(name)) is None:
             raise ModelError(f"{name} is not on this machine; `superllama pull {name}` fetches it")
         return str(here.path)
-    models = [found for found in found_models() if found.name.startswith(f"{source}:")]
+    models = found_models(source)
     for found in models:
         if found.name == name or (found.name == f"{name}:latest" and source == "ollama"):
             return str(found.path)
-    names = ", ".join(found.name for found in models[:8]) or "none of that kind"
-    raise ModelError(f"there is no model {name} on this machine; there are {names}{', ...' * (len(models) > 8)}")
+    names = first_names(models) or "none of that kind"
+    raise ModelError(f"there is no model {name} on this machine; there are {names}")
 
 
 def fetched(name: str) -> Found | None:
     """What -hf takes for hf:org/repo[:quant], if it is here. The rule is upstream's: the quant stands in its path."""
     match = HF_NAME.fullmatch(name)
     prefix = f"huggingface:{match['repo'] if match else ''}/"
-    models = [found for found in found_models() if found.name.startswith(prefix)]
+    models = [found for found in found_models("huggingface") if found.name.startswith(prefix)]
     quant = match and match["quant"]
     for wanted in [quant] if quant else QUANTS:
         for model in models:

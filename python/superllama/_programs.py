@@ -65,6 +65,11 @@ def separated(arguments: Sequence[str]) -> list[str]:
     return [part for argument in arguments for part in split_option(argument) or (argument,)]
 
 
+def opposite(flag: str) -> str:
+    """The name that switches it the other way, where there is one."""
+    return "--" + flag[5:] if flag.startswith("--no-") else "--no-" + flag[2:]
+
+
 def model_words(name: str) -> list[str]:
     """A model as words of a command line: a path, or a name as for -m, or hf:org/repo:quant."""
     return ["-hf", name[3:]] if name.startswith("hf:") else ["-m", name]

@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from ._look.tables import size
+    from ._look.amounts import size
     from ._models import found_models
 
     found = found_models()
@@ -185,7 +185,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _pull(args: argparse.Namespace) -> int:
     from ._commands.pull import pull
-    from ._look.tables import size
+    from ._look.amounts import size
 
     pulled = pull(args.name)
     model = pulled.model

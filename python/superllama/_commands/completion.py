@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .._models import found_models
+from .._programs import NAME_OPTIONS
 from .front_doors import flags_of_door
 from .program_flags import Flag, flags_of
 from .shells import PROGRAMS
 
-MODEL_FLAGS = ("-m", "--model")
 MODEL_FILES = "*.gguf"
 ABOUT_LENGTH = 80
 
@@ -121,6 +121,6 @@ def _of_program(flags: Iterable[Flag], words: Sequence[str], names_files: bool, 
 
 
 def _values_of(flag: Flag) -> Offer:
-    if any(name in MODEL_FLAGS for name in flag.names):
+    if not NAME_OPTIONS.isdisjoint(flag.names):
         return _models()
     return Offer([(choice, "") for choice in flag.choices], "*" if flag.names_file else "")

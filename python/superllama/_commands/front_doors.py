@@ -170,12 +170,15 @@ def _add_settings(name: str, line: Line, settings: Settings, known: Mapping[str,
     """Put those of the file before the flags, with its model where the command line has none."""
     from .._programs import MODEL_OPTIONS
     from .program_flags import flags_of
-    from .run import SYSTEM_FLAGS
     from .settings import command_line, for_router
 
     taken = {n for word in line.flags if word in known for n in known[word].names}
     program = "llama-server" if line.prompt else DOORS[name].program
-    takes = {n for flag in flags_of(program) for n in flag.names} | (SYSTEM_FLAGS if line.prompt else set())
+    takes = {n for flag in flags_of(program) for n in flag.names}
+    if line.prompt:
+        from .run import SYSTEM_FLAGS  # brings the engine with it, which only an answer needs
+
+        takes |= SYSTEM_FLAGS
 
     found = settings.top
     if line.model is not None and line.model in settings.models:

@@ -6,6 +6,7 @@ Nothing here has a list of its own, so none can be out of date.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -55,6 +56,7 @@ class Flag:
         return 2 if re.fullmatch(r"[A-Z]+ [A-Z]+", self.value) else int(bool(self.value))
 
 
+@functools.cache
 def flags_of(program: str) -> list[Flag]:
     """What the program takes. Ends the process with a message if it is not there."""
     path = find_program(program)

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 
 from .._errors import DownloadError, RequestError
-from .._models import HF_NAME, SOURCES, Found, fetched, found_models, huggingface_folder
+from .._models import HF_NAME, SOURCES, Found, fetched, first_names, found_models, huggingface_folder
 from .._programs import find_program, program_environment
 from .download_bar import download_bar
 
@@ -38,10 +38,9 @@ def pull(name: str) -> Pulled:
         others = name.partition(":")[0] in SOURCES
         why = "only what Hugging Face has can be fetched; " if others else ""
         raise RequestError(f"{name}: {why}a name is hf:ORG/REPO, or hf:ORG/REPO:QUANT, such as Q4_K_M")
-    repo, quant = match["repo"], match["quant"]
     program = find_program("llama-cli")
-    words = ["--log-verbosity", INFO, "-hf", repo + (f":{quant}" if quant else ""), "--completion-bash"]
-    folder = huggingface_folder() / f"models--{repo.replace('/', '--')}"
+    words = ["--log-verbosity", INFO, "-hf", name.removeprefix("hf:"), "--completion-bash"]
+    folder = huggingface_folder() / f"models--{match['repo'].replace('/', '--')}"
     with download_bar(folder, name.removeprefix("hf:"), PARTLY):
         done = subprocess.run(
             [str(program), *words],
@@ -83,6 +82,6 @@ def _failure(name: str, errors: str, files: Sequence[str]) -> str:
         hint = "; there is no such repository"
     else:
         hint = "; check the network, HF_ENDPOINT, and whether this build has HTTPS (superllama doctor)"
-    here = [found.name for found in found_models()]
-    instead = f"; on this machine there are {', '.join(here[:8])}{', ...' * (len(here) > 8)}" if here else ""
+    here = first_names(found_models())
+    instead = f"; on this machine there are {here}" if here else ""
     return f"{name} cannot be fetched: {errors or 'nothing came'}{hint}{instead}"

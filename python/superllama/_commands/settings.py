@@ -24,7 +24,7 @@ from typing import Any
 
 from .._errors import Error
 from .._models import by_name
-from .._programs import MODEL_OPTIONS, PRINT_OPTIONS, model_words
+from .._programs import MODEL_OPTIONS, PRINT_OPTIONS, model_words, opposite
 from .program_flags import Flag
 
 if sys.version_info >= (3, 11):
@@ -166,7 +166,7 @@ def _words(name: str, flag: Flag, value: Any) -> list[str]:
     if flag.n_values == 0:
         if not isinstance(value, bool):
             raise ValueError(f"is a switch, true or false, not {value!r}")
-        other = "--" + name[5:] if name.startswith("--no-") else "--no-" + name[2:]
+        other = opposite(name)
         return [name] if value else [other] if other in flag.names else []  # what has no opposite is off
     if isinstance(value, bool) and {"on", "off"}.issubset(flag.choices):
         value = "on" if value else "off"

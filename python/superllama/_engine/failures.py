@@ -18,7 +18,7 @@ from .._errors import (
     RequestError,
 )
 from .._words import in_python
-from .fields import OWN_NAMES
+from .fields import SYNONYMS
 
 _NOT_FETCHED = "an image or a sound could not be fetched (10 MB and 10 seconds at most); give a file, or its bytes"
 # what the library says of images and sounds, and what it means
@@ -63,7 +63,7 @@ def failure(error: dict[str, Any]) -> Error:
     if found := _NOT_SWITCHED_ON.search(said):
         option = _OPTIONS.get(found[2], found[2].replace("-", "_") + "=True")
         return ModelError(f"this engine was made without {found[1]}; make it with LLM(..., {option})")
-    message = _FIELD.sub(lambda field: f"{OWN_NAMES.get(field[1], field[1])}: ", _PASSED_ON.sub("", in_python(said)))
+    message = _FIELD.sub(lambda field: f"{SYNONYMS.get(field[1], field[1])}: ", _PASSED_ON.sub("", in_python(said)))
     for words, (error_type, meaning) in _OF_MEDIA.items():
         if words in message:
             return error_type(meaning)

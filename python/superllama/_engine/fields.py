@@ -113,7 +113,6 @@ _IN_JSON = {
     "time_limit_ms": "t_max_predict_ms",
     "slot": "id_slot",
 }
-OWN_NAMES = {field: name for name, field in _IN_JSON.items()}
 _LISTS = ("stop", "samplers", "dry_sequence_breakers")  # of which one may stand for itself
 _CHECKED_TOO = ("logprobs", "parallel_tool_calls", "chat_template_kwargs", "reasoning_format", "add_generation_prompt")
 

@@ -11,8 +11,6 @@ import os
 import shutil
 import struct
 import urllib.parse
-import urllib.request
-import wave
 from typing import Any, Literal
 
 from .._errors import PromptError
@@ -111,7 +109,9 @@ def _from_text(text: str, where: str) -> bytes:
             raise PromptError(f"{where} is a data: URL without base64; it is data:image/png;base64,... with the bytes")
         return data
     if text.startswith("file:"):
-        return _read(urllib.request.url2pathname(urllib.parse.urlsplit(text).path), where)
+        from urllib.request import url2pathname  # which brings http and ssl
+
+        return _read(url2pathname(urllib.parse.urlsplit(text).path), where)
     if len(text) < _LONGEST_PATH and os.path.exists(text):  # noqa: PTH110 # a Path raises for what is no path at all
         return _read(text, where)
     data = _from_base64(text)
@@ -158,6 +158,8 @@ def _from_pixels(array: Any, where: str) -> bytes:
 
 def _from_samples(array: Any, rate: Any, where: str) -> bytes:
     """A sound of samples between -1 and 1, or of 16 bits, as WAV."""
+    import wave
+
     import numpy as np
 
     samples = np.asarray(array)

@@ -14,7 +14,7 @@ from .._files import model_bytes
 from .._gguf import check_gguf
 from .._memory import memory
 from .._models import by_name, fetched
-from .._programs import model_words, odd_file
+from .._programs import model_words, odd_file, opposite
 from .library import flags
 from .names import by_own_names, unknown
 from .projector import check_projector
@@ -180,7 +180,7 @@ def _switch(name: str, flag: str, value: Any) -> list[str]:
         raise TypeError(f"{name} is a switch, True or False, not {value!r}")
     if value:
         return [flag]
-    off = "--" + flag[5:] if flag.startswith("--no-") else "--no-" + flag[2:]
+    off = opposite(flag)
     return [off] if off in flags() else []  # what cannot be switched off is off
 
 

@@ -21,7 +21,6 @@ _CHARACTERS = {
     "CATEGORY_WORD": f"{string.ascii_letters}{string.digits}_",
     "CATEGORY_SPACE": " \t\n\r\x0b\x0c",
 }
-_NEGATED = {"CATEGORY_NOT_DIGIT": "0-9", "CATEGORY_NOT_WORD": "a-zA-Z0-9_", "CATEGORY_NOT_SPACE": r" \t\n\r\x0B\x0C"}
 
 
 def regex_grammar(pattern: str) -> str:
@@ -136,14 +135,15 @@ def _set(items: Any, pattern: str) -> str:
     text = ""
     alone = len(items) - negated == 1
     for code, value in items[negated:]:
+        positive = str(value).replace("NOT_", "")
         if code is codes.LITERAL:
             text += _in_class(value)
         elif code is codes.RANGE:
             text += f"{_in_class(value[0])}-{_in_class(value[1])}"
         elif code is codes.CATEGORY and str(value) in _CLASSES:
             text += _CLASSES[str(value)]
-        elif code is codes.CATEGORY and str(value) in _NEGATED and alone:
-            text, negated = _NEGATED[str(value)], not negated
+        elif code is codes.CATEGORY and positive in _CLASSES and alone:
+            text, negated = _CLASSES[positive], not negated
         else:
             raise GrammarError(f"the regular expression {pattern!r} has a set that a grammar cannot hold")
     return f"[{'^' if negated else ''}{text}]"

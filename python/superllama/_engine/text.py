@@ -32,30 +32,27 @@ def generate_calls(
     prompts: Prompt | Sequence[Prompt], n: int, request: Mapping[str, Any], senses: AskSenses
 ) -> Call[Completion] | list[Call[Completion]]:
     """Texts that go on from prompts, a request for each: one for one, a list for a list."""
-    if not are_several(prompts):
-        return _generate_call(0, prompts, n, request, senses)
-    return [_generate_call(i, prompt, n, request, senses) for i, prompt in enumerate(prompts)]
-
-
-def _generate_call(i: int, prompt: object, n: int, request: Mapping[str, Any], senses: AskSenses) -> Call[Completion]:
-    body, form = _text_body(_prompt(i, prompt, senses), request)
+    body, form = _text_body(request)
     body["response_fields"] = _COMPLETION_FIELDS
-    wanted = body.get("n_predict")
     if n != 1:
         body["n_cmpl"] = n
 
     def read(answer: Any) -> Completion:
         found = answer if isinstance(answer, list) else [answer]
-        first, *others = [_completion(one, form) if wanted != 0 else _prompt_only(one) for one in found]
+        read_one = _prompt_only if body.get("n_predict") == 0 else lambda one: _completion(one, form)
+        first, *others = map(read_one, found)
         return dataclasses.replace(first, alternatives=tuple(others))
 
-    return Call("/completion", body, read)
+    def call(i: int, prompt: object) -> Call[Completion]:
+        return Call("/completion", body | {"prompt": _prompt(i, prompt, senses)}, read)
+
+    return [call(i, prompt) for i, prompt in enumerate(prompts)] if are_several(prompts) else call(0, prompts)
 
 
 def infill_call(prefix: str, suffix: str, request: Mapping[str, Any]) -> Call[Completion]:
     """What stands between two texts."""
-    body, form = _text_body("", request)
-    body |= {"input_prefix": prefix, "input_suffix": suffix}
+    body, form = _text_body(request)
+    body |= {"prompt": "", "input_prefix": prefix, "input_suffix": suffix}
     return Call("/infill", body, lambda answer: _completion(answer, form))
 
 
@@ -63,7 +60,8 @@ def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any], 
     """The same piece by piece."""
     given = list(prompts) if are_several(prompts) else [prompts]
     checked = [_prompt(i, prompt, senses) for i, prompt in enumerate(given)]
-    body, _ = _text_body(checked if len(checked) != 1 else checked[0], request)
+    body, _ = _text_body(request)
+    body["prompt"] = checked if len(checked) != 1 else checked[0]
     check_stream(body)
     return Stream("/completion", body | {"stream": True, "return_progress": True}, lambda: _text_chunks)
 
@@ -71,13 +69,12 @@ def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any], 
 def _prompt(i: int, prompt: object, senses: AskSenses) -> Any:
     if isinstance(prompt, Mapping):
         prompt = media_prompt(prompt, f"prompt {i}", senses)
-    return prompt if isinstance(prompt, dict) else checked_prompt(i, prompt)
+    return checked_prompt(i, prompt)
 
 
-def _text_body(prompt: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], Format]:
+def _text_body(request: Mapping[str, Any]) -> tuple[dict[str, Any], Format]:
     kinds = by_kind(request, Generation, "generate()")
     body, asked = kinds["Sampling"], kinds["Generation"]
-    body["prompt"] = prompt
     logprobs = asked.pop("logprobs", None)
     if logprobs is not None:
         body["n_probs"] = max(logprobs, 1)

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+UNLIMITED = 2**64 - 1
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in a table: "1.5 GB"."""
+    if n_bytes >= UNLIMITED:
+        return "unlimited"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.1f} {unit}"
+    return f"{n_bytes} B"
 
 
 def memory(n_bytes: float) -> str:

@@ -33,6 +33,7 @@ TAG_COLOURS = {
     "adapters": MAUVE,
 }
 TIER_COLOURS = {"device": PURPLE, "host": BLUE, "disk": GREY}
+TIER_WORDS = {"device": "on devices", "host": "in memory", "disk": "read when needed"}
 SMALL = 0.015  # of a whole; parts below it are drawn as one, "other"
 
 
@@ -41,7 +42,6 @@ class Part:
     """One part of a whole."""
 
     name: str
-    value: float
     colour: str
     text: str  # its value, for people
     left: float = 0.0
@@ -55,7 +55,7 @@ def bar(parts: Iterable[tuple[str, float, str, str]], whole: float = 0.0) -> lis
     drawn, left = [], 0.0
     for name, value, colour, text in found:
         width = 100 * value / scale
-        drawn.append(Part(name, value, colour, text, left, width))
+        drawn.append(Part(name, colour, text, left, width))
         left += width
     return drawn
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .amounts import memory, number
-from .drawing import BLUE, CYAN, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, bar, large_tags
+from .drawing import BLUE, CYAN, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, TIER_WORDS, bar, large_tags
 
 if TYPE_CHECKING:
     import jinja2
@@ -108,9 +108,8 @@ def cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def tiers(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
     """How many layers are where, as (words, number, colour)."""
-    words = {"device": "on devices", "host": "in memory", "disk": "read when needed"}
-    counts = {tier: sum(layer["tier"] == tier for layer in layers) for tier in words}
-    return [(words[tier], n, TIER_COLOURS[tier]) for tier, n in counts.items() if n]
+    counts = {tier: sum(layer["tier"] == tier for layer in layers) for tier in TIER_WORDS}
+    return [(TIER_WORDS[tier], n, TIER_COLOURS[tier]) for tier, n in counts.items() if n]
 
 
 # ---------------------------------------------------------------- a plan

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .._plan import Plan, Row
-from .tables import size
+from .amounts import size
+from .marks import FULL, bar
 
 BAR_CELLS = 24
 
@@ -84,13 +85,8 @@ def _bar(row: Row, full_bytes: int, colours: bool) -> Text:
     text = Text(f"{row.label:>6} ")
     if not row.works:
         return text.append("too little", "dim")
-    total, drawn = 0, 0
-    for (_, colour, mark), n_bytes in zip(CLASSES, sizes, strict=True):
-        total += n_bytes
-        n_cells = round(2 * BAR_CELLS * min(1.0, total / full_bytes)) - drawn
-        drawn += n_cells
-        text.append(("█" if colours else mark) * n_cells, colour)
-    return text.append("·" * (2 * BAR_CELLS - drawn), "dim")
+    parts = ((n, FULL if colours else mark, colour) for (_, colour, mark), n in zip(CLASSES, sizes, strict=True))
+    return text.append_text(bar(parts, full_bytes, 2 * BAR_CELLS))
 
 
 def _notes(plan: Plan, console: Console) -> None:

@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from .amounts import size
+
 if TYPE_CHECKING:
     from .._cache import Entry
-
-UNLIMITED = 2**64 - 1
-
-
-def size(n_bytes: int) -> str:
-    """Bytes for people: "1.5 GB"."""
-    if n_bytes >= UNLIMITED:
-        return "unlimited"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= scale:
-            return f"{n_bytes / scale:.1f} {unit}"
-    return f"{n_bytes} B"
 
 
 def show_report(found: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from .._look.drawing import (
     SMALL,
     TEAL,
     TIER_COLOURS,
+    TIER_WORDS,
     Step,
     in_order,
     path,
@@ -158,13 +159,12 @@ def _large_tags(columns: Sequence[Interval], peak: Line) -> list[str]:
 def _layers(run: Run, columns: Sequence[Interval]) -> Chart | None:
     if not run.dynamic:
         return None
-    titles = {"device": "on devices", "host": "in memory", "disk": "read when needed"}
 
     def parts(line: Line) -> list[float]:
         return [float(n) for n in (line.gpu_layers_active, line.cpu_layers_active, line.disk_layers_active)]
 
     last = parts(columns[-1].line)
-    named = [(titles[tier], colour) for tier, colour in TIER_COLOURS.items()]
+    named = [(TIER_WORDS[tier], colour) for tier, colour in TIER_COLOURS.items()]
     scale = ticks(sum(last), n=2, least=1)
     stack = _stack(named, parts, last, run, columns, scale[-1], plain)
     return Chart("Layers by tier", "numbers: at the end", _written(scale, plain), stack, low=True)

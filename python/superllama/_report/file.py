@@ -48,7 +48,7 @@ def read_metrics(path: str | os.PathLike[str]) -> MetricsFile:
         for text, whole in _objects(file):
             found.n_lines += 1
             try:
-                line = Line.model_validate_json(text.removeprefix(PREFIX))
+                line = Line.model_validate_json(text)
             except ValidationError:
                 if whole:
                     found.n_skipped += 1

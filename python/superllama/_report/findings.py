@@ -117,7 +117,7 @@ def _pages(run: Run) -> list[str]:
 
 
 def _budgets(run: Run) -> list[str]:
-    budgets = list(run.budgets)
+    budgets = run.budgets
     if len(budgets) < 2:
         return []
     return [f"The budget changed while it ran, between {memory(min(budgets))} and {memory(max(budgets))}."]

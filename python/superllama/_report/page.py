@@ -92,7 +92,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     ]
     if not run.dynamic:
         return [*tiles, ("peak of the process", memory(last.mem_peak_bytes), "no dynamic layers, so no budget")]
-    budgets = list(run.budgets)
+    budgets = run.budgets
     budget = memory(run.peak.mem_budget_bytes) + (" then" if len(budgets) > 1 else "")
     tiles.append(("memory in use", memory(run.peak.used), f"at most, of {budget}"))
     if last.vram_budget_bytes:

@@ -96,18 +96,13 @@ class Run:
         self.total = Counts()  # since the first line
         self.generation = Counts()  # of intervals in which nothing but generation happened
         self.peak = line  # when most was in use
-        self.budgets = {line.mem_budget_bytes: None}  # in the order in which they came
-        self._end = 0.0
+        self.budgets = {line.mem_budget_bytes}
+        self.seconds = 0.0  # from the first line to the last
 
     @property
     def ended(self) -> bool:
         """Whether its context has been freed."""
         return self.last.event == "final"
-
-    @property
-    def seconds(self) -> float:
-        """From the first line to the last."""
-        return self._end
 
     @property
     def dynamic(self) -> bool:
@@ -120,18 +115,18 @@ class Run:
 
     def add(self, line: Line) -> None:
         """The next line."""
-        begin, self._end = self._end, max(self._end, (line.timestamp - self.first.timestamp).total_seconds())
-        counts = difference(self.last, line, self._end - begin)
+        begin, self.seconds = self.seconds, max(self.seconds, (line.timestamp - self.first.timestamp).total_seconds())
+        counts = difference(self.last, line, self.seconds - begin)
         # a context that ends has given its memory back: it is shown as it was before
         shown = self.last if line.event == "final" else line
-        self.intervals.append(interval(begin, self._end, counts, shown))
+        self.intervals.append(interval(begin, self.seconds, counts, shown))
         self.total += counts
         if counts.generating and not counts.prompt:
             self.generation += counts
         if line.used > self.peak.used:
             self.peak = line
-        if line.mem_budget_bytes not in self.budgets and len(self.budgets) < KEPT:
-            self.budgets[line.mem_budget_bytes] = None
+        if len(self.budgets) < KEPT:
+            self.budgets.add(line.mem_budget_bytes)
         self.last = line
         self.n_lines += 1
         if len(self.intervals) >= 4 * KEPT:

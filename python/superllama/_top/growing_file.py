@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 from .._errors import Error
 from .._files import open_regular
-from .._metrics import PREFIX
 from .rates import Sample
 
 TAIL = 1 << 19  # bytes of it that are read first: some minutes, at a line a second
@@ -59,6 +58,8 @@ class GrowingFile:
 
 def _metrics(line: bytes) -> dict[str, Any] | None:
     """None for what is no line of metrics: a piece of one, or another line of a log."""
+    from .._metrics import PREFIX  # with pydantic, which a server's `top` does not need
+
     try:
         found = json.loads(line.removeprefix(PREFIX))
         Sample.of(found)

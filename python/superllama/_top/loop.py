@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
@@ -54,32 +55,18 @@ def _once(source: Source, console: Console) -> int:
     return 0
 
 
-class Call(Generic[T]):
-    """A call in a thread of its own, for what may take a while."""
+def call(work: Callable[[], T]) -> Future[T]:
+    """What comes of it in a thread of its own, for what may take a while; nobody waits for it at the end."""
+    found: Future[T] = Future()
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-        self._work = work
-        self._thread = threading.Thread(target=self._run, daemon=True, name="superllama top")
-        self._thread.start()
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self._results.append(self._work())
+            found.set_result(work())
         except BaseException as e:
-            self._error = e
+            found.set_exception(e)
 
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return not self._thread.is_alive()
-
-    def result(self) -> T:
-        """What came of it, when it has ended. Raises: what the work raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+    threading.Thread(target=run, daemon=True, name="superllama top").start()
+    return found
 
 
 class Watch:
@@ -90,7 +77,7 @@ class Watch:
         self.history = History()
         self.found: Mapping[str, Any] | None = None
         self.problem = ""
-        self._look: Call[list[dict[str, Any]]] | None = None
+        self._look: Future[list[dict[str, Any]]] | None = None
         self._next_look = 0.0
 
     def look(self) -> bool:
@@ -98,7 +85,7 @@ class Watch:
         if self._look is None:
             if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + INTERVAL_S
-                self._look = Call(self.source.read)
+                self._look = call(self.source.read)
             return False
         if not self._look.done():
             return False
@@ -136,7 +123,7 @@ class Session:
         self.message = ""
         self.keys = source.keys
         self.help = False
-        self._asked: tuple[Action, Call[dict[str, Any]]] | None = None
+        self._asked: tuple[Action, Future[dict[str, Any]]] | None = None
         self._held: Picture | None = None
 
     def run(self, terminal: Terminal) -> None:
@@ -187,15 +174,15 @@ class Session:
         if action and self._asked:
             self.message = f"{action.said}: one at a time, {self._asked[0].said} is under way"
         elif action:
-            self._asked = action, Call(action.work)
+            self._asked = action, call(action.work)
             self.message = f"{action.said}: waiting for the answer"
 
     def _hear_answer(self, wait: bool = False) -> bool:
         if not self._asked or not (wait or self._asked[1].done()):
             return False
-        (action, call), self._asked = self._asked, None
+        (action, answer), self._asked = self._asked, None
         try:
-            found = call.result()
+            found = answer.result()
             self.watch.take([found])
             self.message = f"{action.said}: {_answer(found)}"
         except Error as e:
