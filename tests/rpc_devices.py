@@ -110,11 +110,11 @@ def _running(port: int, *command: object) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
-        while _listens(port):  # the process that serves ends with the one that watches it, a moment later
+        while listens(port):  # the process that serves ends with the one that watches it, a moment later
             time.sleep(0.01)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
     return False

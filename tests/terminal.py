@@ -25,10 +25,10 @@ PATIENCE_S = 120
 
 
 class Terminal:
-    """`process` leads the session of a terminal whose other end is `fd`."""
+    """`process` leads the session of a terminal whose other end is `fd`, with the modes `before` that it found."""
 
-    def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
-        self.process, self.fd = process, fd
+    def __init__(self, process: subprocess.Popen[bytes], fd: int, before: list[object]) -> None:
+        self.process, self.fd, self.before = process, fd, before
         self.text = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
@@ -85,6 +85,7 @@ def _take_terminal() -> None:
 def under_terminal(command: Sequence[object]) -> Iterator[Terminal]:
     ours, its = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(ours)
     names = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     process = subprocess.Popen(
         list(map(str, command)),
@@ -96,7 +97,7 @@ def under_terminal(command: Sequence[object]) -> Iterator[Terminal]:
         env=names | {"TERM": "xterm-256color", "PYTHONUTF8": "1"},
     )
     try:
-        yield Terminal(process, ours)
+        yield Terminal(process, ours, before)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -21,20 +21,18 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from rpc_devices import free_port
+from rpc_devices import free_port, listens
+from serving import healthy
 
 REASONS = (
     "needs the network",
@@ -46,8 +44,10 @@ REASONS = (
 RUN = ("python", "sh")
 SHOWN = ("text", "json", "xml", "yaml", "ini", "toml")
 TIMEOUT_S = 120
+PORTS = ("8080", "50052")  # that pages name
 
 _MARK = r"<!-- (?P<mark>[^:\n]+): (?P<word>.*?) -->\n"
+_PORT = re.compile(rf"\b(?:{'|'.join(PORTS)})\b")
 _BLOCK = re.compile(rf"^(?:{_MARK})?```(?P<language>.*)\n(?P<code>(?s:.*?))^```$", re.MULTILINE)
 # a program that reads blocks, and says when each has run
 _INTERPRETER = """
@@ -179,9 +179,9 @@ class Page:
 
     def _with_ports(self, block: Block) -> str:
         """The code with free ports for those that it names."""
-        for port in re.findall(r"\b(?:8080|50052)\b", block.code):
+        for port in _PORT.findall(block.code):
             self._ports.setdefault(port, free_port())
-        return re.sub(r"\b(?:8080|50052)\b", lambda match: str(self._ports[match[0]]), block.code)
+        return _PORT.sub(lambda match: str(self._ports[match[0]]), block.code)
 
     def _serve(self, code: str, block: Block) -> None:
         """Start a program that goes on; one that had the port before ends. Ready when it answers there."""
@@ -196,24 +196,11 @@ class Page:
         self._servers[block.word] = process
         until = time.monotonic() + TIMEOUT_S
         port, http = self._ports[block.word], "superllama-server" in code
-        while not (_healthy(port) if http else _listens(port)):
+        while not (healthy(port) if http else listens(port)):
             assert process.poll() is None and time.monotonic() < until, (
                 f"{block.where}: {code}\n{log.read_text()[-3000:]}"
             )
             time.sleep(0.05)
-
-
-def _healthy(port: int) -> bool:
-    with contextlib.suppress(urllib.error.URLError, ConnectionError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
-        return True
-    return False
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
 
 
 def missing_programs(blocks: list[Block]) -> list[str]:

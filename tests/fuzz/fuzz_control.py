@@ -35,8 +35,7 @@ DOCUMENT = document()
 
 def control(server: HttpServer) -> object:
     """It serves again, with the budget that it had, and says the same."""
-    while server.request("/superllama/resume", {})[0] == 202:
-        pass
+    server.settled("/superllama/resume", {})
     server.request("/superllama/budget", {"mem_budget": "64MiB"})
     body = {"prompt": "the cat", "n_predict": 3, "temperature": 0, "cache_prompt": False}
     status, answer = server.request("/completion", body)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -64,9 +64,8 @@ def give_vocabulary(parts: Parts, kind: str) -> None:
     parts.set("tokenizer.ggml.add_bos_token", BOOL, 0)
 
 
-def first_files(folder: Path) -> dict[str, Parts]:
+def first_files(folder: Path, models: Mapping[str, Path]) -> dict[str, Parts]:
     """Tiny models of many architectures and tokenizers."""
-    models = arch_models(folder)
     files = {name: read(models[name]) for name in ARCHITECTURES}
     kinds = ("gpt2", "t5", "rwkv", None)
     for i, parts in enumerate(files.values()):
@@ -112,7 +111,8 @@ class Fuzzer:
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed = seed
         self.folder = folder
-        self.files = first_files(folder)
+        self.models = arch_models(folder)
+        self.files = first_files(folder, self.models)
         self.corpus = Corpus(list(self.files.values()))
         self.heads = {
             name: len(write(dataclasses.replace(p, tensors=[dataclasses.replace(t, data=b"") for t in p.tensors])))
@@ -150,7 +150,7 @@ class Fuzzer:
     def left_out(self, every: int) -> Iterator[Outcome]:
         """Every so many of the tensors of all architectures, each left out by itself."""
         number = 0
-        for name, path in sorted(arch_models(self.folder).items()):
+        for name, path in sorted(self.models.items()):
             parts = read(path)
             for tensor in parts.tensors:
                 number += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from rpc_devices import free_port
+from serving import healthy
 
 QUESTION = "What is the capital of Italy? Answer with one word."
 COMMAND = [sys.executable, "-m", "superllama"]
@@ -69,11 +69,8 @@ def test_serve_offers_the_models_of_a_file(tiny_model: Path, tmp_path: Path) -> 
         [*COMMAND, "serve", "--config", str(tmp_path / "s.toml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while True:
+        while not healthy(port):
             assert server.poll() is None
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                ask(port, "/health")
-                break
             time.sleep(0.05)
         found = {model["id"]: model["status"]["args"] for model in ask(port, "/models")["data"]}
         assert {"short", "long"} <= set(found)

@@ -8,25 +8,20 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from bench import make_model
-from rpc_devices import NO_GPU, free_port
-from serving import HttpServer
+from serving import HttpServer, running_server, until
 
 from superllama import cli
 from superllama._openapi import document
-from superllama._programs import find_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="servers share memory on Linux")
 
@@ -50,25 +45,13 @@ def router(models: dict[str, Path], folder: Path, budget: str, more: str = "", *
     preset = folder / "models.ini"
     common = f"version = 1\n[*]\nc = 512\nub = 64\nparallel = 1\nthreads = 1\nwarmup = false\n{more}\n"
     preset.write_text(common + "".join(f"[{name}]\nmodel = {path}\n" for name, path in models.items()))
-    port = free_port()
-    words = ["--models-preset", preset, "--port", port, "--no-ui", "--mem-budget", budget, *flags]
-    log = folder / "log"
-    environment = os.environ | NO_GPU | {"XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [find_program("llama-server"), *map(str, words)], stdout=out, stderr=out, env=environment
-        )
-    try:
-        while True:
-            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
-                break
-            time.sleep(0.05)
-        yield HttpServer(process, port, log)
-    finally:
-        process.terminate()
-        process.wait(60)
+    flags = ("--models-preset", preset, "--mem-budget", budget, *flags)
+    with running_server(folder / "log", *flags, XDG_RUNTIME_DIR=str(folder), HOME=str(folder)) as server:
+        try:
+            yield server
+        finally:
+            server.process.terminate()  # its servers end with it
+            server.process.wait(60)
 
 
 def pool(server: HttpServer) -> dict[str, Any]:
@@ -89,14 +72,6 @@ def ask(server: HttpServer, name: str, prompt: str, n: int = 8) -> str:
     )
     assert status == 200, answer
     return str(answer["choices"][0]["text"])
-
-
-def until(there: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if there():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never was")
 
 
 @contextlib.contextmanager
@@ -190,9 +165,7 @@ def test_the_budget_of_all_changes(models: dict[str, Path], tmp_path: Path) -> N
     with router(models, tmp_path, "140MiB") as server:
         alone = {name: ask(server, name, "the cat", 30) for name in models}
         for budget in (110, 140, 105):
-            status, found = server.request("/superllama/budget", {"mem_budget": f"{budget}MiB"})
-            while status == 202:
-                status, found = server.request("/superllama/budget", {"mem_budget": f"{budget}MiB"})
+            status, found = server.settled("/superllama/budget", {"mem_budget": f"{budget}MiB"})
             assert status == 200 and found["pool"]["leased_bytes"] <= budget * MIB == found["pool"]["total_bytes"]
             assert {name: ask(server, name, "the cat", 30) for name in models} == alone
         for body, why in (

@@ -8,13 +8,12 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_model as tiny
-from serving import HttpServer, http_server
+from serving import HttpServer, http_server, until
 
 PROMPT = "the cat that was on it " * 8
 
@@ -93,14 +92,6 @@ def test_one_of_those_that_do_not_fit_fails(tiny_model: Path, tmp_path: Path) ->
 
 def slots(server: HttpServer) -> Any:
     return server.request("/slots")[1]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def start_prompt(server: HttpServer, prompt: list[int]) -> socket.socket:

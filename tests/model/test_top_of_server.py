@@ -42,12 +42,11 @@ def server(model: Path) -> Iterator[HttpServer]:
 @pytest.fixture
 def top(server: HttpServer) -> Iterator[Terminal]:
     with under_terminal([*TOP, "--url", f"http://127.0.0.1:{server.port}"]) as terminal:
-        before = terminal.modes()
         terminal.wait_for("stream from disk")
         yield terminal
         terminal.press("q")
         assert terminal.end() == 0
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.before
 
 
 def budget_of(server: HttpServer) -> int:

@@ -12,7 +12,7 @@ from running import Runner
 
 import superllama
 from superllama import _backends, _doctor, cli
-from superllama._look.tables import size
+from superllama._look.amounts import size
 
 
 def test_the_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,12 +28,11 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def top(path: Path) -> Iterator[Terminal]:
     with under_terminal([*TOP, path]) as terminal:
-        before = terminal.modes()
         terminal.wait_for("q quit")
-        assert terminal.modes() != before
+        assert terminal.modes() != terminal.before
         assert SCREEN in terminal.text and NO_CURSOR in terminal.text
         yield terminal
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.before
         assert terminal.text.rindex(FIRST_SCREEN) > terminal.text.rindex(SCREEN)
         assert terminal.text.rindex(CURSOR) > terminal.text.rindex(NO_CURSOR)
 
@@ -60,9 +59,8 @@ _top.Session.picture = broken
 sys.exit(cli.main(sys.argv[1:]))
 """
     with under_terminal([sys.executable, "-c", script, *TOP[3:], path]) as terminal:
-        before = terminal.modes()
         assert terminal.end() == 1
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.before
         assert terminal.text.index(FIRST_SCREEN) < terminal.text.index("broken on purpose")
 
 
@@ -86,17 +84,16 @@ def test_the_picture_follows_the_file_and_the_size_of_the_terminal(top: Terminal
 def test_ctrl_z_gives_the_terminal_to_the_shell(path: Path) -> None:
     script = 'set -m; "$@"; echo "stopped $?"; read line; fg >/dev/null; echo "left $?"'
     with under_terminal(["bash", "-c", script, "bash", *TOP, path]) as terminal:
-        before = terminal.modes()
         terminal.wait_for("q quit")
         terminal.press("\x1a")
         terminal.wait_for_output("stopped 148")
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.before
         assert terminal.text.rindex(FIRST_SCREEN) > terminal.text.rindex(SCREEN)
         terminal.text = ""
         terminal.press("\n")
         terminal.wait_for("q quit")
-        assert SCREEN in terminal.text and terminal.modes() != before
+        assert SCREEN in terminal.text and terminal.modes() != terminal.before
         terminal.press("q")
         terminal.wait_for_output("left 0")
         assert terminal.end() == 0
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.before
