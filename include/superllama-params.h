@@ -14,6 +14,13 @@ enum superllama_layer_policy {
     SUPERLLAMA_LAYER_POLICY_LRU = 1, // evict what was used longest ago
 };
 
+// Whether fewer threads compute while other processes keep cores busy.
+enum superllama_adapt_threads {
+    SUPERLLAMA_ADAPT_THREADS_EXACT = 0, // with dynamic layers or paged KV, and only where no bit of a result depends on it
+    SUPERLLAMA_ADAPT_THREADS_ON = 1, // always
+    SUPERLLAMA_ADAPT_THREADS_OFF = 2, // never
+};
+
 #define SUPERLLAMA_MAX_DEVICES 16
 
 // Last member of llama_model_params. Zero means stock llama.cpp.
@@ -52,6 +59,8 @@ struct superllama_context_params {
 
     uint64_t kv_budget_bytes; // memory that KV pages may hold, 0 = half of what this process may still use
     const char * spill_dir;   // where KV pages spill, NULL = the system's temporary folder; copied
+
+    enum superllama_adapt_threads adapt_threads;
 };
 
 #ifdef __cplusplus

@@ -110,6 +110,10 @@ struct superllama_stats {
     int64_t expert_guesses_used; // those of them that it chose
 
     int64_t memory_by_tag[SUPERLLAMA_N_MEMORY_TAGS]; // in memory now, of what lies in the budget
+
+    int64_t threads;     // that computed the last graph on the host
+    double core_wait_ms; // threads of this process were ready and had no core, together, while graphs were computed
+    double throttled_ms; // its control groups held it back for their CPU quota
 };
 
 // The paged KV cache of a context. Counters only grow.

@@ -46,6 +46,7 @@ def report(folder: Path | None = None, *, measure: bool = True) -> dict[str, Any
             "physical_cores": n_physical_cores(),
             "features": features,
             "quota": lib.superllama_cpu_quota() or None,
+            "pressure": cpu_pressure(),
             "amx": {"cpu": "amx_int8" in cpu_flags(), "build": "AMX_INT8" in features},
         },
         "memory": dataclasses.asdict(memory()),
@@ -94,6 +95,13 @@ def cpu_flags(root: Path = Path("/")) -> set[str]:
     """The flags of the first CPU in /proc/cpuinfo; empty where there is none."""
     line = re.search(r"^flags\s*:(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
     return set(line[1].split()) if line else set()
+
+
+def cpu_pressure(root: Path = Path("/")) -> float | None:
+    """The share of the last ten seconds in which something waited for a core, 0 to 1; None where the kernel does not
+    measure it. Kernels that compute beside others wait for each other."""
+    some = re.search(r"^some avg10=([\d.]+)", _read(root / "proc/pressure/cpu"), re.MULTILINE)
+    return float(some[1]) / 100 if some else None
 
 
 def huge_pages(root: Path = Path("/")) -> str | None:

@@ -71,6 +71,9 @@ class Metrics(BaseModel):
     expert_guesses: Count = Field(description="experts read before the router had chosen them")
     expert_guesses_used: Count = Field(description="those of them that it chose")
     memory_by_tag: dict[str, Count] = Field(description="bytes in memory now, of what lies in the budget")
+    threads: Count = Field(description="threads that computed the last graph on the host")
+    core_wait_ms: Rate = Field(description="threads of the process were ready and had no core, while graphs ran")
+    throttled_ms: Rate = Field(description="its control groups held it back for their quota of CPU time")
 
 
 def metrics_of(context: Any) -> Metrics:

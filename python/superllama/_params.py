@@ -374,6 +374,12 @@ class ContextParams(_Params):
         _default(_CONTEXT.superllama, "prefetch_threads"), ge=0, le=1024, description="threads that read; 0 = default"
     )
 
+    adapt_threads: Literal["exact", "on", "off"] = Field(
+        _default(_CONTEXT.superllama, "adapt_threads"),
+        description="compute with fewer threads while other processes keep cores busy: exact = with dynamic layers or "
+        "paged KV, as long as no bit of a result depends on it; on = always",
+    )
+
     _by_hand: ClassVar[frozenset[str]] = frozenset(
         {"n_ctx", "n_threads", "n_threads_batch", "metrics_file", "kv_budget", "spill_dir"}
     )
@@ -381,7 +387,7 @@ class ContextParams(_Params):
     _enforced: ClassVar[tuple[str, ...]] = ("kv_budget", "spill_dir", "async_prefetch")
     _superllama: ClassVar[frozenset[str]] = frozenset(
         {"metrics", "metrics_interval_ms", "metrics_pretty", "paged_kv", "kv_page_size", "async_prefetch"}
-        | {"prefetch_threads"}
+        | {"prefetch_threads", "adapt_threads"}
     )
 
     def at_once(self, architecture: str, metadata: Mapping[str, str]) -> bool:

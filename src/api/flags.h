@@ -27,6 +27,8 @@ struct flags {
     uint64_t kv_budget_bytes = 0;
     std::string spill_dir;
 
+    superllama_adapt_threads adapt_threads = SUPERLLAMA_ADAPT_THREADS_EXACT;
+
     int32_t idle_release_s = -1;  // of a server; below 0: never
     int32_t mem_share = 1;        // of a router's server: its weight among those that are active
     uint64_t mem_least_bytes = 0; // and what it keeps while it is loaded

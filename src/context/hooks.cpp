@@ -27,7 +27,10 @@ void context_hooks::impl::finish_graphs() {
     }
 }
 
-context_hooks::impl::impl(llama_context & ctx, const superllama_context_params & params) : ctx(ctx), params(params) {
+context_hooks::impl::impl(llama_context & ctx, const superllama_context_params & params) :
+    ctx(ctx),
+    params(params),
+    threads(ctx, params.adapt_threads, ctx.get_model().superllama != nullptr || params.paged_kv) {
     for (const auto & dev : ctx.get_model().devices) {
         devices.push_back(dev.dev);
     }
@@ -187,6 +190,7 @@ bool context_hooks::before_ubatch(const llama_ubatch & ubatch) {
 
 bool context_hooks::prepare(const llama_ubatch & ubatch) {
     pimpl->rates.begin(ggml_time_us());
+    pimpl->batched = ubatch.n_tokens > 1;
     if (pimpl->tier != nullptr) {
         std::string error;
         if (lost_device(&error)) {
@@ -252,6 +256,7 @@ bool context_hooks::before_graph(ggml_cgraph * gf) {
             // pay
             self.recurrent->before_graph(kv_cuts);
         }
+        self.threads.before_graph(gf, self.batched);
         self.asserts_threw = assert_guard::set_throwing(false);
         return true;
     });
@@ -259,6 +264,7 @@ bool context_hooks::before_graph(ggml_cgraph * gf) {
 
 bool context_hooks::after_graph(bool computed) {
     impl & self = *pimpl;
+    self.threads.after_graph();
     if (self.asserts_threw) {
         assert_guard::set_throwing(true);
         self.asserts_threw = false;

@@ -7,6 +7,7 @@
 #include "context/compute_buffers.h"
 #include "context/cpu_work.h"
 #include "context/graph_run.h"
+#include "context/graph_threads.h"
 #include "llama-context.h"
 #include "devices/layer_kv.h"
 #include "kv/pager.h"
@@ -47,6 +48,8 @@ struct context_hooks::impl {
     int64_t n_device_moves[2] = {};           // loads, evictions: as of the last event line
     uint64_t graph_seen = 0;                  // what it reads of the weights is served
     std::unique_ptr<graph_run> run;           // null: between two graphs
+    graph_threads threads;
+    bool batched = false;                     // the ubatch has more than one token
     bool ready = false;                       // the context is complete
     bool asserts_threw = false;               // before the graph that runs
     bool has_buffers = true;                  // the weights made room for the compute buffers of the graph that comes

@@ -4,6 +4,7 @@
 
 #include "llama-batch.h"
 #include "io/readers.h"
+#include "telemetry/core_share.h"
 
 #include <algorithm>
 #include <chrono>
@@ -55,6 +56,10 @@ void context_hooks::impl::collect(struct superllama_stats & s) {
     for (const auto & sink : sinks) {
         s.metrics_dropped += sink->dropped();
     }
+
+    s.threads = threads.used();
+    s.core_wait_ms = (double) core_share::of_process().waited_us() / 1000.0;
+    s.throttled_ms = (double) throttled_us() / 1000.0;
 
     if (weights != nullptr) {
         collect_weights(s);

@@ -25,6 +25,7 @@ const number gauges[] = {
     { "vram_used_bytes", "memory in use on devices, of the model and its contexts", "vram_own_bytes", 1 },
     { "weight_resident_bytes", "weights in host memory", "weight_bytes_resident", 1 },
     { "prefetches_pending", "reads ahead that are not done", "prefetch_pending", 1 },
+    { "threads", "threads that computed the last graph on the host", "threads", 1 },
 };
 const number counters[] = {
     { "layers_loaded_total", "layers that came into memory", "layers_loaded", 1 },
@@ -35,6 +36,8 @@ const number counters[] = {
     { "kv_read_bytes_total", "KV pages read from disk", "kv_bytes_read", 1 },
     { "kv_written_bytes_total", "KV pages written to disk", "kv_bytes_written", 1 },
     { "stall_seconds_total", "time that kernels waited for reads", "stall_ms", 1e-3 },
+    { "core_wait_seconds_total", "time that threads waited for a core, together", "core_wait_ms", 1e-3 },
+    { "throttled_seconds_total", "time that a quota of CPU time held this process back", "throttled_ms", 1e-3 },
     { "move_seconds_total", "time spent moving layers to and from devices", "move_ms", 1e-3 },
     { "prefetches_total", "reads ahead that were done", "prefetch_completed", 1 },
     { "prefetches_failed_total", "reads ahead that failed", "prefetch_failed", 1 },

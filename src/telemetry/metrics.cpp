@@ -68,6 +68,12 @@ static const field fields_after_event[] = {
     FIELD(expert_guesses_used, FIELD_COUNT),
 };
 
+static const field fields_at_end[] = {
+    FIELD(threads, FIELD_COUNT),
+    FIELD(core_wait_ms, FIELD_MS),
+    FIELD(throttled_ms, FIELD_MS),
+};
+
 static std::string memory_by_tag(const struct superllama_stats & stats) {
     std::string json = "{";
     for (size_t i = 0; i < n_memory_tags; ++i) {
@@ -156,6 +162,9 @@ std::string metrics_json(const struct superllama_stats & stats, metrics_event ev
         put(f.name, field_text(stats, f));
     }
     put("memory_by_tag", memory_by_tag(stats));
+    for (const field & f : fields_at_end) {
+        put(f.name, field_text(stats, f));
+    }
     return json + (pretty ? "\n}" : "}");
 }
 

@@ -1,6 +1,7 @@
 // The parsers of /proc and of cgroups v1 and v2, on captured files; then one look at this machine.
 
 #include "check.h"
+#include "telemetry/core_share.h"
 #include "telemetry/cores.h"
 #include "telemetry/memory.h"
 #include "telemetry/pressure.h"
@@ -53,6 +54,20 @@ static void test_cpu_quota() {
     CHECK(usable_cores(1) == 1 && usable_cores(1 << 20) < 1 << 20);
 }
 
+static void test_throttled() {
+    CHECK(throttled_us(DATA_DIR "/v1") == 2500);
+    CHECK(throttled_us(DATA_DIR "/v2") == 70000); // the most of all groups
+    CHECK(throttled_us(DATA_DIR "/none") == 0);
+}
+
+static void test_share_of_this_machine() {
+    core_share share;
+    CHECK(share.threads(4) == 4); // one look tells nothing
+    CHECK(share.waited_us() == 0);
+    core_share nothing(DATA_DIR "/none");
+    CHECK(nothing.threads(3) == 3);
+}
+
 static void test_missing_files() {
     const auto m = captured("no-such-folder");
     CHECK(m.machine_total == 0 && m.host_available == 0 && m.resident == 0);
@@ -83,7 +98,45 @@ static void test_pressure() {
     is(1000, 840);
 }
 
+// Fewer threads as soon as they wait, more where two looks agree.
+static void test_thread_rule() {
+    const core_use alone = { 2, 0.05, 0, 0 };
+    const core_use beside = { 2, 1.0, 0.5, 0 };
+    const core_use in_turn = { 2, 1.0, 0, 0 }; // the other one has its core, ours has the other
+    thread_rule rule;
+    CHECK(rule.next(alone) == 2);
+    CHECK(rule.next(beside) == 1);
+    CHECK(rule.next(in_turn) == 1);
+    CHECK(rule.next(alone) == 1); // may be for a moment
+    CHECK(rule.next(beside) == 1);
+    CHECK(rule.next(alone) == 1);
+    CHECK(rule.next(alone) == 2);
+
+    thread_rule polite; // what runs with a low priority is busy, and takes nothing
+    CHECK(polite.next(in_turn) == 2);
+    CHECK(polite.next(in_turn) == 2);
+
+    thread_rule blind; // no number of the scheduler
+    CHECK(blind.next({ 2, 1.0, -1, 0 }) == 1);
+
+    thread_rule wide;
+    CHECK(wide.next({ 16, 0, 0, 0 }) == 16);
+    CHECK(wide.next({ 16, 7.8, 3, 0 }) == 12);
+    CHECK(wide.next({ 16, 7.8, 3, 0 }) == 8);
+    CHECK(wide.next({ 16, 20, 3, 0 }) == 2); // of which the first look knew less
+    CHECK(wide.next({ 16, 20, 3, 0 }) == 1);
+    CHECK(wide.next({ 4, 0, 0, 0 }) == 1);
+    CHECK(wide.next({ 4, 0, 0, 0 }) == 4);
+
+    thread_rule limited;
+    CHECK(limited.next({ 4, 0, 0, 1.5 }) == 1);
+    CHECK(limited.next({ 4, 0, 0, 0.5 }) == 1);
+    CHECK(limited.next({ 4, 0, 0, 3 }) == 3);
+    CHECK(limited.next({ 4, 0, 0, 0 }) == 4);
+}
+
 int main() {
+    test_thread_rule();
     test_pressure();
 #ifdef __linux__
     test_no_cgroup();
@@ -91,6 +144,8 @@ int main() {
     test_v2_high_below_max();
     test_container();
     test_cpu_quota();
+    test_throttled();
+    test_share_of_this_machine();
     test_missing_files();
 #endif
     test_this_machine();

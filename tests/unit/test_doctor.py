@@ -40,7 +40,7 @@ def test_the_report_for_people(
     assert cli.main(["doctor", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     words = ("versions", "devices", "memory", "read speed", "locked memory", "GB/s", "HTTPS", "page", "OpenMP", "AMX")
-    for word in (*words, "huge pages", "cgroup", "CPU quota"):
+    for word in (*words, "huge pages", "cgroup", "CPU quota", "CPU pressure"):
         assert word in out
     assert list(tmp_path.iterdir()) == []  # the file that was written for the measurement
 
@@ -86,6 +86,13 @@ assert n_physical_cores() == 1
 """
     done = run_python(script)
     assert done.returncode == 0, done.stderr
+
+
+def test_cpu_pressure(tmp_path: Path) -> None:
+    assert _doctor.cpu_pressure(tmp_path) is None
+    (tmp_path / "proc/pressure").mkdir(parents=True)
+    (tmp_path / "proc/pressure/cpu").write_text("some avg10=99.43 avg60=9.5 avg300=9.1 total=45\nfull avg10=0.00\n")
+    assert _doctor.cpu_pressure(tmp_path) == pytest.approx(0.9943)
 
 
 def test_huge_pages_and_flags(tmp_path: Path) -> None:

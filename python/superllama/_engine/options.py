@@ -49,6 +49,7 @@ class EngineOptions(TypedDict, total=False):
     # computing
     n_threads: int  # that generate (the cores that this process may keep busy)
     n_threads_batch: int  # that compute prompts (n_threads)
+    adapt_threads: Literal["exact", "on", "off"]  # fewer while others keep cores busy ("exact": no bit changes)
     flash_attn: Literal["on", "off", "auto"] | bool  # fused attention ("auto")
     swa_full: bool  # keep all cells of sliding windows, so that a prompt can go back in them
     kv_unified: bool  # sequences share the n_ctx cells (True); else each has its part

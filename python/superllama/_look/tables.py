@@ -54,12 +54,14 @@ def show_report(found: Mapping[str, Any]) -> None:
 def _facts(found: Mapping[str, Any]) -> dict[str, str]:
     """What is in and what is not, and what follows from it."""
     build, amx, quota = found["build"], found["cpu"]["amx"], found["cpu"]["quota"]
+    pressure = found["cpu"]["pressure"]
     if not amx["cpu"]:
         amx_text = "this CPU has none"
     else:
         amx_text = "used" if amx["build"] else "this CPU has it, this build does not use it"
     pages = found["huge_pages"]
     return {
+        "CPU pressure": "not measured here" if pressure is None else f"{pressure:.0%} of the last 10 s",
         "CPU quota": f"{quota:g} CPUs' time; more threads than that wait" if quota else "no limit",
         "AMX": amx_text,
         "huge pages": "not known" if pages is None else pages + ("; reads are slower" if pages == "never" else ""),
