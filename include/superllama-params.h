@@ -16,7 +16,8 @@ enum superllama_layer_policy {
 
 // Whether fewer threads compute while other processes keep cores busy.
 enum superllama_adapt_threads {
-    SUPERLLAMA_ADAPT_THREADS_EXACT = 0, // with dynamic layers or paged KV, and only where no bit of a result depends on it
+    SUPERLLAMA_ADAPT_THREADS_EXACT =
+        0,                           // with dynamic layers or paged KV, and only where no bit of a result depends on it
     SUPERLLAMA_ADAPT_THREADS_ON = 1, // always
     SUPERLLAMA_ADAPT_THREADS_OFF = 2, // never
 };

@@ -61,7 +61,7 @@ def layers_of(model: Any) -> list[Layer]:
 
 def memory_by_tag(model: Any) -> dict[str, int]:
     """Bytes in memory now of a native model and its contexts, by what they are for. Raises: ModelError."""
-    n = ffi.typeof("struct superllama_stats").fields[-1][1].type.length
+    n = dict(ffi.typeof("struct superllama_stats").fields)["memory_by_tag"].type.length
     found = ffi.new("int64_t[]", n)
     if lib.superllama_memory_by_tag(model, found) < 0:
         raise ModelError(f"the library cannot tell what its memory is for: {last_error()}")

@@ -194,21 +194,22 @@ static std::vector<common_arg> superllama_options() {
                        params.superllama.spill_dir = value;
                    })
             .set_env("LLAMA_ARG_SPILL_DIR"));
-    add(common_arg({ "--adapt-threads" }, "exact|on|off",
-                   "compute with fewer threads while other processes keep cores busy; --threads is the most: exact = "
-                   "with --dynamic-layers or --paged-kv, as long as no bit of a result depends on it, on = always, off = "
-                   "never (default: exact)",
-                   [](common_params & params, const std::string & value) {
-                       const std::map<std::string, superllama_adapt_threads> modes = {
-                           { "exact", SUPERLLAMA_ADAPT_THREADS_EXACT },
-                           { "on", SUPERLLAMA_ADAPT_THREADS_ON },
-                           { "off", SUPERLLAMA_ADAPT_THREADS_OFF },
-                       };
-                       if (modes.count(value) == 0) {
-                           throw std::invalid_argument("\"" + value + "\" is not exact, on or off");
-                       }
-                       params.superllama.adapt_threads = modes.at(value);
-                   })
+    add(common_arg(
+            { "--adapt-threads" }, "exact|on|off",
+            "compute with fewer threads while other processes keep cores busy; --threads is the most: exact = "
+            "with --dynamic-layers or --paged-kv, as long as no bit of a result depends on it, on = always, off = "
+            "never (default: exact)",
+            [](common_params & params, const std::string & value) {
+                const std::map<std::string, superllama_adapt_threads> modes = {
+                    { "exact", SUPERLLAMA_ADAPT_THREADS_EXACT },
+                    { "on", SUPERLLAMA_ADAPT_THREADS_ON },
+                    { "off", SUPERLLAMA_ADAPT_THREADS_OFF },
+                };
+                if (modes.count(value) == 0) {
+                    throw std::invalid_argument("\"" + value + "\" is not exact, on or off");
+                }
+                params.superllama.adapt_threads = modes.at(value);
+            })
             .set_env("LLAMA_ARG_ADAPT_THREADS"));
     add(common_arg(
             { "--idle-release" }, "SECONDS",

@@ -1,8 +1,8 @@
 // How many threads compute a graph while other processes need the cores too: no more than there are cores left.
 //
-// Nearly all of upstream's kernels compute the same bits with any number of threads. One does not: attention of a single
-// token over many cells is split over the threads, and their sums are added. What is promised to be exact keeps its
-// threads there.
+// Nearly all of upstream's kernels compute the same bits with any number of threads. One does not: attention of a
+// single token over many cells is split over the threads, and their sums are added. What is promised to be exact keeps
+// its threads there.
 #pragma once
 
 #include "superllama-params.h"
@@ -20,7 +20,7 @@ class graph_threads {
     graph_threads(llama_context & ctx, superllama_adapt_threads mode, bool managed);
 
     void before_graph(const ggml_cgraph * gf, bool batched); // batched: of more than one token
-    void after_graph(); // the context has the numbers that its user gave it
+    void after_graph();                                      // the context has the numbers that its user gave it
 
     int used() const { return n_used; } // by the last graph; 0: none ran
 

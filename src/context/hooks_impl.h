@@ -49,10 +49,10 @@ struct context_hooks::impl {
     uint64_t graph_seen = 0;                  // what it reads of the weights is served
     std::unique_ptr<graph_run> run;           // null: between two graphs
     graph_threads threads;
-    bool batched = false;                     // the ubatch has more than one token
-    bool ready = false;                       // the context is complete
-    bool asserts_threw = false;               // before the graph that runs
-    bool has_buffers = true;                  // the weights made room for the compute buffers of the graph that comes
+    bool batched = false;       // the ubatch has more than one token
+    bool ready = false;         // the context is complete
+    bool asserts_threw = false; // before the graph that runs
+    bool has_buffers = true;    // the weights made room for the compute buffers of the graph that comes
 
     kv_paging paging;
     int64_t n_kv_evicted = 0; // as of the last event line

@@ -13,10 +13,10 @@ namespace superllama {
 
 // What went on between two looks, in cores: 1.0 is one of them all the time.
 struct core_use {
-    int cores;      // that this process may run on
-    double others;  // kept busy by other processes, as far as they compute: the kernel's own work is not told apart
-    double waited;  // threads of this process that were ready, and had no core; below 0: not known
-    double quota;   // CPUs' time that its cgroups allow; 0: no limit
+    int cores;     // that this process may run on
+    double others; // kept busy by other processes, as far as they compute: the kernel's own work is not told apart
+    double waited; // threads of this process that were ready, and had no core; below 0: not known
+    double quota;  // CPUs' time that its cgroups allow; 0: no limit
 };
 
 // For how many threads there is a core. Fewer as soon as threads wait; more where it stayed quiet, so that a process
@@ -56,7 +56,7 @@ class core_share {
     const std::string root;
     look last;
     thread_rule rule;
-    int n_free = 0; // 0: not known
+    int n_free = 0;                           // 0: not known
     std::map<std::string, uint64_t> waits_ns; // by thread
     uint64_t waited_ns = 0;
 };
