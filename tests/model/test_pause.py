@@ -115,7 +115,8 @@ def test_nobody_asks_for_a_while(demo_model: Path, tmp_path: Path) -> None:
         next_tokens(server, TEXT)
         until(lambda: state(server) == "released")
         assert server.request("/health") == (200, {"status": "ok", "state": "released"})
-        assert psutil.Process(server.process.pid).memory_info().rss < 150 * MIB
+        process = psutil.Process(server.process.pid)
+        until(lambda: process.memory_info().rss < 150 * MIB)  # "released" is also what is on its way out
         with concurrent.futures.ThreadPoolExecutor(4) as pool:  # one of them wakes it for all
             others = [pool.submit(server.request, "/tokenize", {"content": "a"}) for _ in range(3)]
             tokens, n_cached = next_tokens(server, TEXT + " a cat")
