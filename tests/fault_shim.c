@@ -4,6 +4,7 @@
 // next `count`; fault_count() says how many were spoiled. Writes are spoiled by kinds FAULT_NOSPC and FAULT_BADDISK
 // only.
 //
+// FAULT_LATE_MS=N: the first spoiled read takes so long, the next one twice that: it fails when others have gone on.
 // FAULT_WRITES=AFTER,KIND arms writes from the start, all that come AFTER so many. FAULT_NO names what the system does
 // not have: "tmpfile" files without a name, "fallocate" room that is promised, "proc" /proc/self/fd, "amx" tiles of the
 // processor (ggml then takes the repacked layout, as everywhere else).
@@ -85,6 +86,9 @@ static ssize_t spoiled_pread(ssize_t (*next)(int, void *, size_t, off_t), int fd
         return next(fd, buf, n, offset);
     }
     n_spoiled++;
+    if (getenv("FAULT_LATE_MS") != NULL) {
+        usleep(1000 * (useconds_t) (atoi(getenv("FAULT_LATE_MS")) * n_spoiled));
+    }
     switch (what) {
         case FAULT_SHORT:
             return next(fd, buf, n >= 8192 ? n / 2 / 4096 * 4096 : n, offset);

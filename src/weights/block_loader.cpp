@@ -4,8 +4,6 @@
 
 namespace superllama {
 
-static const char * const called_off = "called off"; // the error of a block that is read again if it is asked for
-
 block_loader::block_loader(weight_store & store, int n_threads, size_t part_bytes) :
     store(store),
     part_bytes(part_bytes),
@@ -33,6 +31,7 @@ void block_loader::stop() {
 void block_loader::begin(uint32_t id, int64_t priority, guard & lock) {
     block_status & b = blocks[id];
     b.state = block_state::reading;
+    b.joined = false;
     b.error.clear();
     b.jobs.clear();
     owner_of(id).take_memory(id);
@@ -82,7 +81,7 @@ void block_loader::submit(uint32_t id, const std::vector<weight_part> & parts, i
 bool block_loader::read(uint32_t id, const std::vector<weight_part> & parts, bool run) {
     bool all = true;
     for (const weight_part & part : parts) {
-        std::string error = called_off;
+        std::string error = "called off";
         const bool ok = run && read_part(part, &error);
         all = all && ok;
 
@@ -127,8 +126,8 @@ std::string block_loader::read_all(uint32_t id, guard & lock) {
 // All parts were read, or the block has its error.
 void block_loader::finish(uint32_t id, guard & lock) {
     block_status & b = blocks[id];
-    if (is_expert(id) && b.in_use && b.error == called_off) {
-        b.error = read_all(id, lock); // the router has chosen it in the meantime
+    if (is_expert(id) && b.in_use && b.joined && !b.error.empty()) {
+        b.error = read_all(id, lock);
     }
     if (b.error.empty()) {
         std::string error;
@@ -152,10 +151,8 @@ void block_loader::finish(uint32_t id, guard & lock) {
     changed.notify_all();
 }
 
-void block_loader::want_again(uint32_t id) {
-    if (blocks[id].state == block_state::reading && !blocks[id].error.empty()) {
-        blocks[id].error = called_off; // a guess has begun to read it, and failed
-    }
+void block_loader::join(uint32_t id) {
+    blocks[id].joined = blocks[id].state == block_state::reading;
 }
 
 // --------------------------------------------------------------------------------------------- on the way out

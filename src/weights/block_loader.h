@@ -28,6 +28,7 @@ struct block_status {
     block_state state = block_state::absent;
     bool in_use = false;    // by the graph that runs
     bool elsewhere = false; // on a device, all of it
+    bool joined = false;    // the graph that uses it did not begin to read it
     int32_t n_parts = 0;    // still to be read
     int64_t last_use = 0;   // number of the graph
     int64_t n_loads = 0;
@@ -76,8 +77,9 @@ class block_loader {
     void promote(uint32_t id, int64_t priority);
     void call_off(const std::vector<uint32_t> & ids, guard & lock); // where they wait still; others are read
 
-    // An expert whose reading was called off, and that is wanted after all.
-    void want_again(uint32_t id);
+    // A graph wants an expert that may be on its way already, for a guess or for a graph before it: whatever fails of
+    // that read, now or later, is tried again, as for a dense block.
+    void join(uint32_t id);
 
     struct counters {
         int64_t loaded;

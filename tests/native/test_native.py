@@ -28,12 +28,21 @@ def test_unit(unit: str, variant: str, tmp_path: Path) -> None:
 
 
 def stress_layers(
-    model: Path, steps: int, seed: int, *, repack: bool = False, sync: bool = False, shim: Path | None = None
+    model: Path,
+    steps: int,
+    seed: int,
+    *,
+    repack: bool = False,
+    sync: bool = False,
+    shim: Path | None = None,
+    **faults: str,
 ) -> dict[str, int]:
     """The program compares every step with stock and fails unless blocks were evicted and read again. With `shim` reads
-    fail too."""
+    fail too, as its variables `faults` say."""
     arguments = [str(a) for a in (model, steps, seed, int(repack), int(sync))]
-    environment = os.environ | ({"LD_PRELOAD": str(shim), "FAULT_PATH": str(model.resolve())} if shim else {})
+    environment = os.environ | faults
+    if shim:
+        environment |= {"LD_PRELOAD": str(shim), "FAULT_PATH": str(model.resolve())}
     done = subprocess.run(
         [native_programs() / "stress-layers", *arguments], capture_output=True, text=True, timeout=900, env=environment
     )
@@ -63,6 +72,15 @@ def test_failing_reads_and_loaded_states_change_no_logit(
     assert report["states"] > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the library that injects faults is for Linux")
+@pytest.mark.parametrize("name", ["llama-dense", "llama-moe", "gpt-oss-moe"])
+def test_a_read_that_fails_late_is_no_error_of_the_next_graph(
+    name: str, architectures: dict[str, Path], fault_shim: Path
+) -> None:
+    report = stress_layers(architectures[name], 100, 6, shim=fault_shim, FAULT_LATE_MS="10")
+    assert report["failed"] > 0
+
+
 @pytest.mark.parametrize("repack", [1, 0])
 def test_two_thousand_steps_of_experts_that_share_pages(repack: int, demo_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "moe.gguf"
@@ -77,4 +95,6 @@ def test_an_engine_that_many_ask(tiny_model: Path) -> None:
     done = subprocess.run([program, tiny_model, "400"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["wrong"] == 0 and min(report[kind] for kind in ("whole", "streams", "cancelled", "left")) > 50
+    kinds = ("whole", "streams", "cancelled", "left")
+    assert report["wrong"] == 0 and sum(report[kind] for kind in (*kinds, "refused")) == 400
+    assert min(report[kind] for kind in kinds) > 10  # how many are refused depends on how long the others take

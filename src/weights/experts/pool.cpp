@@ -198,7 +198,7 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
     for (uint32_t id : wanted) {
         loader[id].in_use = true;
         loader[id].last_use = n_graphs;
-        loader.want_again(id);
+        loader.join(id);
         used.touch(id);
         (loader[id].state == block_state::absent ? totals.misses : totals.hits)++;
     }
