@@ -81,7 +81,7 @@ int32_t superllama_usable_cores(int32_t n) {
 }
 
 double superllama_cpu_quota(void) {
-    return cpu_quota();
+    return cpu_groups().quota();
 }
 
 const char * superllama_memory_tag(int32_t i) {

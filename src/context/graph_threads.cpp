@@ -16,7 +16,8 @@ graph_threads::graph_threads(llama_context & ctx, superllama_adapt_threads mode,
     mode(mode),
     managed(managed) {}
 
-bool graph_threads::counts(const llama_context & ctx, const ggml_cgraph * gf) {
+// Whether the last bits of a graph's results depend on the number of threads.
+static bool counts(const llama_context & ctx, const ggml_cgraph * gf) {
     for (int i = 0; i < gf->n_nodes; ++i) {
         const ggml_tensor * node = gf->nodes[i];
         if (node->op != GGML_OP_FLASH_ATTN_EXT) {

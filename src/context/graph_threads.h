@@ -24,9 +24,6 @@ class graph_threads {
 
     int used() const { return n_used; } // by the last graph; 0: none ran
 
-    // Whether the last bits of a graph's results depend on the number of threads.
-    static bool counts(const llama_context & ctx, const ggml_cgraph * gf);
-
   private:
     llama_context & ctx;
     const superllama_adapt_threads mode;

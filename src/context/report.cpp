@@ -58,8 +58,9 @@ void context_hooks::impl::collect(struct superllama_stats & s) {
     }
 
     s.threads = threads.used();
-    s.core_wait_ms = (double) core_share::of_process().waited_us() / 1000.0;
-    s.throttled_ms = (double) throttled_us() / 1000.0;
+    core_share & cores = core_share::of_process();
+    s.core_wait_ms = (double) cores.waited_us() / 1000.0;
+    s.throttled_ms = (double) cores.throttled_us() / 1000.0;
 
     if (weights != nullptr) {
         collect_weights(s);

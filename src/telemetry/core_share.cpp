@@ -1,12 +1,13 @@
 #include "telemetry/core_share.h"
 
 #include "telemetry/cgroup.h"
-#include "telemetry/cores.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <sstream>
+#include <utility>
 
 #ifdef __linux__
 #    include <dirent.h>
@@ -38,7 +39,7 @@ int thread_rule::next(const core_use & use) {
     } else if (least >= n + 1 - quiet) {
         n = (int) std::floor(least + quiet);
     }
-    return use.quota > 0 ? std::max(1, std::min(n, (int) use.quota)) : n;
+    return within_quota(n, use.quota);
 }
 
 core_share & core_share::of_process() {
@@ -51,17 +52,13 @@ int core_share::threads(int most) {
     const auto since_start = std::chrono::steady_clock::now().time_since_epoch();
     const int64_t now = std::chrono::duration_cast<std::chrono::microseconds>(since_start).count();
     if (now - last.t_us >= interval_us) {
-        look here;
-        here.t_us = now;
-        if (!take(here)) {
-            return most;
-        }
-        const double waited = wait_s();
+        const look here = take(now);
         const double seconds = (double) (now - last.t_us) / 1e6;
-        if (last.t_us > 0 && here.cores == last.cores) {
+        const double waited = count_waits();
+        if (here.cores > 0 && here.cores == last.cores) {
             const double others = (here.busy_s - last.busy_s) - (here.own_s - last.own_s);
             const core_use use = { here.cores, std::max(0.0, others / seconds), waited < 0 ? -1 : waited / seconds,
-                                   cpu_quota(root) };
+                                   groups.quota() };
             n_free = rule.next(use);
             if (now - last.t_us > long_ago_us) {
                 n_free = rule.next(use);
@@ -72,6 +69,23 @@ int core_share::threads(int most) {
     return n_free > 0 ? std::min(most, n_free) : most;
 }
 
+// Since the last call, in seconds; below 0: not known.
+double core_share::count_waits() {
+    const std::map<std::string, uint64_t> before = std::move(waits_ns);
+    waits_ns = thread_waits_ns(root);
+    if (before.empty() || waits_ns.empty()) {
+        return -1;
+    }
+    uint64_t sum = 0;
+    for (const auto & thread : waits_ns) {
+        const auto known = before.find(thread.first);
+        const uint64_t base = known != before.end() && known->second <= thread.second ? known->second : 0;
+        sum += thread.second - base; // from 0 where it is new, also under the number of one that has ended
+    }
+    waited_ns += sum;
+    return (double) sum / 1e9;
+}
+
 int64_t core_share::waited_us() {
     const std::lock_guard<std::mutex> lock(mutex);
     return (int64_t) (waited_ns / 1000);
@@ -79,83 +93,59 @@ int64_t core_share::waited_us() {
 
 #ifdef __linux__
 
-bool core_share::take(look & out) const {
-    cpu_set_t allowed;
+// Time in user space only: what the kernel does for others, and for our reads, is one sum there.
+core_share::look core_share::take(int64_t now_us) const {
+    look here = {};
+    here.t_us = now_us;
+    cpu_set_t allowed; // too small for machines of more than 1024 CPUs, where the call fails
     struct rusage own;
-    const std::string text = read_small_file(root + "/proc/stat");
     if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || getrusage(RUSAGE_SELF, &own) != 0) {
-        return false;
+        return here;
     }
+    std::istringstream lines(read_small_file(root + "/proc/stat"));
     double ticks = 0;
-    for (size_t begin = 0; begin < text.size(); begin = text.find('\n', begin) + 1) {
+    for (std::string line; std::getline(lines, line) && line.compare(0, 3, "cpu") == 0;) {
         int cpu = 0;
         unsigned long long user = 0, nice = 0;
-        if (sscanf(text.c_str() + begin, "cpu%d %llu %llu", &cpu, &user, &nice) == 3 && cpu < CPU_SETSIZE &&
+        if (sscanf(line.c_str(), "cpu%d %llu %llu", &cpu, &user, &nice) == 3 && cpu < CPU_SETSIZE &&
             CPU_ISSET(cpu, &allowed)) {
             ticks += (double) (user + nice);
-            out.cores++;
-        }
-        if (text.find('\n', begin) == std::string::npos) {
-            break;
+            here.cores++;
         }
     }
-    out.busy_s = ticks / (double) sysconf(_SC_CLK_TCK);
-    out.own_s = (double) own.ru_utime.tv_sec + (double) own.ru_utime.tv_usec / 1e6;
-    return out.cores > 0;
+    here.busy_s = ticks / (double) sysconf(_SC_CLK_TCK);
+    here.own_s = (double) own.ru_utime.tv_sec + (double) own.ru_utime.tv_usec / 1e6;
+    return here;
 }
 
-double core_share::wait_s() {
+std::map<std::string, uint64_t> thread_waits_ns(const std::string & root) {
+    std::map<std::string, uint64_t> waits;
     const std::string folder = root + "/proc/self/task/";
     DIR * tasks = opendir(folder.c_str());
-    if (tasks == nullptr) {
-        return -1;
-    }
-    std::map<std::string, uint64_t> seen;
-    uint64_t sum = 0;
-    while (const dirent * task = readdir(tasks)) {
+    while (const dirent * task = tasks != nullptr ? readdir(tasks) : nullptr) {
         unsigned long long ran = 0, waited = 0;
+        if (task->d_name[0] == '.') { // ".." has a schedstat too, once more that of the main thread
+            continue;
+        }
         const std::string text = read_small_file(folder + task->d_name + "/schedstat");
         if (sscanf(text.c_str(), "%llu %llu", &ran, &waited) == 2) {
-            const auto before = waits_ns.find(task->d_name);
-            const uint64_t base = before != waits_ns.end() ? before->second : 0;
-            sum += waited >= base ? waited - base : waited; // less than before: another thread has the number now
-            seen[task->d_name] = waited;
+            waits[task->d_name] = waited;
         }
     }
-    closedir(tasks);
-    const bool known = !seen.empty();
-    const bool first = waits_ns.empty();
-    waits_ns = std::move(seen);
-    if (!known || first) {
-        return -1;
+    if (tasks != nullptr) {
+        closedir(tasks);
     }
-    waited_ns += sum;
-    return (double) sum / 1e9;
-}
-
-int64_t throttled_us(const std::string & root) {
-    uint64_t most = 0; // a group counts its own quota, and several may hold a process back at once
-    const cgroup_path path = find_cgroup(root, "cpu");
-    for (const std::string & folder : path.folders) {
-        const std::string text = read_small_file(folder + "cpu.stat");
-        const uint64_t us = path.v2 ? line_value(text, "throttled_usec") : line_value(text, "throttled_time") / 1000;
-        most = std::max(most, us);
-    }
-    return (int64_t) most;
+    return waits;
 }
 
 #else
 
-bool core_share::take(look &) const {
-    return false;
+core_share::look core_share::take(int64_t) const {
+    return {}; // no cores: not known
 }
 
-double core_share::wait_s() {
-    return -1;
-}
-
-int64_t throttled_us(const std::string &) {
-    return 0;
+std::map<std::string, uint64_t> thread_waits_ns(const std::string &) {
+    return {};
 }
 
 #endif

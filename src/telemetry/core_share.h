@@ -4,6 +4,8 @@
 // its next time slice, and more threads compute less. So the threads follow the cores that are left.
 #pragma once
 
+#include "telemetry/cores.h"
+
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -35,25 +37,27 @@ class core_share {
     static core_share & of_process();
 
     // `root` as in find_cgroup().
-    explicit core_share(std::string root = "") : root(std::move(root)) {}
+    explicit core_share(const std::string & root = "") : root(root), groups(root) {}
 
     // Of `most` threads, those for which there is a core. To be asked before each graph: looks at most every 250 ms.
     int threads(int most);
 
     int64_t waited_us(); // threads of this process waited for a core, together, as long as threads() was asked
+    int64_t throttled_us() const { return groups.throttled_us(); }
 
   private:
     struct look {
         int64_t t_us = 0;
-        int cores = 0;
+        int cores = 0;     // 0: nothing is known
         double busy_s = 0; // of the cores, computing in any process
         double own_s = 0;
     };
-    bool take(look & out) const;
-    double wait_s(); // since the last call; below 0: not known
+    look take(int64_t now_us) const;
+    double count_waits();
 
     std::mutex mutex;
     const std::string root;
+    const cpu_groups groups;
     look last;
     thread_rule rule;
     int n_free = 0;                           // 0: not known
@@ -61,7 +65,7 @@ class core_share {
     uint64_t waited_ns = 0;
 };
 
-// What cgroups took from this process so far, because it had used its quota up; 0 where there is none.
-int64_t throttled_us(const std::string & root = "");
+// How long each thread of this process was ready and had no core, since it began; empty where the kernel does not tell.
+std::map<std::string, uint64_t> thread_waits_ns(const std::string & root = "");
 
 } // namespace superllama

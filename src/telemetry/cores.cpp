@@ -1,7 +1,5 @@
 #include "telemetry/cores.h"
 
-#include "telemetry/cgroup.h"
-
 #include <algorithm>
 #include <cstdio>
 
@@ -11,8 +9,7 @@
 
 namespace superllama {
 
-double cpu_quota(const std::string & root) {
-    const cgroup_path path = find_cgroup(root, "cpu");
+double cpu_groups::quota() const {
     double least = 0;
     for (const std::string & folder : path.folders) {
         const std::string limit =
@@ -28,6 +25,20 @@ double cpu_quota(const std::string & root) {
     return least;
 }
 
+int64_t cpu_groups::throttled_us() const {
+    uint64_t most = 0; // a group counts its own quota, and several may hold a process back at once
+    for (const std::string & folder : path.folders) {
+        const std::string text = read_small_file(folder + "cpu.stat");
+        const uint64_t us = path.v2 ? line_value(text, "throttled_usec") : line_value(text, "throttled_time") / 1000;
+        most = std::max(most, us);
+    }
+    return (int64_t) most;
+}
+
+int within_quota(int n, double quota) {
+    return quota > 0 ? std::max(1, std::min(n, (int) quota)) : n;
+}
+
 int usable_cores(int n) {
 #ifdef __linux__
     cpu_set_t allowed; // too small for machines of more than 1024 CPUs, where the call fails
@@ -35,8 +46,7 @@ int usable_cores(int n) {
         n = std::min(n, CPU_COUNT(&allowed));
     }
 #endif
-    const double quota = cpu_quota();
-    return quota > 0 ? std::max(1, std::min(n, (int) quota)) : n;
+    return within_quota(n, cpu_groups().quota());
 }
 
 } // namespace superllama

@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 from running import Runner
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
+    ),
+    pytest.mark.skipif(
+        not Path("/proc/self/schedstat").exists(), reason="this kernel does not tell how long threads wait for a core"
+    ),
+]
 
 # argv: a model, adapt_threads, "managed" or "stock", tokens of the prompt, for how many threads to wait
 PROGRAM = """

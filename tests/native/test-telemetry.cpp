@@ -6,6 +6,9 @@
 #include "telemetry/memory.h"
 #include "telemetry/pressure.h"
 
+#include <map>
+#include <string>
+
 using namespace superllama;
 
 static const uint64_t KiB = 1024, GiB = 1024 * 1024 * 1024;
@@ -48,16 +51,22 @@ static void test_container() {
 }
 
 static void test_cpu_quota() {
-    CHECK(cpu_quota(DATA_DIR "/v1") == 2);
-    CHECK(cpu_quota(DATA_DIR "/v2") == 1.5); // of a group above; the own one has "max"
-    CHECK(cpu_quota(DATA_DIR "/none") == 0);
+    CHECK(cpu_groups(DATA_DIR "/v1").quota() == 2);
+    CHECK(cpu_groups(DATA_DIR "/v2").quota() == 1.5); // of a group above; the own one has "max"
+    CHECK(cpu_groups(DATA_DIR "/none").quota() == 0);
     CHECK(usable_cores(1) == 1 && usable_cores(1 << 20) < 1 << 20);
 }
 
 static void test_throttled() {
-    CHECK(throttled_us(DATA_DIR "/v1") == 2500);
-    CHECK(throttled_us(DATA_DIR "/v2") == 70000); // the most of all groups
-    CHECK(throttled_us(DATA_DIR "/none") == 0);
+    CHECK(cpu_groups(DATA_DIR "/v1").throttled_us() == 2500);
+    CHECK(cpu_groups(DATA_DIR "/v2").throttled_us() == 70000); // the most of all groups
+    CHECK(cpu_groups(DATA_DIR "/none").throttled_us() == 0);
+}
+
+static void test_thread_waits() {
+    const std::map<std::string, uint64_t> waits = { { "70", 1000 }, { "71", 52000 } };
+    CHECK(thread_waits_ns(DATA_DIR "/v2") == waits); // the process's own file, behind "..", is that of its main thread
+    CHECK(thread_waits_ns(DATA_DIR "/none").empty());
 }
 
 static void test_share_of_this_machine() {
@@ -145,6 +154,7 @@ int main() {
     test_container();
     test_cpu_quota();
     test_throttled();
+    test_thread_waits();
     test_share_of_this_machine();
     test_missing_files();
 #endif
