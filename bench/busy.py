@@ -19,75 +19,102 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import programs
+from bench.cgroup import Group, group
+from bench.turns import TurnTaker
+from bench.undo import Journal
 from superllama._openmp import short_spin
 from superllama._plan import plan
 
-V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-PERIOD_US = 100_000
 CORES = 2  # that the programs may run on, and their threads
 
 
-class Quota:
-    """A cgroup whose members together have so many cores' time; None: as much as they want."""
+@dataclass(frozen=True)
+class Condition:
+    name: str
+    others: int = 0
+    quota: float | None = None
 
-    def __init__(self) -> None:
-        self.v1 = (V1 / "cpu.cfs_quota_us").exists() or (V1 / "cgroup.procs").exists()
-        self.path = (V1 if self.v1 else V2) / f"superllama-bench-cpu-{os.getpid()}"
-        self.path.mkdir()
+    def share(self) -> float:
+        """Of one core's speed, that which is left."""
+        return min(1.0, CORES / (self.others + 1), self.quota or 1.0)
 
-    def set(self, cores: float | None) -> None:
-        quota = None if cores is None else int(cores * PERIOD_US)
-        if self.v1:
-            (self.path / "cpu.cfs_quota_us").write_text(str(-1 if quota is None else quota))
-        else:
-            (self.path / "cpu.max").write_text(f"{'max' if quota is None else quota} {PERIOD_US}")
 
-    def enter(self) -> None:
-        (self.path / "cgroup.procs").write_text("0")
-
-    def close(self) -> None:
-        self.path.rmdir()
+QUIET = Condition("quiet")
+OTHERS = [Condition("one busy", 1), Condition("two busy", 2)]
+QUOTAS = [Condition("quota 1.0", quota=1.0), Condition("quota 1.5", quota=1.5)]
 
 
 @dataclass
 class Engine:
-    """A probe that decodes the same prompt at every turn, for about the seconds asked for."""
+    """A probe of a model with some flags; a turn decodes the same prompt, and so many tokens as take a while."""
 
     name: str
-    program: str
     model: Path
-    flags: list[str]
+    flags: Sequence[str] = ()
+    program: str = "probe"
     threads: int = CORES
-    spin: bool = True  # as our programs and our package set it
-    n: int = 16
+    spins_briefly: bool = True  # as our programs and our package set it
+    adapts: bool = False  # its threads follow the cores that are left
+    n: int = 8
     rates: dict[str, list[float]] = field(default_factory=dict)
     hashes: set[str] = field(default_factory=set)
 
-    def start(self, quota: Quota | None, most: int) -> None:
-        command = [programs.find(self.program), "-m", self.model, "--n-prompt", 8, "-n", self.n, "-t", self.threads]
-        command += ["-c", most + 16, "--turns", 1, *self.flags]
-        environment = dict(os.environ) | (short_spin({}) if self.spin else {})
-        self.child = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-            preexec_fn=quota.enter if quota else None,
-        )  # fmt: skip
+    def start(self, most: int, inside: Group | None = None, flags: Sequence[str] = ()) -> TurnTaker:
+        command = [programs.find(self.program), "-m", self.model, "--repack", 0, "--n-prompt", 8, "-n", self.n]
+        command += ["-t", self.threads, "-c", most + 16, "--turns", 1, *self.flags, *flags]
+        environment = dict(os.environ) | (short_spin({}) if self.spins_briefly else {})
+        return TurnTaker(command, environment, inside.enter if inside else None)
 
-    def turn(self) -> dict[str, float]:
-        assert self.child.stdin and self.child.stdout
-        self.child.stdin.write("\n")
-        self.child.stdin.flush()
-        out: dict[str, float] = json.loads(self.child.stdout.readline())
-        return out
+    def rate(self, answer: str) -> float:
+        out = json.loads(answer)
+        self.hashes.add(out["hash"])
+        return self.n / float(out["decode_s"])
 
-    def close(self) -> None:
-        self.child.communicate()
+
+@dataclass
+class Weights:
+    """The same weights with different flags, and what one thread alone makes of them."""
+
+    engines: list[Engine]
+    one_thread: Engine
+
+    def all(self) -> list[Engine]:
+        return [*self.engines, self.one_thread]
+
+
+def kinds(kind: str, model: Path, percent: int) -> list[Weights]:
+    def engine(where: str, label: str, *flags: str, **how: Any) -> Engine:
+        return Engine(f"{kind}, {where}{label}", model, flags, **how)
+
+    size = model.stat().st_size * percent // 100
+    budget = ["--mem-budget", str(max(size, plan(model, mem_budget=size).mem_least_bytes)), "--async-prefetch"]
+    adapt = "--adapt-threads"
+    whole, part = "in memory", f"{percent} %"
+    return [
+        Weights(
+            [
+                engine(whole, ", stock", program="probe-stock", spins_briefly=False),
+                engine(whole, ", no flag"),
+                engine(whole, f", {adapt} on", adapt, "on", adapts=True),
+            ],
+            engine(whole, ", one thread", threads=1),
+        ),
+        Weights(
+            [
+                engine(part, f", {adapt} off", *budget, adapt, "off"),
+                engine(part, "", *budget, adapts=True),
+            ],
+            engine(part, ", one thread", *budget, threads=1),
+        ),
+    ]
 
 
 @contextlib.contextmanager
@@ -102,125 +129,82 @@ def busy(n: int) -> Iterator[None]:
             other.wait()
 
 
-@dataclass(frozen=True)
-class Condition:
-    name: str
-    others: int = 0
-    quota: float | None = None
-
-    def share(self) -> float:
-        """Of one core's speed, that which is left."""
-        alone = min(1.0, CORES / (self.others + 1)) if self.others else 1.0
-        return alone if self.quota is None else min(alone, self.quota)
+def tokens_of_a_turn(engine: Engine, seconds: float, most: int) -> int:
+    """So many as take that long on the quiet machine."""
+    program = engine.start(engine.n)
+    program.ask()  # loads what was not loaded
+    rate = engine.rate(program.ask())
+    program.close()
+    engine.hashes.clear()  # of another number of tokens
+    return max(8, min(int(rate * seconds), most))
 
 
-def engines(args: argparse.Namespace) -> list[Engine]:
-    def budget(model: Path, percent: float) -> list[str]:
-        size = int(model.stat().st_size * percent / 100)
-        least = plan(model, mem_budget=size).mem_least_bytes
-        return ["--mem-budget", str(max(size, least)), "--async-prefetch"]
-
-    found = []
-    for kind, model, percent in (("dense", args.dense, 65), ("MoE", args.moe, 30)):
-        if model is None:
-            continue
-        some, adapt = [*budget(model, percent), "--repack", "0"], ["--adapt-threads"]
-        found += [
-            Engine(f"{kind}, in memory, stock", "probe-stock", model, ["--repack", "0"], spin=False),
-            Engine(f"{kind}, in memory, no flag", "probe", model, ["--repack", "0"]),
-            Engine(
-                f"{kind}, in memory, --adapt-threads on", "probe", model, ["--repack", "0", "--adapt-threads", "on"]
-            ),
-            Engine(f"{kind}, {percent} %, --adapt-threads off", "probe", model, [*some, *adapt, "off"]),
-            Engine(f"{kind}, {percent} %", "probe", model, some),
-            Engine(f"{kind}, in memory, one thread", "probe", model, ["--repack", "0"], threads=1),
-            Engine(f"{kind}, {percent} %, one thread", "probe", model, some, threads=1),
-        ]
-    return found
-
-
-def one_core(engine: Engine, everyone: list[Engine]) -> Engine:
-    """The engine with one thread that has the same weights in memory."""
-    return next(e for e in everyone if e.name == ", ".join(engine.name.split(", ")[:2]) + ", one thread")
-
-
-def measure(args: argparse.Namespace, everyone: list[Engine], conditions: list[Condition], quota: Quota | None) -> None:
-    tokens = {}
-    for engine in everyone:  # so many tokens as fill a turn on the quiet machine, with one thread
-        engine.n = 8
-        engine.start(quota, engine.n)
-        engine.turn()
-        out = engine.turn()
-        engine.close()
-        rate = engine.n / out["decode_s"]
-        tokens[engine.name] = max(8, int(rate * args.seconds))
-    for engine in everyone:
-        engine.n = max(8, min(tokens[engine.name], args.most))
-        engine.start(quota, args.most)
-        engine.turn()  # loads what was not loaded
+def measure(engines: list[Engine], conditions: list[Condition], inside: Group | None, args: argparse.Namespace) -> None:
+    for engine in engines:
+        engine.n = tokens_of_a_turn(engine, args.seconds, args.most)
+    running = [(engine, engine.start(args.most, inside)) for engine in engines]
+    for _, program in running:
+        program.ask()
     for _ in range(args.rounds):
         for condition in conditions:
             with busy(condition.others):
-                for engine in everyone:
-                    if engine.threads == 1 and condition.name != "quiet":
+                for engine, program in running:
+                    if engine.threads == 1 and condition is not QUIET:
                         continue
-                    if quota:
-                        quota.set(condition.quota)
-                    out = engine.turn()
-                    engine.hashes.add(str(out["hash"]))
-                    engine.rates.setdefault(condition.name, []).append(engine.n / out["decode_s"])
-                    if quota:
-                        quota.set(None)
-    for engine in everyone:
-        engine.close()
+                    if inside:
+                        inside.set_quota(condition.quota)
+                    engine.rates.setdefault(condition.name, []).append(engine.rate(program.ask()))
+                    if inside:
+                        inside.set_quota(None)
+    for _, program in running:
+        program.close()
 
 
-def table(everyone: list[Engine], conditions: list[Condition]) -> None:
+def print_table(found: list[Weights], conditions: list[Condition]) -> None:
     print(f"| tok/s (of what is left) | {' | '.join(c.name for c in conditions)} | logits |")
     print("|---|" + "---|" * (len(conditions) + 1))
-    for engine in everyone:
-        alone = statistics.median(one_core(engine, everyone).rates["quiet"])
-        cells = []
-        for condition in conditions:
-            rates = engine.rates.get(condition.name)
-            if not rates:
-                cells.append("")
-                continue
-            rate = statistics.median(rates)
-            cells.append(f"{rate:.1f} ({rate / (alone * condition.share()):.2f}; {min(rates):.1f} to {max(rates):.1f})")
-        same = "one hash" if len(engine.hashes) == 1 else f"{len(engine.hashes)} HASHES"
-        print(f"| {engine.name} | {' | '.join(cells)} | {same} |")
+    for weights in found:
+        alone = statistics.median(weights.one_thread.rates[QUIET.name])
+        for engine in weights.all():
+            cells = [cell(engine.rates.get(c.name, []), alone * c.share()) for c in conditions]
+            same = "one hash" if len(engine.hashes) == 1 else f"{len(engine.hashes)} HASHES"
+            print(f"| {engine.name} | {' | '.join(cells)} | {same} |")
 
 
-def recovery(args: argparse.Namespace, everyone: list[Engine]) -> None:
+def cell(rates: list[float], left: float) -> str:
+    if not rates:
+        return ""
+    rate = statistics.median(rates)
+    return f"{rate:.1f} ({rate / left:.2f}; {min(rates):.1f} to {max(rates):.1f})"
+
+
+def when(line: dict[str, Any]) -> float:
+    """Unix time of a metrics line; Python 3.10 does not read the Z."""
+    return datetime.fromisoformat(line["timestamp"].replace("Z", "+00:00")).timestamp()
+
+
+def recovery(engine: Engine, args: argparse.Namespace) -> str:
     """How long after the end of a busy process all threads compute again, from the metrics lines of a long turn."""
-    for engine in everyone:
-        if engine.threads == 1 or "--adapt-threads off" in engine.name or engine.name.endswith(("stock", "no flag")):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            lines = Path(folder) / "metrics"
-            once = Engine(engine.name, engine.program, engine.model, [*engine.flags, "--metrics-file", str(lines),
-                          "--metrics-interval", "50"], n=min(args.most, 3 * engine.n))  # fmt: skip
-            once.start(None, args.most)
-            assert once.child.stdin
-            once.child.stdin.write("\n")
-            once.child.stdin.flush()
-            with busy(1):
-                time.sleep(args.seconds / 2)
-            ended = time.time()
-            once.close()
-            seen = [json.loads(line) for line in lines.read_text().splitlines()]
-            times = [(datetime.fromisoformat(s["timestamp"].replace("Z", "+00:00")).timestamp(), s) for s in seen]
-            least = min(s["threads"] for t, s in times if t < ended)
-            back = [t - ended for t, s in times if t > ended and s["threads"] == CORES]
-            when = f"{back[0]:.2f} s" if back else "not before the end of the text"
-            print(f"{engine.name}: {least} thread beside the busy process; {CORES} again after {when}")
+    engine.n = min(args.most, 4 * engine.n)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "metrics"
+        program = engine.start(args.most, flags=["--metrics-file", str(file), "--metrics-interval", "50"])
+        program.begin()
+        with busy(1):
+            time.sleep(args.seconds)
+        ended = time.time()
+        program.close()
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    threads = [(when(line) - ended, line["threads"]) for line in lines]
+    least = min(n for t, n in threads if t < 0)
+    back = next((f"{t:.2f} s" for t, n in threads if t > 0 and n == CORES), "the end of the text")
+    return f"{engine.name}: {least} of {CORES} threads beside a busy process, all of them again after {back}"
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--dense", type=Path)
-    p.add_argument("--moe", type=Path)
+    p.add_argument("--dense", type=Path, help="measured in memory, and at 65 %%")
+    p.add_argument("--moe", type=Path, help="measured in memory, and at 30 %%")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seconds", type=float, default=6, help="of a turn on the quiet machine")
     p.add_argument("--most", type=int, default=480, help="tokens of a turn")
@@ -228,19 +212,17 @@ def main() -> int:
     args = p.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
 
-    conditions = [Condition("quiet"), Condition("one busy", 1), Condition("two busy", 2)]
-    quota = None if args.no_quota else Quota()
-    if quota:
-        conditions += [Condition("quota 1.0", quota=1.0), Condition("quota 1.5", quota=1.5)]
-    everyone = engines(args)
-    try:
-        measure(args, everyone, conditions, quota)
-    finally:
-        if quota:
-            time.sleep(0.5)
-            quota.close()
-    table(everyone, conditions)
-    recovery(args, everyone)
+    given = [("dense", args.dense, 65), ("MoE", args.moe, 30)]
+    found = [weights for kind, model, percent in given if model for weights in kinds(kind, model, percent)]
+    engines = [engine for weights in found for engine in weights.all()]
+    conditions = [QUIET, *OTHERS, *([] if args.no_quota else QUOTAS)]
+    with Journal() as journal, contextlib.ExitStack() as stack:
+        inside = None if args.no_quota else stack.enter_context(group(journal, None, "cpu"))
+        measure(engines, conditions, inside, args)
+    print_table(found, conditions)
+    for engine in engines:
+        if engine.adapts:
+            print(recovery(engine, args))
     return 0
 
 

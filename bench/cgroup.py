@@ -1,4 +1,6 @@
-"""One memory cgroup per run (v2 or v1): the limit, the peak, OOM kills and refaults of exactly that run."""
+"""One cgroup per run (v2 or v1): the limit, the peak, OOM kills and refaults of exactly that run, or a quota of CPU
+time.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,17 @@ class Root:
     path: Path
 
 
-def find_root(mountinfo: str = "/proc/self/mountinfo") -> Root | None:
-    """The writable memory hierarchy, v2 first; None if there is none, see why_not()."""
+def find_root(mountinfo: str = "/proc/self/mountinfo", controller: str = "memory") -> Root | None:
+    """The writable hierarchy of a controller, v2 first; None if there is none, see why_not()."""
     v1 = v2 = None
     for line in Path(mountinfo).read_text().splitlines():
         head, _, tail = line.partition(" - ")
         mount, fs, options = Path(head.split()[4]), tail.split()[0], tail.split()[2]
         if fs == "cgroup2":
             with contextlib.suppress(OSError):
-                if "memory" in (mount / "cgroup.controllers").read_text().split():
+                if controller in (mount / "cgroup.controllers").read_text().split():
                     v2 = Root(2, mount)
-        elif fs == "cgroup" and "memory" in options.split(","):
+        elif fs == "cgroup" and controller in options.split(","):
             v1 = Root(1, mount)
     for root in (v2, v1):
         if root and os.access(root.path, os.W_OK):
@@ -39,7 +41,9 @@ def find_root(mountinfo: str = "/proc/self/mountinfo") -> Root | None:
     return None
 
 
-def why_not() -> str:
+def why_not(controller: str = "memory") -> str:
+    if controller != "memory":
+        return f"no cgroup for {controller}: none is mounted writable; making one needs root, or a delegated subtree"
     if os.geteuid() != 0:
         return (
             "no memory cgroup: making one needs root (or a delegated cgroup v2 subtree); run as root, or use "
@@ -66,6 +70,16 @@ class Group:
                 (self.path / "memory.swap.max").write_text("0")
         else:
             (self.path / "memory.limit_in_bytes").write_text(str(n_bytes))
+
+    def set_quota(self, cores: float | None) -> None:
+        """CPUs' time for all members together; None: as much as they want. Of a group of the controller cpu."""
+        period_us = 100_000
+        quota = None if cores is None else int(cores * period_us)
+        if self.root.version == 2:
+            (self.path / "cpu.max").write_text(f"{'max' if quota is None else quota} {period_us}")
+        else:
+            (self.path / "cpu.cfs_period_us").write_text(str(period_us))
+            (self.path / "cpu.cfs_quota_us").write_text(str(-1 if quota is None else quota))
 
     def set_swappiness(self, value: int) -> bool:
         """v1 keeps one per group; with v2 the system's counts. Returns whether this group took it."""
@@ -98,14 +112,14 @@ class Group:
 
 
 @contextlib.contextmanager
-def group(journal: Journal, limit: int | None) -> Iterator[Group]:
-    root = find_root()
+def group(journal: Journal, limit: int | None, controller: str = "memory") -> Iterator[Group]:
+    root = find_root(controller=controller)
     if root is None:
-        raise RuntimeError(why_not())
+        raise RuntimeError(why_not(controller))
     if root.version == 2:
         control = root.path / "cgroup.subtree_control"
-        if "memory" not in control.read_text().split():
-            control.write_text("+memory")  # left on: turning it off could take it from others
+        if controller not in control.read_text().split():
+            control.write_text(f"+{controller}")  # left on: turning it off could take it from others
     number = sum(1 for _ in root.path.glob(f"{PREFIX}{os.getpid()}-*"))
     path = root.path / f"{PREFIX}{os.getpid()}-{number}"
     entry = journal.add("cgroup", path=str(path))

@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import programs  # noqa: E402
 from bench.off_is_stock import REST_S, interval  # noqa: E402
+from bench.turns import TurnTaker  # noqa: E402
 
 UPLOAD_BYTES = 512 << 20
 
@@ -81,23 +82,18 @@ class Probe:
         command += ["-c", args.prompt + args.tokens + 8, "--turns", 1, "--repack", 0, *flags]
         for endpoint in place:
             command += ["--rpc", endpoint]
-        self.child = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.program = TurnTaker(command)
         self.last: dict[str, object] = {}
 
     def turn(self) -> tuple[float, float]:
         """Tokens per second: prompt, decode."""
-        assert self.child.stdin and self.child.stdout
-        self.child.stdin.write("\n")
-        self.child.stdin.flush()
-        self.last = json.loads(self.child.stdout.readline())
+        self.last = json.loads(self.program.ask())
         out: dict[str, float] = self.last  # type: ignore[assignment]
         time.sleep(REST_S)
         return out["n_prompt"] / out["prompt_s"], len(self.last["tokens"]) / out["decode_s"]  # type: ignore[arg-type]
 
     def close(self) -> None:
-        assert self.child.stdin
-        self.child.stdin.close()
-        self.child.wait()
+        self.program.close()
 
 
 def with_interval(ratios: list[float]) -> str:
@@ -207,17 +203,14 @@ class Upload:
 
     def __init__(self, place: list[str], buffer_bytes: int) -> None:
         command = [programs.find("upload"), str(UPLOAD_BYTES >> 20), str(buffer_bytes), *place]
-        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.program = TurnTaker(command)
 
     def turn(self) -> tuple[float, ...]:
         """Bytes per second: in messages of 8 MiB, of 256 KiB, of 256 KiB into fresh buffers."""
-        assert self.child.stdin and self.child.stdout
-        self.child.stdin.write("\n")
-        self.child.stdin.flush()
-        return tuple(map(float, self.child.stdout.readline().split()))
+        return tuple(map(float, self.program.ask().split()))
 
     def close(self) -> None:
-        self.child.communicate()
+        self.program.close()
 
 
 def read_directly(path: Path) -> float:

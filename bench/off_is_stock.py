@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import programs  # noqa: E402
+from bench.turns import TurnTaker  # noqa: E402
 
 REST_S = 0.05  # until the threads of the program whose turn is over sleep
 
@@ -38,21 +38,18 @@ class Program:
         command = [programs.find(name), "-m", args.model, "--n-prompt", args.prompt, "-n", args.tokens]
         command += ["-t", args.threads, "-c", args.prompt + args.tokens + 8, "--turns", 1, "--repack", args.repack]
         command += shlex.split(flags)
-        self.child = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.program = TurnTaker(command)
         self.seen: list[dict[str, float]] = []
         self.hashes: list[str] = []
 
     def turn(self) -> None:
-        assert self.child.stdin and self.child.stdout
-        self.child.stdin.write("\n")
-        self.child.stdin.flush()
-        out = json.loads(self.child.stdout.readline())
+        out = json.loads(self.program.ask())
         self.seen.append({"prompt": out["n_prompt"] / out["prompt_s"], "decode": len(out["tokens"]) / out["decode_s"]})
         self.hashes.append(out["hash"])
         time.sleep(REST_S)
 
     def close(self) -> None:
-        self.child.communicate()
+        self.program.close()
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:

@@ -4,6 +4,7 @@
 #include "common.h"
 #include "log.h"
 #include "api/budget_text.h"
+#include "api/end_reason.h"
 #include "telemetry/metrics_sink.h"
 #include "superllama.h"
 
@@ -16,8 +17,6 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 
 namespace superllama {
 
@@ -280,39 +279,6 @@ static std::vector<common_arg> options_of(llama_example program) {
         }
     }
     return found;
-}
-
-static std::terminate_handler of_library;
-static std::thread::id main_thread;
-
-// An exception that leaves a program's main function is its reason to fail, as for other bad input. One that leaves
-// another thread is a fault, and ends it as before.
-static void end_with_reason() {
-    try {
-        if (std::this_thread::get_id() == main_thread && std::current_exception() != nullptr) {
-            std::rethrow_exception(std::current_exception());
-        }
-    } catch (const std::system_error & e) {
-        const bool no_thread = e.code() == std::errc::resource_unavailable_try_again;
-        fprintf(stderr, "error: %s%s\n", e.what(),
-                no_thread
-                    ? "; it cannot have another thread, see ulimit -u, and the limit of processes of its container"
-                    : "");
-        std::_Exit(1);
-    } catch (const std::exception & e) {
-        fprintf(stderr, "error: %s\n", e.what());
-        std::_Exit(1);
-    } catch (...) {
-    }
-    of_library();
-}
-
-// Called by the main thread of a program, once or more.
-static void tell_reasons() {
-    if (std::get_terminate() != end_with_reason) {
-        main_thread = std::this_thread::get_id();
-        of_library = std::set_terminate(end_with_reason);
-    }
 }
 
 void add_flags(common_params_context & ctx) {
