@@ -251,12 +251,12 @@ bool context_hooks::before_graph(ggml_cgraph * gf) {
         if (!self.run->begin(gf)) {
             return false;
         }
+        self.threads.before_graph(gf, self.batched);
         if (self.recurrent) {
-            // a copy costs nothing beside reading KV for every layer; weights may all be there, and every token would
-            // pay
+            // the last step that may fail: from here on a state may be lost. A copy costs nothing beside reading KV for
+            // every layer; weights may all be there, and every token would pay
             self.recurrent->before_graph(kv_cuts);
         }
-        self.threads.before_graph(gf, self.batched);
         self.asserts_threw = assert_guard::set_throwing(false);
         return true;
     });

@@ -107,16 +107,17 @@ void recurrent_guard::before_graph(bool keep) {
     if (!undoes) {
         return;
     }
-    runs = true;
-    kept = keep || memory.n > n_seqs; // cells of other sequences move
+    const bool moves = memory.n > n_seqs; // cells of other sequences
     states.clear();
-    if (kept) {
+    if (keep || moves) {
         finish();
         for_each_written([&](const ggml_tensor * t, size_t offset, size_t size) {
             states.resize(states.size() + size);
             ggml_backend_tensor_get(t, states.data() + states.size() - size, offset, size);
         });
+        kept = true;
     }
+    runs = true; // where there was no memory for the copy, nothing runs, and nothing is lost
 }
 
 void recurrent_guard::undo(const std::string & reason) {
