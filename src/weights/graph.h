@@ -27,6 +27,12 @@ struct layer_stop {
     const ggml_tensor * in_pieces = nullptr;    // the matrix that this node multiplies with, a piece at a time
 };
 
+// Experts of a layer, by their number, and one of the tensors that they have a matrix in.
+struct layer_experts {
+    const ggml_tensor * weights;
+    std::vector<uint32_t> blocks;
+};
+
 struct layer_graph {
     uint64_t id = 0;
     std::vector<uint32_t> order;                                    // blocks by first use
@@ -34,6 +40,8 @@ struct layer_graph {
     std::unordered_map<uint32_t, std::vector<ggml_tensor *>> views; // of weights, by block
     std::vector<const ggml_tensor *> rows;                          // GET_ROWS nodes over by-row tensors
     std::unordered_map<const ggml_tensor *, bool> in_pieces;        // that it reads; true: all are there, and stay
+    std::vector<layer_experts> experts;                             // of each layer that has any
+    int64_t expert_tokens = 0;                                      // the most tokens that choose experts at once
 };
 
 layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id);

@@ -187,11 +187,13 @@ bool layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string *
             current = layer_graph_build(store, gf, graph_id);
         }
         experts.begin(n_graphs);
+        runs_through = experts.hold_all(current);
         dense.begin(current, n_graphs);
         for (auto & entry : current.in_pieces) {
             entry.second = dense.acquire_if_there(store.pieces_of(entry.first));
             store.point_to_pieces(entry.first, entry.second);
         }
+        stops_nowhere = runs_through && acquire_all();
     }
     for (const ggml_tensor * node : current.rows) {
         const ggml_tensor * ids = node->src[1];
@@ -204,7 +206,17 @@ bool layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string *
         }
     }
     const auto first = current.stops.find(nullptr);
-    return first == current.stops.end() || run_stop(first->second, error);
+    return stops_nowhere || first == current.stops.end() || run_stop(first->second, error);
+}
+
+// False: something has to be waited for.
+bool layer_sched::acquire_all() {
+    const auto stays = [this](uint32_t id) { return dense.settled(id); };
+    return std::all_of(current.stops.begin(), current.stops.end(), [&](const auto & entry) {
+        const layer_stop & s = entry.second;
+        return pieces_of(s) == nullptr && std::all_of(s.release.begin(), s.release.end(), stays) &&
+               dense.acquire_if_there(s.acquire);
+    });
 }
 
 bool layer_sched::stops_after(const ggml_tensor * node) {
@@ -218,8 +230,9 @@ bool layer_sched::stops_after(const ggml_tensor * node) {
     }
     const auto lock = loader.lock();
     const auto stays = [this](uint32_t id) { return dense.settled(id); };
-    if (s.always || s.experts != nullptr || s.experts_done != nullptr ||
-        !std::all_of(s.release.begin(), s.release.end(), stays) || !dense.acquire_if_there(s.acquire)) {
+    const bool stops = s.always || s.experts != nullptr || s.experts_done != nullptr;
+    if ((stops && !runs_through) || !std::all_of(s.release.begin(), s.release.end(), stays) ||
+        !dense.acquire_if_there(s.acquire)) {
         return true;
     }
     // the graph runs on: what it uses must stay until the next stop tells that it got past
@@ -241,7 +254,7 @@ bool layer_sched::run_stop(const layer_stop & s, std::string * error) {
     for (uint32_t id : s.release) {
         dense.release(id);
     }
-    if (s.experts_done != nullptr && !experts.release(error)) {
+    if (s.experts_done != nullptr && !runs_through && !experts.release(error)) {
         return false;
     }
     for (uint32_t id : s.acquire) {
@@ -249,7 +262,7 @@ bool layer_sched::run_stop(const layer_stop & s, std::string * error) {
             return false;
         }
     }
-    if (s.experts != nullptr) {
+    if (s.experts != nullptr && !runs_through) {
         if (!experts.acquire(s, lock, error)) {
             return false;
         }

@@ -65,8 +65,8 @@ class layer_sched {
 
     // The way of a ubatch. False means that a block could not be read; `error` says why.
     bool begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string * error);
-    bool has_stops() const { return !current.stops.empty(); } // the graph that runs: false where it uses no block
-    bool stops_after(const ggml_tensor * node);               // asked for every node, in order, before it is computed
+    bool has_stops() const { return !stops_nowhere && !current.stops.empty(); } // the graph that runs
+    bool stops_after(const ggml_tensor * node); // asked for every node, in order, before it is computed
     bool after_node(const ggml_tensor * node, std::string * error);
     // Weights that go to a device, which computes a large batch with them: `copied` says that they are there. Between
     // the stops.
@@ -117,6 +117,7 @@ class layer_sched {
 
   private:
     const std::vector<uint32_t> * pieces_of(const layer_stop & s) const;
+    bool acquire_all();
     bool run_stop(const layer_stop & s, std::string * error);
     void set_elsewhere(uint32_t id, bool elsewhere, block_loader::guard & lock);
     weights_budget plan_locked(size_t bytes, int n_ubatch) const;
@@ -134,6 +135,8 @@ class layer_sched {
     std::atomic<bool> budget_new{ false };
 
     layer_graph current;
+    bool runs_through = false;    // it has no stop for experts
+    bool stops_nowhere = false;   // all that it uses is there, and stays
     std::vector<uint32_t> passed; // resident blocks that were used last where the graph did not stop
     int64_t n_graphs = 0;
 

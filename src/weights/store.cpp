@@ -207,6 +207,10 @@ void weight_store::publish(uint32_t expert, size_t slice) {
     pimpl->tables.at(s.tensor)->set(all_blocks[expert].expert, data(expert, slice));
 }
 
+void weight_store::take_asked(const ggml_tensor * t, const std::function<void(int32_t)> & visit) {
+    pimpl->tables.at(t)->take_asked(visit);
+}
+
 int64_t weight_store::waited_us() const {
     const std::lock_guard<std::mutex> lock(pimpl->waiters.mutex);
     return pimpl->waiters.waited_us;

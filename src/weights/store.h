@@ -117,6 +117,9 @@ class weight_store {
     // Where the tensor is for kernels: all its pieces at their homes, or rows of it.
     void point_to_pieces(const ggml_tensor * t, bool all);
 
+    // Experts of which kernels asked for the matrix in this tensor since the last call. No kernel runs.
+    void take_asked(const ggml_tensor * t, const std::function<void(int32_t expert)> & visit);
+
     const ggml_tensor * named(const std::string & name) const; // null: none of ours
     const ggml_tensor * named_in_pieces(const std::string & name) const;
     std::vector<weight_tensor> tensors() const; // all that we hold, token embeddings by row left out

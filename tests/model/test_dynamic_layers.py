@@ -144,6 +144,41 @@ def test_experts_that_share_pages(demo_model: Path, tmp_path: Path, ahead: bool)
             assert metrics.expert_guesses == 0
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_all_experts_are_there(demo_model: Path, tmp_path: Path, ahead: bool) -> None:
+    """Then a graph of one token runs through, and still tells which experts it used; a smaller budget is heard."""
+    path = tmp_path / "moe.gguf"
+    n_layer, n_expert, n_used = 4, 16 if ahead else 8, 4
+    spec = make_model.Spec(kind="moe", n_layer=n_layer, n_embd=512, n_expert=n_expert, n_expert_used=n_used, n_ff=256)
+    make_model.make_model(path, demo_model, spec)
+    reference = stock(path)
+    least, full = budgets(path)
+    with superllama.Model(path, dynamic_layers=True, mem_budget=full + MIB, async_prefetch=ahead) as model:
+        ctx = superllama.Context(model, **CONTEXT)
+        for part in range(
+            20
+        ):  # without read-ahead all have to be met; with it they come while others are computed with
+            ctx.decode(list(range(300 + 40 * part, 340 + 40 * part)))
+            ctx.clear()
+        for token in range(100):
+            ctx.decode([token])
+        before = ctx.metrics()
+        assert before.layers_loaded - before.layers_evicted >= n_layer * n_expert
+        assert ahead or before.expert_misses == n_layer * n_expert
+        for token in range(10, 20):
+            ctx.decode([token])
+        after = ctx.metrics()
+        assert after.expert_misses == before.expert_misses
+        assert after.layers_loaded == before.layers_loaded
+        assert after.expert_hits - before.expert_hits == 10 * n_layer * n_used
+        for budget in (full + MIB, least + MIB, full + MIB):
+            model.set_budget(budget)
+            ctx.clear()
+            assert same(greedy(ctx), reference)
+            assert ctx.metrics().weight_bytes_resident <= budget
+        assert ctx.metrics().layers_evicted > N_TOKENS
+
+
 def test_a_graph_that_fills_the_scheduler(demo_model: Path, tmp_path: Path) -> None:
     """Two graphs of this model have more nodes than upstream's table has room for."""
     path = tmp_path / "moe.gguf"

@@ -114,12 +114,37 @@ static void test_table() {
     c.join();
 }
 
+static void test_asked() {
+    const size_t n = 5;
+    expert_waiters waiters;
+    std::vector<uint64_t> memory(expert_table::bytes(n) / sizeof(uint64_t) + 1);
+    const uint8_t matrix = 1;
+    expert_table * table = expert_table::create(memory.data(), n, waiters);
+    std::vector<int32_t> asked;
+    const auto take = [&] {
+        asked.clear();
+        table->take_asked([&](int32_t e) { asked.push_back(e); });
+        return asked;
+    };
+    for (size_t e = 0; e < n; ++e) {
+        table->set((int32_t) e, &matrix);
+    }
+    CHECK(take().empty());
+    using function = const char * (*) (void *, int64_t);
+    for (int64_t e : { 3, 0, 3 }) {
+        (*(function *) memory.data())(memory.data(), e);
+    }
+    CHECK(take() == std::vector<int32_t>({ 0, 3 }));
+    CHECK(take().empty());
+}
+
 int main() {
     test_frames(4096, 40);
     test_frames(12288, 100);
     test_frames((2u << 20) + 4096, 33);
     test_slack();
     test_table();
+    test_asked();
     puts("ok");
     return 0;
 }

@@ -11,6 +11,7 @@
 namespace superllama {
 
 static const int64_t guess_tokens_max = 4; // more of them want most experts anyway
+static const int n_fill = 4;               // experts that are read at once without anybody asking
 
 expert_pool::expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used) :
     store(store),
@@ -47,17 +48,20 @@ pool_budget expert_pool::plan(int n_ubatch) const {
 void expert_pool::limit(size_t bytes, size_t all) {
     bytes_max = bytes;
     n_here = all;
+    next_fill = 0;
 }
 
 // ------------------------------------------------------------------------------------------------- memory
 
 void expert_pool::take_memory(uint32_t id) {
     store.place(id, false);
+    all_there = false;
     n_used += loader.bytes_of(id);
     trim(bytes_max);
 }
 
 void expert_pool::give_memory_back(uint32_t id) {
+    all_there = false;
     n_used -= loader.bytes_of(id);
     used.remove(id);
     store.drop(id);
@@ -74,7 +78,7 @@ bool expert_pool::is_passing(uint32_t id) const {
 
 int64_t expert_pool::find_victim() const {
     for (uint32_t id : used.oldest_first()) {
-        if (loader[id].idle()) {
+        if (idle(id)) {
             return id;
         }
     }
@@ -148,7 +152,7 @@ bool expert_pool::make_frame(uint32_t id) {
 int64_t expert_pool::find_victim_for(uint32_t expert) const {
     int64_t oldest = -1;
     for (uint32_t id : used.oldest_first()) {
-        if (!loader[id].idle()) {
+        if (!idle(id)) {
             continue;
         }
         oldest = oldest < 0 ? (int64_t) id : oldest;
@@ -162,7 +166,7 @@ int64_t expert_pool::find_victim_for(uint32_t expert) const {
 
 // Gives the memory of frames back where there is more than this.
 void expert_pool::trim(size_t bytes) {
-    store.trim_experts(bytes, [this](uint32_t id) { return loader[id].idle(); });
+    store.trim_experts(bytes, [this](uint32_t id) { return idle(id); });
 }
 
 // --------------------------------------------------------------------------------------- the way of a graph
@@ -188,6 +192,39 @@ bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std
     return true;
 }
 
+// One token only: what several use is told by where they were sent, and their graph takes longer than its stops.
+bool expert_pool::hold_all(const layer_graph & graph) {
+    if (graph.expert_tokens != 1 || n_used < n_here) {
+        return false;
+    }
+    for (uint32_t id = 0; !all_there && id < loader.size(); ++id) {
+        if (loader.is_expert(id) && !loader[id].elsewhere && loader[id].state != block_state::ready) {
+            return false;
+        }
+    }
+    all_there = true;
+    if (!asked_known) {
+        for (const layer_experts & e : graph.experts) {
+            store.take_asked(e.weights, [](int32_t) {});
+        }
+    }
+    held = &graph;
+    return true;
+}
+
+void expert_pool::count_held() {
+    for (const layer_experts & e : held->experts) {
+        store.take_asked(e.weights, [&](int32_t expert) {
+            const uint32_t id = e.blocks[(size_t) expert];
+            loader[id].last_use = n_graphs;
+            used.touch(id);
+            totals.hits++;
+        });
+    }
+    asked_known = true;
+    held = nullptr;
+}
+
 // What is missing is read, all at once. The kernels wait for each where they need it.
 bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std::string * error) {
     std::set<uint32_t> wanted;
@@ -195,10 +232,12 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         return false;
     }
     settle_guess(wanted, lock);
+    asked_known = false; // the kernels will ask, and what they ask for is counted here
     for (uint32_t id : wanted) {
         loader[id].in_use = true;
         loader[id].last_use = n_graphs;
         loader.join(id);
+        loader.promote(id, -1);
         used.touch(id);
         (loader[id].state == block_state::absent ? totals.misses : totals.hits)++;
     }
@@ -261,9 +300,30 @@ void expert_pool::guess(const layer_stop & s) {
     }
     guess_layer(s, s, 0);
     const auto reading = [this](uint32_t id) { return loader[id].state == block_state::reading; };
+    if (bytes_max >= n_here && std::none_of(in_use.begin(), in_use.end(), reading)) {
+        fill();
+        return;
+    }
     if (s.next_moe != nullptr && std::none_of(guessed.begin(), guessed.end(), reading) &&
         std::none_of(in_use.begin(), in_use.end(), reading)) {
         guess_layer(s, *s.next_moe, 1);
+    }
+}
+
+// Where all have room, the next few that are not there: a graph that has nothing to wait for need not stop.
+void expert_pool::fill() {
+    block_loader::guard none; // with readers, nothing is read in this thread
+    for (int n = 0; n < n_fill && next_fill < loader.size(); ++next_fill) {
+        if (!loader.is_expert(next_fill) || loader[next_fill].elsewhere ||
+            loader[next_fill].state != block_state::absent) {
+            continue;
+        }
+        if (!make_frame(next_fill)) {
+            return;
+        }
+        loader.begin(next_fill, 2, none);
+        used.add_cold(next_fill);
+        n++;
     }
 }
 
@@ -317,7 +377,6 @@ void expert_pool::settle_guess(const std::set<uint32_t> & wanted, block_loader::
             later.push_back(id);
         } else if (wanted.count(id) > 0) {
             totals.guesses_used++;
-            loader.promote(id, -1);
         } else {
             wrong.push_back(id);
         }
@@ -341,6 +400,9 @@ bool expert_pool::release(std::string * error) {
 }
 
 void expert_pool::end() {
+    if (held != nullptr) {
+        count_held();
+    }
     guessed.clear();
     std::string ignored; // the graph has failed already, or has heard it
     release(&ignored);

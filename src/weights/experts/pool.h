@@ -31,9 +31,12 @@ class expert_pool : public block_owner {
     bool is_passing(uint32_t id) const;         // on its way, and wanted by nobody
 
     void begin(int64_t graph_number) { n_graphs = graph_number; }
+    // Nothing has to be waited for: all experts are there, and stay so until end(). Then the graph need not stop for
+    // them, which costs small ones more than their computation; which ones it used is seen at its end.
+    bool hold_all(const layer_graph & graph);
     bool acquire(const layer_stop & s, block_loader::guard & lock, std::string * error);
     bool copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error);
-    void guess(const layer_stop & s);  // what comes next, while this layer computes
+    void guess(const layer_stop & s);  // what comes next, while this layer computes; or all, where all have room
     bool release(std::string * error); // false: one could not be read, and what was computed is not to be used
     void end();
 
@@ -54,12 +57,15 @@ class expert_pool : public block_owner {
 
     bool choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) const;
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
+    void fill();
     void settle_guess(const std::set<uint32_t> & wanted, block_loader::guard & lock);
     bool make_frame(uint32_t id);
     bool close_gaps(uint32_t id, block_loader::guard & lock);
     int64_t find_victim() const;
     int64_t find_victim_for(uint32_t id) const;
     bool wait_for_idle(block_loader::guard & lock);
+    bool idle(uint32_t id) const { return held == nullptr && loader[id].idle(); }
+    void count_held();
     void trim(size_t bytes);
 
     weight_store & store;
@@ -72,6 +78,10 @@ class expert_pool : public block_owner {
     size_t n_bytes = 0;
     size_t n_used = 0; // bytes in memory or on their way
     recency used;
+    bool asked_known = false;           // nothing was asked for that is not counted
+    bool all_there = false;             // every expert that is on the host; known since nothing came or went
+    uint32_t next_fill = 0;             // where all have room, those before it were read, or tried
+    const layer_graph * held = nullptr; // the graph that runs without a stop
     std::vector<uint32_t> in_use;
     std::vector<uint32_t> guessed; // of later layers
     int64_t n_graphs = 0;

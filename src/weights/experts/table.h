@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 
 namespace superllama {
@@ -26,11 +27,16 @@ class expert_table {
 
     void set(int32_t expert, const uint8_t * matrix); // its bytes are there; null: no longer. Any thread
 
+    // Those that kernels asked for since the last call. No kernel runs.
+    void take_asked(const std::function<void(int32_t expert)> & visit);
+
   private:
     const char * (*matrix_at)(void * table, int64_t expert); // first: where the patched kernels look for it
     expert_waiters * waiters;
+    size_t n_experts;
 
     std::atomic<const uint8_t *> * matrices() { return (std::atomic<const uint8_t *> *) (this + 1); }
+    std::atomic<bool> * asked() { return (std::atomic<bool> *) (matrices() + n_experts); }
     static const char * wait_for(void * table, int64_t expert);
 };
 
