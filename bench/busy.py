@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A machine that does other things too: decoding beside busy processes, and within a quota of CPU time.
 
-bench/busy.py --dense DENSE.gguf --moe MOE.gguf [--rounds 3] [--seconds 6]
+bench/busy.py --dense DENSE.gguf --moe MOE.gguf --kv SMALL.gguf [--rounds 3] [--seconds 6]
 
 Every engine stays loaded and takes short turns in every condition. The measure is the share of the cores that is left:
 one thread alone on the quiet machine is one core's share, a busy process takes a core, or its fair part where there
@@ -78,6 +78,38 @@ class Engine:
         self.hashes.add(out["hash"])
         return self.n / float(out["decode_s"])
 
+    def fit(self, seconds: float, most: int) -> None:
+        """So many tokens as take that long on the quiet machine."""
+        program = self.start(most)
+        program.ask()  # loads what was not loaded
+        rate = self.rate(program.ask())
+        program.close()
+        self.hashes.clear()  # of another number of tokens
+        self.n = max(8, min(int(rate * seconds), most))
+
+
+@dataclass
+class Resumes(Engine):
+    """Idle conversations, of which the budget holds a third: a turn resumes each of them, in order."""
+
+    program: str = "conversations"
+    n: int = 9
+    tokens: int = 2000
+
+    def start(self, most: int, inside: Group | None = None, flags: Sequence[str] = ()) -> TurnTaker:
+        command = [programs.find(self.program), "-m", self.model, "-n", self.n, "--tokens", self.tokens]
+        command += ["-c", -(-(self.tokens + 32) // 256) * 256, "-t", self.threads, "--turns", 1, *self.flags, *flags]
+        environment = dict(os.environ) | (short_spin({}) if self.spins_briefly else {})
+        return TurnTaker(command, environment, inside.enter if inside else None)
+
+    def rate(self, answer: str) -> float:
+        out = json.loads(answer)
+        self.hashes.add(str(out["next"]))
+        return self.n / sum(out["resume_s"])
+
+    def fit(self, seconds: float, most: int) -> None:
+        pass
+
 
 @dataclass
 class Weights:
@@ -117,6 +149,26 @@ def kinds(kind: str, model: Path, percent: int) -> list[Weights]:
     ]
 
 
+def idle_conversations(model: Path) -> Weights:
+    room = Resumes.n // 3 * kv_bytes(model, Resumes.tokens + 1)
+
+    def engine(label: str, *flags: str, **how: Any) -> Resumes:
+        pages = ["--paged-kv", "--async-prefetch", "--kv-budget", str(room)]
+        return Resumes(f"resumes from pages{label}", model, [*pages, *flags], **how)
+
+    adapt = "--adapt-threads"
+    return Weights([engine(f", {adapt} off", adapt, "off"), engine(""), engine(f", {adapt} on", adapt, "on")],
+                   engine(", one thread", threads=1))  # fmt: skip
+
+
+def kv_bytes(model: Path, tokens: int) -> int:
+    """Of whole pages."""
+    command = [programs.find("conversations"), "-m", model, "--paged-kv"]
+    command += ["-n", 1, "--tokens", 1, "-c", 256, "--answer", 1]
+    seen = json.loads(subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True).stdout)
+    return int(-(-tokens // seen["page_size"]) * seen["page_bytes"])
+
+
 @contextlib.contextmanager
 def busy(n: int) -> Iterator[None]:
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
@@ -129,19 +181,9 @@ def busy(n: int) -> Iterator[None]:
             other.wait()
 
 
-def tokens_of_a_turn(engine: Engine, seconds: float, most: int) -> int:
-    """So many as take that long on the quiet machine."""
-    program = engine.start(engine.n)
-    program.ask()  # loads what was not loaded
-    rate = engine.rate(program.ask())
-    program.close()
-    engine.hashes.clear()  # of another number of tokens
-    return max(8, min(int(rate * seconds), most))
-
-
 def measure(engines: list[Engine], conditions: list[Condition], inside: Group | None, args: argparse.Namespace) -> None:
     for engine in engines:
-        engine.n = tokens_of_a_turn(engine, args.seconds, args.most)
+        engine.fit(args.seconds, args.most)
     running = [(engine, engine.start(args.most, inside)) for engine in engines]
     for _, program in running:
         program.ask()
@@ -161,7 +203,7 @@ def measure(engines: list[Engine], conditions: list[Condition], inside: Group | 
 
 
 def print_table(found: list[Weights], conditions: list[Condition]) -> None:
-    print(f"| tok/s (of what is left) | {' | '.join(c.name for c in conditions)} | logits |")
+    print(f"| tok/s, resumes/s (of what is left) | {' | '.join(c.name for c in conditions)} | logits |")
     print("|---|" + "---|" * (len(conditions) + 1))
     for weights in found:
         alone = statistics.median(weights.one_thread.rates[QUIET.name])
@@ -205,15 +247,18 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--dense", type=Path, help="measured in memory, and at 65 %%")
     p.add_argument("--moe", type=Path, help="measured in memory, and at 30 %%")
+    p.add_argument("--kv", type=Path, help="conversations of this model are resumed from pages")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seconds", type=float, default=6, help="of a turn on the quiet machine")
     p.add_argument("--most", type=int, default=480, help="tokens of a turn")
     p.add_argument("--no-quota", action="store_true")
+    p.add_argument("--no-recovery", action="store_true")
     args = p.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
 
     given = [("dense", args.dense, 65), ("MoE", args.moe, 30)]
     found = [weights for kind, model, percent in given if model for weights in kinds(kind, model, percent)]
+    found += [idle_conversations(args.kv)] if args.kv else []
     engines = [engine for weights in found for engine in weights.all()]
     conditions = [QUIET, *OTHERS, *([] if args.no_quota else QUOTAS)]
     with Journal() as journal, contextlib.ExitStack() as stack:
@@ -221,7 +266,7 @@ def main() -> int:
         measure(engines, conditions, inside, args)
     print_table(found, conditions)
     for engine in engines:
-        if engine.adapts:
+        if engine.adapts and not args.no_recovery:
             print(recovery(engine, args))
     return 0
 

@@ -27,8 +27,12 @@ class TurnTaker:
 
     def ask(self) -> str:
         """Begins a turn, and waits for its line."""
-        assert self._child.stdout
         self.begin()
+        return self.answer()
+
+    def answer(self) -> str:
+        """Waits for the line of the turn that was begun."""
+        assert self._child.stdout
         return self._child.stdout.readline()
 
     def close(self) -> None:

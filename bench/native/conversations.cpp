@@ -2,9 +2,10 @@
 // takes, what memory it needs, what is answered. Prints one JSON object. Built against our library, with its flags,
 // and against unpatched llama.cpp.
 //
-//     conversations -m MODEL [-n 16] [--tokens 4000] [-c 4096] [-t 2] [--answer 8] [--host-cache 0|1]
+//     conversations -m MODEL [-n 16] [--tokens 4000] [-c 4096] [-t 2] [--answer 8] [--host-cache 0|1] [--turns 0|1]
 //
 // --host-cache 1: one sequence; a conversation that rests is a saved state in host memory, as in llama-server.
+// --turns 1: filled once, all are resumed for every line on its standard input, each time as if it were the first.
 
 #include "../../tests/native/log.h"
 #include "llama.h"
@@ -31,6 +32,7 @@ struct options {
     int threads = 2;
     int answer = 8;
     int host_cache = 0;
+    int turns = 0;
 };
 
 struct conversation {
@@ -63,6 +65,7 @@ static options parse(int argc, char ** argv) {
         const std::pair<const char *, int *> numbers[] = {
             { "-n", &o.n },       { "--tokens", &o.tokens }, { "-c", &o.context },
             { "-t", &o.threads }, { "--answer", &o.answer }, { "--host-cache", &o.host_cache },
+            { "--turns", &o.turns },
         };
         bool known = name == "-m";
         o.model = known ? argv[i + 1] : o.model;
@@ -136,6 +139,30 @@ static void print_list(const char * name, const std::vector<conversation> & list
     printf("],");
 }
 
+// What came after the fill is forgotten at the beginning of each turn.
+static void take_turns(llama_context * ctx, const options & o, const std::vector<conversation> & filled) {
+    while (getchar() != EOF) {
+        std::vector<conversation> list = filled;
+        for (int i = 0; i < o.n; ++i) {
+            conversation & c = list[(size_t) i];
+            llama_memory_seq_rm(llama_get_memory(ctx), i, o.tokens, -1);
+            c.n_past = o.tokens;
+            c.next = c.answer.front();
+            const double begin = now_s();
+            answer(ctx, c, i, 1);
+            c.resume_s = now_s() - begin;
+        }
+        printf("{");
+        print_list("resume_s", list, [](const conversation & c) { printf("%.4f", c.resume_s); });
+        printf("\"next\":");
+        for (int i = 0; i < o.n; ++i) {
+            printf("%s%d", i ? "," : "[", list[(size_t) i].next);
+        }
+        printf("]}\n");
+        fflush(stdout);
+    }
+}
+
 int main(int argc, char ** argv) {
 #ifdef SUPERLLAMA
     superllama::flags args;
@@ -191,6 +218,13 @@ int main(int argc, char ** argv) {
         }
     }
     const long long rss_filled = resident_bytes();
+    if (o.turns != 0) {
+        take_turns(ctx, o, list);
+        llama_free(ctx);
+        llama_model_free(model);
+        llama_backend_free();
+        return 0;
+    }
     for (int i = 0; i < o.n; ++i) {
         conversation & c = list[(size_t) i];
         const int seq = o.host_cache ? 0 : i;
