@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +66,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def rpc_server(threads: int = 1) -> Iterator[Server]:
-    """A server with one CPU device, as superllama-rpc-server starts it."""
+def rpc_server(threads: int = 1, *flags: object, log: Path | None = None, **environment: str) -> Iterator[Server]:
+    """A server with one CPU device, as superllama-rpc-server starts it. `log` is where its words go."""
     port = free_port()
-    with _running(port, find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads) as server:
+    command = [find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads, *flags]
+    with _running(port, *command, log=log, environment=environment) as server:
         yield server
 
 
@@ -96,10 +98,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(port: int, *command: object) -> Iterator[Server]:
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=server_environment() | NO_GPU
-    )
+def _running(
+    port: int, *command: object, log: Path | None = None, environment: Mapping[str, str] = NO_GPU
+) -> Iterator[Server]:
+    with (log or Path(os.devnull)).open("ab") as out:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=out, stderr=out, env=server_environment() | NO_GPU | environment
+        )
     try:
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):

@@ -4,6 +4,7 @@ upstream/<build>   the pristine llama.cpp that a build starts from (cmake/upstre
 page/<build>       the server's page, built from it with npm (cmake/page.py)
 models/<file>       models that were downloaded by default
 repacked/<file>     blocks of weights in the layout of the CPU's fast kernels, one file for each model that streams
+rpc-weights/<file>  where weights are in a model file of an RPC server, by their hashes
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-KINDS = ("upstream", "page", "models", "repacked")
+KINDS = ("upstream", "page", "models", "repacked", "rpc-weights")
 WRITING = re.compile(r"\.writing$|\.blocks\.\d+$")  # names of repacked files on their way, now and in earlier versions
 QUIET_S = 3600
 

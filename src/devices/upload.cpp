@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 #include "io/address_space.h"
+#include "io/rpc_units.h"
 
 #include <algorithm>
 #include <cstring>
@@ -11,7 +12,8 @@
 namespace superllama {
 
 static const size_t read_bytes_max = 4u << 20; // read at once; a multiple of send_bytes()
-static const size_t read_gap_max = 64u << 10;  // bytes between two tensors that are read along
+static_assert(read_bytes_max == rpc_unit_bytes, "what is read at once is what an RPC server is asked for");
+static const size_t read_gap_max = 64u << 10; // bytes between two tensors that are read along
 
 namespace {
 
@@ -31,11 +33,17 @@ struct read_range {
 } // namespace
 
 // On its way over RPC a message is copied four times; one of this size stays in the processors' caches meanwhile.
-// Devices with copy engines of their own want it large.
+// Devices with copy engines of their own want it large, and so does a server that may have the weights itself: it is
+// asked once for each.
 static size_t send_bytes(const ggml_tensor * t) {
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
-    const bool rpc = dev != nullptr && strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "RPC") == 0;
-    return rpc ? 256u << 10 : read_bytes_max;
+    ggml_backend_reg_t reg = dev != nullptr ? ggml_backend_dev_backend_reg(dev) : nullptr;
+    if (reg == nullptr || strcmp(ggml_backend_reg_name(reg), "RPC") != 0) {
+        return read_bytes_max;
+    }
+    const auto has_weights =
+        (bool (*)(ggml_backend_dev_t)) ggml_backend_reg_get_proc_address(reg, "superllama_rpc_has_weights");
+    return has_weights != nullptr && has_weights(dev) ? rpc_unit_bytes : 256u << 10;
 }
 
 static void send(ggml_tensor * t, const uint8_t * data, size_t first, size_t bytes) {
@@ -45,21 +53,27 @@ static void send(ggml_tensor * t, const uint8_t * data, size_t first, size_t byt
     }
 }
 
-// Neighbours in the file are read together.
+static void add_piece(std::vector<read_range> & ranges, const device_upload_tensor & t, size_t first, size_t n) {
+    const weight_source from = { t.source.file, t.source.offset + first };
+    const uint64_t end = ranges.empty() ? 0 : ranges.back().source.offset + ranges.back().bytes;
+    if (ranges.empty() || ranges.back().source.file != from.file || from.offset < end ||
+        from.offset - end > read_gap_max || from.offset + n - ranges.back().source.offset > read_bytes_max) {
+        ranges.push_back({ from, 0, {} });
+    }
+    ranges.back().bytes = from.offset + n - ranges.back().source.offset;
+    ranges.back().pieces.push_back({ t.tensor, first, n, from });
+}
+
+// Neighbours in the file are read together. Pieces are the units of io/rpc_units.h.
 static std::vector<read_range> ranges_of(const std::vector<device_upload_tensor> & tensors) {
     std::vector<read_range> ranges;
     for (const auto & t : tensors) {
         const size_t bytes = !t.held.empty() ? 0 : ggml_nbytes(t.tensor);
-        for (size_t first = 0; first < bytes; first += read_bytes_max) {
-            const size_t n = std::min(read_bytes_max, bytes - first);
-            const weight_source from = { t.source.file, t.source.offset + first };
-            const uint64_t end = ranges.empty() ? 0 : ranges.back().source.offset + ranges.back().bytes;
-            if (ranges.empty() || ranges.back().source.file != from.file || from.offset < end ||
-                from.offset - end > read_gap_max || from.offset + n - ranges.back().source.offset > read_bytes_max) {
-                ranges.push_back({ from, 0, {} });
+        const size_t slice = std::max<size_t>(1, bytes / rpc_slices(t.tensor));
+        for (size_t begin = 0; begin < bytes; begin += slice) {
+            for (size_t at = 0; at < slice; at += rpc_unit_bytes) {
+                add_piece(ranges, t, begin + at, std::min(rpc_unit_bytes, slice - at));
             }
-            ranges.back().bytes = from.offset + n - ranges.back().source.offset;
-            ranges.back().pieces.push_back({ t.tensor, first, n, from });
         }
     }
     return ranges;

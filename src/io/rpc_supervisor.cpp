@@ -1,14 +1,69 @@
 #include "io/rpc_supervisor.h"
 
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+// ------------------------------------------------------------------------------------------------ flags
+
+namespace {
+
+// The backend, which the program loads at run time, reads them as variables of its process.
+const struct {
+    const char *name, *value, *variable, *about;
+} our_flags[] = {
+    { "--model-dir", "DIR", "SUPERLLAMA_RPC_MODEL_DIR",
+      "folder of GGUF files: weights that are in them are read here, not sent by clients" },
+};
+
+} // namespace
+
+static void set_variable(const char * name, const char * value) {
+#ifdef _WIN32
+    _putenv_s(name, value);
+#else
+    setenv(name, value, 1);
+#endif
+}
+
+static void take_our_flags(int & argc, char ** argv) {
+    int n_kept = 1;
+    for (int i = 1; i < argc; ++i) {
+        bool ours = false;
+        for (const auto & flag : our_flags) {
+            ours = strcmp(argv[i], flag.name) == 0;
+            if (ours && i + 1 == argc) {
+                fprintf(stderr, "error: %s wants a value: %s\n", flag.name, flag.value);
+                exit(1);
+            }
+            if (ours) {
+                set_variable(flag.variable, argv[++i]);
+                break;
+            }
+        }
+        if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
+            fprintf(stderr, "superllama options:\n");
+            for (const auto & flag : our_flags) {
+                fprintf(stderr, "  %-32s %s\n", (std::string(flag.name) + " " + flag.value).c_str(), flag.about);
+            }
+            fprintf(stderr, "\n");
+        }
+        if (!ours) {
+            argv[n_kept++] = argv[i];
+        }
+    }
+    argv[n_kept] = nullptr;
+    argc = n_kept;
+}
+
+// ------------------------------------------------------------------------------------------------ processes
+
 #ifndef _WIN32
 
 #    include <cerrno>
 #    include <csignal>
-#    include <cstdio>
-#    include <cstdlib>
-#    include <cstring>
 #    include <fcntl.h>
-#    include <string>
 #    include <sys/wait.h>
 #    include <unistd.h>
 
@@ -50,7 +105,8 @@ static void watch_child(int served) {
             signal, strsignal(signal));
 }
 
-void rpc_supervise() {
+void rpc_supervise(int & argc, char ** argv) {
+    take_our_flags(argc, argv);
     const pid_t parent = getpid();
     for (;;) {
         int served[2];
@@ -98,7 +154,9 @@ void rpc_supervise() {
 
 namespace superllama {
 
-void rpc_supervise() {}
+void rpc_supervise(int & argc, char ** argv) {
+    take_our_flags(argc, argv);
+}
 
 } // namespace superllama
 

@@ -1,0 +1,6 @@
+// All that patched call sites in ggml-rpc.cpp and transport.cpp name.
+#pragma once
+
+#include "io/rpc_messages.h"
+#include "io/rpc_meeting.h"
+#include "io/rpc_weights.h"
