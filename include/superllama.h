@@ -255,6 +255,10 @@ LLAMA_API int32_t superllama_budgets(const struct llama_model * model, uint64_t 
 // byte, in which nothing fits.
 LLAMA_API int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_DEVICES]);
 
+// The file with the secret that is shared with the RPC server at "host:port", or with all that have none of their own
+// (null); it is read now. Without a path it is forgotten. Before the server is added.
+LLAMA_API int32_t superllama_rpc_secret(const char * endpoint, const char * path);
+
 // Makes the devices of an RPC server at "host:port" known, as --rpc does; returns how many it has. The server has to be
 // there: upstream ends the process where it cannot connect. Adding it again changes nothing.
 LLAMA_API int32_t superllama_add_rpc_server(const char * endpoint);

@@ -112,13 +112,18 @@ def n_physical_cores() -> int:
     return int(lib.superllama_usable_cores(n))
 
 
-def add_rpc_server(endpoint: str, *, timeout: float = 5.0) -> int:
+def add_rpc_server(endpoint: str, *, timeout: float = 5.0, rpc_secret: str | os.PathLike[str] | None = None) -> int:
     """Make the devices of an RPC server (superllama-rpc-server) at "host:port" known, for models loaded from now on;
-    returns how many it has. The protocol has no authentication and no encryption: use it in a network of your own.
+    returns how many it has. `rpc_secret` is a file whose content, 16 to 4096 bytes, the server has too: each side
+    proves to the other that it knows it. Nothing is encrypted: use it in a network of your own.
 
     Raises: Error if no RPC server of this version answers there within `timeout` seconds: nothing does, or something
-    else, or a server that another client is using; or if it offers no device.
+    else, or a server that another client is using; if it offers no device; if only one side has a secret, or each
+    has another one.
     """
+    path = ffi.NULL if rpc_secret is None else os.fsencode(rpc_secret)
+    if lib.superllama_rpc_secret(endpoint.encode(), path) != 0:
+        raise Error(f"RPC server: {last_error()}")
     _ask_rpc_server(endpoint, timeout)
     n = int(lib.superllama_add_rpc_server(endpoint.encode()))
     if n < 0:
@@ -140,6 +145,8 @@ def _ask_rpc_server(endpoint: str, timeout: float) -> None:
                 if not more:
                     raise Error(f"{endpoint} closes the connection: it is no RPC server, or one of another version")
                 answer += more
+            if answer[11:12] and answer[11] & _RPC_SECRET:
+                connection.sendall(_RPC_LEFT)  # and no proof: the library gives it
     except TimeoutError as e:
         raise Error(
             f"no RPC server answers at {endpoint!r} within {timeout:g} s; a superllama-rpc-server has one client at a "
@@ -152,4 +159,6 @@ def _ask_rpc_server(endpoint: str, timeout: float) -> None:
 
 
 # a command, the length of what follows, no capability
+_RPC_SECRET = 2  # rpc_feature in src/io/rpc_meeting.h
+_RPC_LEFT = bytes([201])
 _RPC_HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)

@@ -125,6 +125,13 @@ def with_paths(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def secret_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the secret of RPC servers before all others: a program connects where it reads --rpc."""
+    words = list(arguments)
+    at = words.index("--rpc-secret") if "--rpc-secret" in words else len(words)
+    return words[at : at + 2] + words[:at] + words[at + 2 :]
+
+
 def odd_file(arguments: Sequence[str], *, positional: bool = False) -> str | None:
     """What is wrong with a path that is there and is no file, such as a FIFO, for which a program would wait; None if
     nothing is. `positional`: the program's files are arguments without an option."""
@@ -198,7 +205,7 @@ def run_with_model(name: str, arguments: Sequence[str] | None = None, *, reads_e
 
         print(script("bash"), end="")
         sys.exit()
-    arguments = with_paths(separated(arguments))
+    arguments = secret_first(with_paths(separated(arguments)))
     if not names_model(arguments, os.environ if reads_environment else {}):
         from ._demo import demo_model
         from ._errors import DownloadError

@@ -211,6 +211,17 @@ static std::vector<common_arg> superllama_options() {
             })
             .set_env("LLAMA_ARG_ADAPT_THREADS"));
     add(common_arg(
+            { "--rpc-secret" }, "FILE",
+            "secret that is shared with RPC servers, before the --rpc that names them: both sides prove that they "
+            "know the content of this file, 16 to 4096 bytes, and show it to nobody (default: none)",
+            [](common_params &, const std::string & value) {
+                ggml_backend_load_all();
+                if (superllama_rpc_secret(nullptr, value.c_str()) != 0) {
+                    throw std::invalid_argument(superllama_last_error());
+                }
+            })
+            .set_env("LLAMA_ARG_RPC_SECRET"));
+    add(common_arg(
             { "--idle-release" }, "SECONDS",
             "when nothing was asked for that long, give the memory back, of the host and of devices; conversations "
             "wait on disk, in --spill-dir, and the next request takes it all again (default: never)",
@@ -287,7 +298,9 @@ void add_flags(common_params_context & ctx) {
         return; // loads no model
     }
     for (common_arg & arg : options_of(ctx.ex)) {
-        ctx.options.push_back(std::move(arg));
+        // of variables of the environment, too, the secret is read before the servers that it is for
+        const bool first = strcmp(arg.args[0], "--rpc-secret") == 0;
+        ctx.options.insert(first ? ctx.options.begin() : ctx.options.end(), std::move(arg));
     }
 }
 

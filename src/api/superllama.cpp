@@ -211,6 +211,21 @@ int32_t superllama_vram_budget(const char * text, uint64_t bytes[SUPERLLAMA_MAX_
     });
 }
 
+int32_t superllama_rpc_secret(const char * endpoint, const char * path) {
+    return guarded([&] {
+        using set_secret = const char * (*) (const char *, const char *);
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        const auto set = rpc ? (set_secret) ggml_backend_reg_get_proc_address(rpc, "superllama_rpc_secret") : nullptr;
+        if (set == nullptr) {
+            throw std::runtime_error("this build has no RPC backend (GGML_RPC)");
+        }
+        if (const char * error = set(endpoint, path)) {
+            throw std::runtime_error(error);
+        }
+        return 0;
+    });
+}
+
 int32_t superllama_add_rpc_server(const char * endpoint) {
     return guarded([&] {
         using add_server = ggml_backend_reg_t (*)(const char *);

@@ -1,9 +1,12 @@
 #include "io/rpc_meeting.h"
 
+#include "ggml-impl.h"
+#include "io/rpc_messages.h"
 #include "io/rpc_units.h"
 #include "io/rpc_weights.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <map>
@@ -17,7 +20,8 @@ namespace {
 
 struct known_servers {
     std::mutex mutex;
-    std::map<std::string, uint8_t> features; // by endpoint, as it said last
+    std::map<std::string, uint8_t> features;    // by endpoint, as it said last
+    std::map<std::string, std::string> secrets; // by endpoint; "": of all others
 };
 
 known_servers & servers() {
@@ -36,10 +40,53 @@ bool rpc_handshake(const std::string & endpoint, const std::function<bool()> & h
     return ok;
 }
 
-void rpc_remember(uint8_t features) {
-    if (met != nullptr) {
+static std::string secret_for(const std::string & endpoint) {
+    const std::lock_guard<std::mutex> lock(servers().mutex);
+    const auto & secrets = servers().secrets;
+    const auto own = secrets.find(endpoint);
+    const auto found = own != secrets.end() ? own : secrets.find("");
+    return found != secrets.end() ? found->second : "";
+}
+
+std::string rpc_meet(const std::string & endpoint, const rpc_wire & wire, uint8_t features, uint8_t & version) {
+    const std::string secret = secret_for(endpoint);
+    if ((features & RPC_FEATURE_SECRET) != 0) {
+        version = (uint8_t) (version & ~rpc_version_with_secret);
+        const std::string why = prove_to_server(wire, secret);
+        if (!why.empty()) {
+            return why;
+        }
+    } else if (!secret.empty()) {
+        return "it asks for no secret, and one was given here: it is not used, for it could be anybody; start the "
+               "server "
+               "with the same secret";
+    }
+    const std::lock_guard<std::mutex> lock(servers().mutex);
+    servers().features[endpoint] = features;
+    return "";
+}
+
+bool rpc_meet_now(const rpc_wire & wire, uint8_t features, uint8_t & version) {
+    const std::string why = rpc_meet(met != nullptr ? *met : "", wire, features, version);
+    if (!why.empty()) {
+        GGML_LOG_ERROR("RPC server %s: %s\n", met != nullptr ? met->c_str() : "", why.c_str());
+    }
+    return why.empty();
+}
+
+static const char * set_secret(const char * endpoint, const char * path) {
+    static thread_local std::string error;
+    try {
+        const std::string secret = path != nullptr ? read_rpc_secret(path) : "";
         const std::lock_guard<std::mutex> lock(servers().mutex);
-        servers().features[*met] = features;
+        servers().secrets.erase(endpoint != nullptr ? endpoint : "");
+        if (!secret.empty()) {
+            servers().secrets[endpoint != nullptr ? endpoint : ""] = secret;
+        }
+        return nullptr;
+    } catch (const std::exception & e) {
+        error = e.what();
+        return error.c_str();
     }
 }
 
@@ -65,13 +112,22 @@ void * rpc_function(const char * name, bool (*lost)(ggml_backend_t)) {
     if (strcmp(name, "superllama_rpc_has_weights") == 0) {
         return (void *) device_has_weights;
     }
+    if (strcmp(name, "superllama_rpc_secret") == 0) {
+        return (void *) (rpc_set_secret) set_secret;
+    }
     return nullptr;
 }
 
 // ------------------------------------------------------------------------------------------------ a server
 
+static std::string own_secret; // set before clients are served, by one thread
+
 bool rpc_begin_to_serve() {
     try {
+        if (const char * path = getenv("SUPERLLAMA_RPC_SECRET")) { // from the program's --rpc-secret
+            own_secret = read_rpc_secret(path);
+            printf("  shared secret  : %s\n", path);
+        }
         rpc_open_weights();
         return true;
     } catch (const std::exception & e) {
@@ -81,7 +137,16 @@ bool rpc_begin_to_serve() {
 }
 
 uint8_t rpc_own_features() {
-    return rpc_has_weights() ? RPC_FEATURE_WEIGHTS : 0;
+    return (uint8_t) ((rpc_has_weights() ? RPC_FEATURE_WEIGHTS : 0) | (own_secret.empty() ? 0 : RPC_FEATURE_SECRET));
+}
+
+bool rpc_challenge(const rpc_wire & wire) {
+    bool left = false;
+    const std::string why = challenge_client(wire, own_secret, &left);
+    if (!why.empty() && !left) {
+        GGML_LOG_ERROR("RPC: a client at %s is refused: %s\n", rpc_client_name(), why.c_str());
+    }
+    return why.empty();
 }
 
 } // namespace superllama

@@ -25,6 +25,9 @@ uintptr_t accept_client(uintptr_t listener);
 int accept_client(int listener);
 #endif
 
+// Where the client that this thread accepted last connects from.
+const char * rpc_client_name();
+
 // Memory for what a peer announces grows with what it sends: a length is only a claim.
 template <class Socket>
 bool receive_growing(Socket & socket, uint64_t size, std::vector<uint8_t> & data) {

@@ -2,6 +2,8 @@
 
 #include "io/rpc_messages.h"
 
+#include "io/rpc_meeting.h"
+
 #include "ggml-rpc.h"
 
 #include <chrono>
@@ -26,6 +28,10 @@ namespace superllama {
 #ifdef _WIN32
 
 void check_rpc_peer(const char *) {}
+
+const char * rpc_client_name() {
+    return "an address";
+}
 
 uintptr_t accept_client(uintptr_t listener) {
     return (uintptr_t) ::accept((SOCKET) listener, nullptr, nullptr);
@@ -109,9 +115,7 @@ class rpc_probe {
         std::string message(1, (char) command);
         message.append((const char *) &input_size, sizeof(input_size));
         message.append((const char *) input, input_size);
-        if (send(fd, message.data(), message.size(), MSG_NOSIGNAL) != (ssize_t) message.size()) {
-            fail(std::string("does not take a message: ") + strerror(errno));
-        }
+        send_data(message.data(), message.size());
         uint64_t announced = 0;
         receive(&announced, sizeof(announced));
         if (memcmp(&announced, "HTTP/", 5) == 0) {
@@ -123,6 +127,21 @@ class rpc_probe {
         }
         receive(output, size);
     }
+
+    // as a socket has them
+    bool send_data(const void * data, size_t size) {
+        if (send(fd, data, size, MSG_NOSIGNAL) != (ssize_t) size) {
+            fail(std::string("does not take a message: ") + strerror(errno));
+        }
+        return true;
+    }
+
+    bool recv_data(void * data, size_t size) {
+        receive(data, size);
+        return true;
+    }
+
+    bool flush() { return true; }
 
   private:
     void receive(void * to, size_t size) {
@@ -160,6 +179,10 @@ void check_rpc_peer(const char * endpoint) {
     const uint8_t capabilities[24] = {};
     uint8_t version[4 + sizeof(capabilities)] = {};
     probe.ask(command_hello, capabilities, sizeof(capabilities), version, sizeof(version));
+    const std::string why = rpc_meet(endpoint, wire_of(probe), version[3], version[0]);
+    if (!why.empty()) {
+        probe.fail(why);
+    }
     if (version[0] != RPC_PROTO_MAJOR_VERSION || version[1] > RPC_PROTO_MINOR_VERSION) {
         probe.fail("speaks version " + std::to_string(version[0]) + "." + std::to_string(version[1]) +
                    " of the protocol, this program " + std::to_string(RPC_PROTO_MAJOR_VERSION) + "." +
@@ -173,6 +196,12 @@ void check_rpc_peer(const char * endpoint) {
 }
 
 // ---------------------------------------------------------------------------------- a client to be served
+
+static thread_local char client_name[INET_ADDRSTRLEN] = "?";
+
+const char * rpc_client_name() {
+    return client_name;
+}
 
 static void watch(int fd) {
     const auto set = [fd](int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); };
@@ -206,7 +235,9 @@ static void tell_supervisor() {
 
 int accept_client(int listener) {
     for (;;) {
-        const int fd = ::accept(listener, nullptr, nullptr);
+        sockaddr_in from = {};
+        socklen_t from_size = sizeof(from);
+        const int fd = ::accept(listener, (sockaddr *) &from, &from_size);
         if (fd < 0) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
                 poll(nullptr, 0, 100); // until there is room again
@@ -219,6 +250,7 @@ int accept_client(int listener) {
         }
         if (speaks(fd)) {
             watch(fd);
+            inet_ntop(AF_INET, &from.sin_addr, client_name, sizeof(client_name));
             tell_supervisor();
             return fd;
         }

@@ -15,6 +15,8 @@ const struct {
 } our_flags[] = {
     { "--model-dir", "DIR", "SUPERLLAMA_RPC_MODEL_DIR",
       "folder of GGUF files: weights that are in them are read here, not sent by clients" },
+    { "--rpc-secret", "FILE", "SUPERLLAMA_RPC_SECRET",
+      "serve only clients that prove that they know the content of this file, 16 to 4096 bytes" },
 };
 
 } // namespace

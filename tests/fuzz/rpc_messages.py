@@ -2,14 +2,17 @@
 
     python tests/fuzz/rpc_messages.py --seed 1 --seconds 3600
 
-Every round is a connection: a few good messages that make a buffer and a tensor, then broken ones. After each round a
-new connection has to be served.
+Every round is a connection: a few good messages that make a buffer and a tensor, then broken ones. New connections have
+to be served all the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import hmac
 import itertools
+import os
 import random
 import socket
 import struct
@@ -25,7 +28,10 @@ from rpc_devices import Server, rpc_server
 
 ALLOC, GET_BASE, FREE, CLEAR, SET, SET_HASH, GET, COPY, COMPUTE = 0, 3, 4, 5, 6, 7, 8, 9, 10
 MEMORY, INIT, ALLOC_SIZE, HELLO, COUNT, RECOMPUTE, MEMSET, SET_2D, GET_2D = 11, 12, 13, 14, 15, 16, 17, 18, 19
+PROVE, LEFT = 200, 201  # ours: of a client that knows the server's secret, and of one that only asked
 N_COMMANDS = 23  # those that talk to another server, 20 to 22, are left out: they wait for it
+
+SERVED_EVERY = 8  # rounds: whether a new client is served well
 
 ODD = [0, 1, 2, 7, 8, 31, 32, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 OPERATIONS = {"none": 0, "add": 2}
@@ -65,12 +71,17 @@ class Tensor:
 
 
 class Connection:
-    """A client. What it is asked may find the connection ended: ConnectionError."""
+    """A client, which proves that it knows the secret where there is one. What it is asked may find the connection
+    ended: ConnectionError."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, secret: bytes | None = None) -> None:
         host, _, port = endpoint.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), 60)
         self.ask(HELLO, bytes(24))
+        if secret is not None:
+            mine = os.urandom(32)
+            its = self.ask(PROVE, mine)
+            self.ask(PROVE, proof(secret, "client", its, mine))
 
     def send(self, command: int, content: bytes, size: int | None = None) -> None:
         self.socket.sendall(bytes([command]) + struct.pack("<Q", len(content) if size is None else size) + content)
@@ -92,6 +103,10 @@ class Connection:
         """Its name, and where it begins."""
         name = struct.unpack("<QQ", self.ask(ALLOC, struct.pack("<IQ", 0, size)))[0]
         return name, struct.unpack("<Q", self.ask(GET_BASE, struct.pack("<Q", name)))[0]
+
+
+def proof(secret: bytes, of: str, first: bytes, second: bytes) -> bytes:
+    return hmac.new(secret, b"superllama rpc 1 " + of.encode() + first + second, hashlib.sha256).digest()
 
 
 def graph(r: random.Random, tensors: list[Tensor], nodes: list[int]) -> bytes:
@@ -163,19 +178,45 @@ def broken_graph(r: random.Random, buffer: int, base: int) -> bytes:
     return bytes(content)
 
 
-def one_round(r: random.Random, endpoint: str) -> None:
-    connection = Connection(endpoint)
+def broken_proof(r: random.Random, connection: Connection) -> None:
+    """Of one that knows nothing, or not to the end; no answer is awaited that need not come."""
+    for _ in range(r.randrange(1, 4)):
+        content = r.randbytes(r.choice([0, 1, 31, 32, 32, 33, 4096]))
+        connection.send(
+            r.choice([PROVE, PROVE, PROVE, LEFT, HELLO, COUNT, SET, r.randrange(256)]),
+            content,
+            size=r.choice([None, None, None, 32, *ODD]),
+        )
+
+
+def one_round(r: random.Random, endpoint: str, secret: bytes | None = None) -> int:
+    """The number of broken messages that were sent."""
+    n = 0
+    if secret is not None and r.random() < 0.5:
+        connection = Connection(endpoint)
+        try:
+            broken_proof(r, connection)
+            connection.socket.shutdown(socket.SHUT_WR)
+            while connection.socket.recv(1 << 20):
+                pass
+        except OSError:
+            pass
+        finally:
+            connection.socket.close()
+        return 1
+    connection = Connection(endpoint, secret)
     try:
         buffer, base = connection.buffer(4096)
         for _ in range(r.randrange(1, 5)):
             command, content = message(r, buffer, base)
+            n += 1
             match r.randrange(6):
                 case 0:
                     connection.send(command, content, size=r.choice(ODD))
                 case 1:
                     connection.send(command, content[: r.randrange(len(content) + 1)])
                 case 2:
-                    connection.send(r.choice([N_COMMANDS, 24, 100, 255]), content)
+                    connection.send(r.choice([N_COMMANDS, 24, 100, PROVE, LEFT, 255]), content)
                 case _:
                     connection.send(command, content)
         connection.socket.shutdown(socket.SHUT_WR)
@@ -185,12 +226,13 @@ def one_round(r: random.Random, endpoint: str) -> None:
         pass
     finally:
         connection.socket.close()
+    return n
 
 
-def is_served(endpoint: str) -> bool:
+def is_served(endpoint: str, secret: bytes | None = None) -> bool:
     """Whether a new client is answered, and a graph computes what it should."""
     try:
-        connection = Connection(endpoint)
+        connection = Connection(endpoint, secret)
     except OSError:
         return False
     try:
@@ -207,37 +249,49 @@ def is_served(endpoint: str) -> bool:
         connection.socket.close()
 
 
-def wait_until_served(endpoint: str) -> bool:
+def wait_until_served(endpoint: str, secret: bytes | None = None) -> bool:
     """A process that ended is replaced: the first tries may find nobody."""
     for _ in range(600):
-        if is_served(endpoint):
+        if is_served(endpoint, secret):
             return True
         time.sleep(0.05)
     return False
 
 
-def fuzz(server: Server, seed: int, go_on: Callable[[int], bool]) -> int:
-    """Rounds until `go_on` says no; every one with a seed of its own, which an error names."""
-    n = 0
-    while go_on(n):
+def fuzz(server: Server, seed: int, go_on: Callable[[int], bool], secret: bytes | None = None) -> int:
+    """Rounds until `go_on` says no of the messages so far, which are returned; every round has a seed of its own, which
+    an error names."""
+    n = n_messages = 0
+    while go_on(n_messages):
         try:
-            one_round(random.Random(f"{seed}/{n}"), server.endpoint)
+            n_messages += one_round(random.Random(f"{seed}/{n}"), server.endpoint, secret)
         except OSError as e:  # the process that serves was being replaced
-            assert wait_until_served(server.endpoint), f"round {n} of seed {seed}: {e}"
-        assert wait_until_served(server.endpoint), f"nobody is served after round {n} of seed {seed}"
+            assert wait_until_served(server.endpoint, secret), f"round {n} of seed {seed}: {e}"
+        if n % SERVED_EVERY == 0:
+            assert wait_until_served(server.endpoint, secret), f"nobody is served after round {n} of seed {seed}"
         assert server.process.poll() is None, f"the server ended in round {n} of seed {seed}"
         n += 1
-    return n
+    assert wait_until_served(server.endpoint, secret), f"nobody is served after seed {seed}"
+    return n_messages
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Broken messages to an RPC server.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--messages", type=int, default=10**9, help="end after so many")
+    parser.add_argument("--model-dir", type=Path, help="of the server")
+    parser.add_argument("--secret", type=Path, help="a file with a secret of the server")
+    parser.add_argument("--program", type=Path, help="another server than the one that is installed")
+    parser.add_argument("--log", type=Path, help="the server's words")
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.seconds
-    with rpc_server() as server:
-        print("rounds:", fuzz(server, arguments.seed, lambda n: time.monotonic() < end))
+    flags = ["--model-dir", arguments.model_dir] if arguments.model_dir else []
+    flags += ["--rpc-secret", arguments.secret] if arguments.secret else []
+    secret = arguments.secret.read_bytes().rstrip(b"\r\n") if arguments.secret else None
+    with rpc_server(1, *flags, log=arguments.log, program=arguments.program) as server:
+        go_on = lambda n: time.monotonic() < end and n < arguments.messages  # noqa: E731
+        print("messages:", fuzz(server, arguments.seed, go_on, secret))
 
 
 if __name__ == "__main__":

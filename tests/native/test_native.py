@@ -15,7 +15,7 @@ from native_build import native_programs
 UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
 UNITS += ["engine", "string-pattern"]
 if sys.platform == "linux":
-    UNITS.append("files")
+    UNITS += ["files", "rpc-secret"]
 
 
 @pytest.mark.parametrize("variant", ["", "-asan", "-tsan"])

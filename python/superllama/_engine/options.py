@@ -14,7 +14,7 @@ from .._files import model_bytes
 from .._gguf import check_gguf
 from .._memory import memory
 from .._models import by_name, fetched
-from .._programs import model_words, odd_file, opposite
+from .._programs import model_words, odd_file, opposite, secret_first
 from .library import flags
 from .names import by_own_names, unknown
 from .projector import check_projector
@@ -134,7 +134,7 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
         words += _words(key, value)
     if problem := odd_file(words):
         raise ModelError(problem)
-    return words
+    return secret_first(words)
 
 
 def places_layers(options: Mapping[str, Any]) -> bool:
