@@ -235,6 +235,23 @@ struct superllama_layer {
 // -ngl counts as a layer.
 LLAMA_API int32_t superllama_layers(const struct llama_model * model, struct superllama_layer * out, int32_t n_max);
 
+// One expert of one layer. Counters begin at 0 with the load; a warm-up, which computes with all experts, is left out.
+// What a layer chooses while it is on a device is not counted: the host does not see it.
+struct superllama_expert {
+    int32_t layer;
+    int32_t index;             // of the expert in its layer
+    enum superllama_tier tier; // disk: not in memory now, and read when a router chooses it
+    const char * device;       // that its layer is on, NULL = host; lives as long as the process
+    int64_t bytes;
+    int64_t uses;    // tokens that a router sent to it
+    int64_t misses;  // ubatches that wanted it while it was not in memory
+    int64_t n_loads; // that it was read, guesses included
+};
+
+// Fills up to n_max entries, layer by layer and in each by number, and returns how many experts of all layers there
+// are: 0 for a model without experts, or without dynamic layers.
+LLAMA_API int32_t superllama_experts(const struct llama_model * model, struct superllama_expert * out, int32_t n_max);
+
 // The budgets of a model with dynamic layers, of the host (from the next ubatch on) and of its devices, in their order
 // (layers move before it returns; the last one holds for all that follow); 0 = automatic, NULL: stays as it is. A
 // device budget in which nothing fits leaves no layer there. All that is given changes, or nothing: a budget that

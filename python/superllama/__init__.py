@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._engine.results import ChatCompletion, Chunk, Completion, Ranked, Timings, TokenLogprob, Usage
     from ._engine.server import Server
     from ._engine.tools import ToolCall
+    from ._experts import Experts
     from ._generation import Piece, Summary
     from ._layers import Layer
     from ._memory import Device, Memory, add_rpc_server, devices, memory
@@ -58,6 +59,7 @@ _HOME = {
     "Context": "_context",
     "ContextParams": "_params",
     "Device": "_memory",
+    "Experts": "_experts",
     "LLM": "_engine.llm",
     "Layer": "_layers",
     "Lora": "_model",
@@ -97,6 +99,7 @@ __all__ = [
     "Device",
     "DownloadError",
     "Error",
+    "Experts",
     "ForkedError",
     "GrammarError",
     "Layer",

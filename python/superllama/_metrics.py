@@ -23,6 +23,17 @@ PREFIX = b"[METRICS] "  # of lines that --metrics writes into a program's log
 SCHEMA_FILE = Path(__file__).with_name("metrics.schema.json")
 
 
+class ExpertCounts(BaseModel):
+    """The experts of a model: a row for each layer that has some, in each a number for each expert."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: list[Count] = Field(description="which layer each row is of")
+    uses: list[list[Count]] = Field(description="tokens that a router sent to it, since the load")
+    misses: list[list[Count]] = Field(description="ubatches that wanted it while it was not in memory")
+    tier: list[list[Literal[0, 1, 2]]] = Field(description="0: in host memory, 1: read when chosen, 2: on a device")
+
+
 class Metrics(BaseModel):
     """What one context has done. Counters only grow; a field of a feature that is off is 0."""
 
@@ -74,6 +85,9 @@ class Metrics(BaseModel):
     threads: Count = Field(description="threads that computed the last graph on the host")
     core_wait_ms: Rate = Field(description="threads of the process were ready and had no core, while graphs ran")
     throttled_ms: Rate = Field(description="its control groups held it back for their quota of CPU time")
+    experts: ExpertCounts | None = Field(
+        description="each expert; in a file's last line and in one a minute before it, null in others"
+    )
 
 
 def metrics_of(context: Any) -> Metrics:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ._budgets import change_budgets
 from ._closing import Closing
 from ._errors import CancelledError, ModelError
+from ._experts import Experts, experts_of
 from ._facts import ModelFacts
 from ._files import open_files_hint
 from ._gguf import check_gguf
@@ -114,7 +115,8 @@ class Model(Closing, ModelFacts):
         with self._use() as c:
             layers = [dataclasses.asdict(layer) for layer in layers_of(c)]
             budget = _mem_budget(c) if layers else 0
-            return {"tags": memory_by_tag(c), "layers": layers, "budget": budget, "facts": [self.description]}
+            facts, experts = [self.description], experts_of(c).as_dict()
+            return {"tags": memory_by_tag(c), "layers": layers, "budget": budget, "facts": facts, "experts": experts}
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[Any]:
@@ -134,6 +136,15 @@ class Model(Closing, ModelFacts):
         """Where each layer is now; empty for a model that was loaded without dynamic_layers."""
         with self._use() as c:
             return layers_of(c)
+
+    def experts(self) -> Experts:
+        """How often each expert was chosen since the load, and where each is now; of shape [0, 0] for a model without
+        experts, or one that was loaded without dynamic_layers.
+
+        Raises: ModelError if the model is closed.
+        """
+        with self._use() as c:
+            return experts_of(c)
 
     def memory(self) -> dict[str, int]:
         """Bytes of host memory in use now, by what they are for: weights ("resident", "rows", "pinned", "ring",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from . import __version__
-from ._metrics import Count, Metrics
+from ._metrics import Count, ExpertCounts, Metrics
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 
@@ -86,6 +86,7 @@ class Status(_Model):
     layers: list[Layer]
     metrics: Metrics | None = Field(None, description="absent while the memory is given back")
     pool: Pool | None = Field(None, description="of a router's server")
+    experts: ExpertCounts | None = Field(None, description="with ?experts=1; null where the model has none")
 
 
 class Budgets(_Model):
@@ -139,6 +140,14 @@ def document() -> dict[str, Any]:
             "/superllama": {
                 "get": {
                     "summary": "memory, layers, counters; of a router without ?model=NAME: who has how much",
+                    "parameters": [
+                        {
+                            "name": "experts",
+                            "in": "query",
+                            "description": "1: each expert too, how often it was chosen and where it is",
+                            "schema": {"enum": ["0", "1"]},
+                        }
+                    ],
                     "responses": {"200": _is("Status", "now")},
                 }
             },

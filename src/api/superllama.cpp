@@ -174,6 +174,14 @@ int32_t superllama_layers(const struct llama_model * model, struct superllama_la
     });
 }
 
+int32_t superllama_experts(const struct llama_model * model, struct superllama_expert * out, int32_t n_max) {
+    return guarded([&] {
+        const auto experts = model->superllama ? model->superllama->experts() : std::vector<struct superllama_expert>();
+        std::copy_n(experts.begin(), std::max(0, std::min(n_max, (int32_t) experts.size())), out);
+        return (int32_t) experts.size();
+    });
+}
+
 static dynamic_model & with_budgets(const struct llama_model * model) {
     if (model->superllama == nullptr) {
         throw std::runtime_error("the model was loaded without dynamic layers; it has no budget to set");

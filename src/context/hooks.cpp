@@ -50,10 +50,10 @@ context_hooks::impl::impl(llama_context & ctx, const superllama_context_params &
         offer_lending();
     }
     if (params.metrics) {
-        sinks.push_back(metrics_sink::open(""));
+        log_sink = metrics_sink::open("");
     }
     if (params.metrics_file != nullptr && params.metrics_file[0] != '\0') {
-        sinks.push_back(metrics_sink::open(params.metrics_file));
+        file_sink = metrics_sink::open(params.metrics_file);
     }
 }
 
@@ -117,10 +117,12 @@ context_hooks::~context_hooks() {
         pimpl->memory.reset();
         pimpl->weights->remove_context(pimpl.get());
     }
-    if (!pimpl->sinks.empty() && pimpl->ready) { // what failed while it was made has no caches to tell of
+    if (pimpl->writes_lines() && pimpl->ready) { // what failed while it was made has no caches to tell of
         pimpl->write_line(METRICS_FINAL);
-        for (const auto & sink : pimpl->sinks) {
-            sink->flush();
+        for (metrics_sink * sink : { pimpl->log_sink.get(), pimpl->file_sink.get() }) {
+            if (sink != nullptr) {
+                sink->flush();
+            }
         }
     }
 }

@@ -32,7 +32,9 @@ struct context_hooks::impl {
     std::vector<ggml_backend_dev_t> devices; // those that hold layers or KV, the CPU left out
 
     metrics_rates rates;
-    std::vector<std::shared_ptr<metrics_sink>> sinks;
+    std::shared_ptr<metrics_sink> log_sink;  // null: no lines there
+    std::shared_ptr<metrics_sink> file_sink; // the same
+    int64_t t_experts_us = 0;                // of the line that told of each expert
     int64_t t_line_us = 0;
 
     int64_t mem_peak_bytes = 0;
@@ -108,7 +110,9 @@ struct context_hooks::impl {
     void collect(struct superllama_stats & s);
     void collect_weights(struct superllama_stats & s);
     void collect_kv(struct superllama_stats & s) const;
+    bool writes_lines() const { return log_sink != nullptr || file_sink != nullptr; }
     void write_line(metrics_event event);
+    std::string experts_if_due(metrics_event event);
     void write_kv_events();
     void write_layer_events();
 };

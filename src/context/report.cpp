@@ -13,6 +13,8 @@
 
 namespace superllama {
 
+static const int64_t experts_every_us = 60 * 1000 * 1000;
+
 static int64_t unix_ms() {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
@@ -53,8 +55,8 @@ void context_hooks::impl::collect(struct superllama_stats & s) {
     s.tokens_per_sec = rates.since_mark();
     s.avg_tokens_per_sec = rates.average();
 
-    for (const auto & sink : sinks) {
-        s.metrics_dropped += sink->dropped();
+    for (const metrics_sink * sink : { log_sink.get(), file_sink.get() }) {
+        s.metrics_dropped += sink != nullptr ? sink->dropped() : 0;
     }
 
     s.threads = threads.used();
@@ -125,9 +127,24 @@ void context_hooks::impl::write_line(metrics_event event) {
     rates.mark();
     t_line_us = ggml_time_us();
     const std::string line = superllama::metrics_json(stats, event, params.metrics_pretty);
-    for (const auto & sink : sinks) {
-        sink->push(line);
+    if (log_sink != nullptr) {
+        log_sink->push(line);
     }
+    if (file_sink != nullptr) {
+        const std::string experts = experts_if_due(event);
+        file_sink->push(experts.empty() ? line
+                                        : superllama::metrics_json(stats, event, params.metrics_pretty, experts));
+    }
+}
+
+// Thousands of numbers, for the file only: in its last line, and now and then before. Empty: not in this one.
+std::string context_hooks::impl::experts_if_due(metrics_event event) {
+    const bool due = event == METRICS_FINAL || t_experts_us == 0 || t_line_us - t_experts_us >= experts_every_us;
+    if (weights == nullptr || !due) {
+        return "";
+    }
+    t_experts_us = t_line_us;
+    return experts_json(weights->experts());
 }
 
 void context_hooks::impl::write_layer_events() {
@@ -184,20 +201,20 @@ void context_hooks::count(const llama_ubatch & ubatch) {
     if (self.ctx.get_cparams().warmup) {
         return;
     }
-    if (!self.sinks.empty()) {
+    if (self.writes_lines()) {
         ggml_backend_sched_synchronize(self.ctx.get_sched()); // devices compute behind our back; time it all
     }
     const int64_t now = ggml_time_us();
     const int64_t n_generated = count_generated(ubatch);
     self.rates.end(now, ubatch.n_tokens - n_generated, n_generated);
 
-    if (!self.sinks.empty() && self.tier != nullptr) {
+    if (self.writes_lines() && self.tier != nullptr) {
         self.write_layer_events();
     }
-    if (!self.sinks.empty() && self.asked_pager() != nullptr) {
+    if (self.writes_lines() && self.asked_pager() != nullptr) {
         self.write_kv_events();
     }
-    if (!self.sinks.empty() && now - self.t_line_us >= 1000 * (int64_t) self.params.metrics_interval_ms) {
+    if (self.writes_lines() && now - self.t_line_us >= 1000 * (int64_t) self.params.metrics_interval_ms) {
         self.write_line(METRICS_PERIODIC);
     }
 }

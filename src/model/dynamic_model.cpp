@@ -293,4 +293,17 @@ void dynamic_model::create_tier() {
     devices = std::make_unique<device_tier>(store, cfg);
 }
 
+std::vector<struct superllama_expert> dynamic_model::experts() const {
+    std::vector<struct superllama_expert> found;
+    for (const layer_sched::expert & e : scheduler->experts_by_layer()) {
+        ggml_backend_dev_t device = e.elsewhere ? device_of(e.layer) : nullptr;
+        const auto tier = device != nullptr ? SUPERLLAMA_TIER_DEVICE
+                          : e.resident      ? SUPERLLAMA_TIER_HOST
+                                            : SUPERLLAMA_TIER_DISK;
+        found.push_back({ e.layer, e.index, tier, device != nullptr ? ggml_backend_dev_name(device) : nullptr,
+                          (int64_t) e.bytes, e.heat.uses, e.heat.misses, e.n_loads });
+    }
+    return found;
+}
+
 } // namespace superllama

@@ -19,6 +19,7 @@
 
 struct llama_model;
 struct llama_model_loader;
+struct superllama_expert;
 
 namespace superllama {
 
@@ -93,6 +94,7 @@ class dynamic_model {
     layer_sched & sched() { return *scheduler; }
     device_tier * tier() { return devices.get(); } // null: no device to use
     ggml_backend_dev_t device_of(int il) const { return devices ? devices->device_of(il) : nullptr; }
+    std::vector<struct superllama_expert> experts() const; // layer by layer
     int n_device_layers() const { return devices ? devices->n_device_layers() : 0; }
     uint64_t budget_bytes() const { return budget_now; }
 

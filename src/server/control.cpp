@@ -7,6 +7,7 @@
 #include "server/lifecycle.h"
 #include "server/prometheus.h"
 #include "superllama.h"
+#include "telemetry/metrics.h"
 
 #include <algorithm>
 #include <array>
@@ -43,6 +44,12 @@ static json layers_of(const llama_model * model) {
                           { "device", on_device ? json(layer.device) : json(nullptr) } });
     }
     return found;
+}
+
+static json experts_of(const llama_model * model) {
+    std::vector<superllama_expert> experts((size_t) std::max(0, superllama_experts(model, nullptr, 0)));
+    superllama_experts(model, experts.data(), (int32_t) experts.size());
+    return json::parse(experts_json(experts));
 }
 
 static json metrics_of(const llama_context * ctx) {
@@ -86,9 +93,13 @@ static json status_of(lifecycle & life, const llama_context * ctx) {
     return found;
 }
 
-static server_http_res_ptr answered_status(lifecycle & life, bool is_so) {
+static server_http_res_ptr answered_status(lifecycle & life, bool is_so, bool with_experts = false) {
     const held_context held(life);
-    return answered(is_so ? 200 : 202, status_of(life, held.get()));
+    json found = status_of(life, held.get());
+    if (with_experts && held.get() != nullptr) {
+        found["experts"] = experts_of(model_of(held.get()));
+    }
+    return answered(is_so ? 200 : 202, found);
 }
 
 // ------------------------------------------------------------------------------------------------ budgets
@@ -210,7 +221,10 @@ std::map<std::string, handler_t> control_routes(lifecycle & life, const common_p
         { "GET /health", [&life](const server_http_req &) { return health(life); } },
         { "GET /metrics", [&life, upstream = routes.get_metrics](
                               const server_http_req & req) { return metrics(life, upstream, req); } },
-        { "GET /superllama", [&life](const server_http_req &) { return answered_status(life, true); } },
+        { "GET /superllama",
+          [&life](const server_http_req & req) {
+              return answered_status(life, true, !req.get_param("experts").empty() && req.get_param("experts") != "0");
+          } },
         { "GET /superllama/ui",
           [](const server_http_req &) {
               auto res = std::make_unique<server_http_res>();

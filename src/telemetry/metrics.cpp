@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstring>
 #include <ctime>
+#include <functional>
 
 namespace superllama {
 
@@ -146,7 +147,36 @@ static std::string field_text(const struct superllama_stats & stats, const field
     return text;
 }
 
-std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty) {
+// One row for each layer.
+static std::string rows_json(const std::vector<struct superllama_expert> & experts,
+                             const std::function<int64_t(const struct superllama_expert &)> & value) {
+    std::string json = "[";
+    for (size_t i = 0; i < experts.size(); ++i) {
+        const bool begins = i == 0 || experts[i].layer != experts[i - 1].layer;
+        json += begins ? (i == 0 ? "[" : "],[") : ",";
+        json += std::to_string(value(experts[i]));
+    }
+    return json + "]]";
+}
+
+std::string experts_json(const std::vector<struct superllama_expert> & experts) {
+    if (experts.empty()) {
+        return "null";
+    }
+    std::string layers;
+    for (size_t i = 0; i < experts.size(); ++i) {
+        if (i == 0 || experts[i].layer != experts[i - 1].layer) {
+            layers += (i == 0 ? "" : ",") + std::to_string(experts[i].layer);
+        }
+    }
+    using expert = struct superllama_expert;
+    return "{\"layers\":[" + layers + "],\"uses\":" + rows_json(experts, [](const expert & e) { return e.uses; }) +
+           ",\"misses\":" + rows_json(experts, [](const expert & e) { return e.misses; }) +
+           ",\"tier\":" + rows_json(experts, [](const expert & e) { return (int64_t) e.tier; }) + "}";
+}
+
+std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty,
+                         const std::string & experts) {
     std::string json = "{";
     const auto put = [&](const char * name, const std::string & value) {
         json += json.size() > 1 ? "," : "";
@@ -165,6 +195,7 @@ std::string metrics_json(const struct superllama_stats & stats, metrics_event ev
     for (const field & f : fields_at_end) {
         put(f.name, field_text(stats, f));
     }
+    put("experts", experts);
     return json + (pretty ? "\n}" : "}");
 }
 

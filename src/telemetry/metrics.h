@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace superllama {
 
@@ -18,8 +19,12 @@ enum metrics_event {
     METRICS_FINAL,
 };
 
-// One JSON object, without a newline at its end.
-std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty);
+// One JSON object, without a newline at its end. `experts` is what experts_json() gave, where the line tells of them.
+std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty,
+                         const std::string & experts = "null");
+
+// Numbers by layer and expert, of what superllama_experts() lists: {"layers":[..],"uses":[[..],..],..}; "null": none.
+std::string experts_json(const std::vector<struct superllama_expert> & experts);
 
 // Tokens and rates. `now_us` is any steady clock; the caller is the context's thread.
 class metrics_rates {

@@ -123,8 +123,8 @@ std::vector<const ggml_tensor *> read_whole(const weight_store & store, ggml_cgr
     return whole;
 }
 
-static layer_experts experts_of(const weight_store & store, const ggml_tensor * weights) {
-    layer_experts e = { weights, {} };
+static layer_experts experts_of(const weight_store & store, const ggml_tensor * weights, int64_t n_chosen) {
+    layer_experts e = { weights, {}, n_chosen };
     for (int32_t i = 0; i < store.n_experts(weights); ++i) {
         e.blocks.push_back((uint32_t) store.block_of(weights, i));
     }
@@ -172,7 +172,7 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
                         moe_stop->expert_weights = src;
                         moe_stop->expert_ids = original_of(gf, node->src[2]);
                         moe_layer = layer;
-                        graph.experts.push_back(experts_of(store, src));
+                        graph.experts.push_back(experts_of(store, src, node->src[2]->ne[0]));
                         // what a device chose is looked at before a kernel here believes it
                         const bool chosen_here = moe_stop->expert_ids == node->src[2];
                         graph.expert_tokens =

@@ -31,6 +31,7 @@ struct layer_stop {
 struct layer_experts {
     const ggml_tensor * weights;
     std::vector<uint32_t> blocks;
+    int64_t n_chosen = 0; // for each token
 };
 
 struct layer_graph {

@@ -392,4 +392,20 @@ std::vector<layer_sched::layer> layer_sched::layers() const {
     return result;
 }
 
+std::vector<layer_sched::expert> layer_sched::experts_by_layer() const {
+    std::vector<expert> found;
+    const auto lock = loader.lock();
+    for (uint32_t id = 0; id < loader.size(); ++id) {
+        if (loader.is_expert(id)) {
+            const weight_block & b = store.blocks()[id];
+            found.push_back({ b.layer, b.expert, loader.bytes_of(id), loader[id].state == block_state::ready,
+                              loader[id].elsewhere, experts.heat_of(id), loader[id].n_loads });
+        }
+    }
+    std::sort(found.begin(), found.end(), [](const expert & a, const expert & b) {
+        return std::make_pair(a.layer, a.index) < std::make_pair(b.layer, b.index);
+    });
+    return found;
+}
+
 } // namespace superllama

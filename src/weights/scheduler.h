@@ -115,6 +115,17 @@ class layer_sched {
     };
     std::vector<layer> layers() const;
 
+    struct expert {
+        int32_t layer;
+        int32_t index; // in its layer
+        size_t bytes;
+        bool resident;
+        bool elsewhere; // on a device
+        expert_pool::heat heat;
+        int64_t n_loads;
+    };
+    std::vector<expert> experts_by_layer() const;
+
   private:
     const std::vector<uint32_t> * pieces_of(const layer_stop & s) const;
     bool acquire_all();

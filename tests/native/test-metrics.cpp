@@ -4,6 +4,7 @@
 #include "telemetry/metrics.h"
 
 #include <atomic>
+#include <cstring>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -39,6 +40,16 @@ static void test_json() {
     CHECK(json.find("\"event\":\"final\",") != std::string::npos);
     CHECK(json.find('\n') == std::string::npos);
     CHECK(metrics_json(s, METRICS_FINAL, true).find("\n  \"token\": 3,") != std::string::npos);
+    CHECK(json.find(",\"experts\":null}") == json.size() - strlen(",\"experts\":null}"));
+
+    using expert = struct superllama_expert;
+    const std::vector<expert> experts = { { 1, 0, SUPERLLAMA_TIER_HOST, nullptr, 8, 5, 1, 1 },
+                                          { 1, 1, SUPERLLAMA_TIER_DISK, nullptr, 8, 0, 0, 0 },
+                                          { 3, 0, SUPERLLAMA_TIER_DEVICE, "GPU0", 8, 7, 2, 1 } };
+    const std::string told = experts_json(experts);
+    CHECK(told == "{\"layers\":[1,3],\"uses\":[[5,0],[7]],\"misses\":[[1,0],[2]],\"tier\":[[0,1],[2]]}");
+    CHECK(experts_json({}) == "null");
+    CHECK(metrics_json(s, METRICS_FINAL, false, told).find(",\"experts\":" + told + "}") != std::string::npos);
 }
 
 static void test_rates() {

@@ -27,7 +27,7 @@ CONTRACT = """
     disk_layers_active kv_pages_disk weight_bytes_resident weight_bytes_read kv_bytes_read
     kv_bytes_written stall_ms expert_hits expert_misses mem_budget_bytes mem_peak_bytes metrics_dropped
     vram_own_bytes vram_budget_bytes move_ms expert_guesses expert_guesses_used memory_by_tag
-    threads core_wait_ms throttled_ms
+    threads core_wait_ms throttled_ms experts
 """.split()  # noqa: SIM905
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
@@ -36,7 +36,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.Fo
 
 def line(**changes: object) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(CONTRACT, 0)
-    values["memory_by_tag"] = {"kv": 0}
+    values |= {"memory_by_tag": {"kv": 0}, "experts": None}
     return {**values, "timestamp": "2026-11-21T03:37:16.030Z", "event": "periodic", **changes}
 
 
@@ -50,7 +50,7 @@ def test_the_committed_schema_is_current() -> None:
 
 
 @given(
-    st.sampled_from([n for n in CONTRACT if n not in ("timestamp", "event", "memory_by_tag")]),
+    st.sampled_from([n for n in CONTRACT if n not in ("timestamp", "event", "memory_by_tag", "experts")]),
     st.floats(allow_nan=False) | st.integers(),
 )
 def test_schema_and_model_agree(name: str, value: float) -> None:
@@ -75,6 +75,8 @@ def test_schema_and_model_agree(name: str, value: float) -> None:
         {"event": "lunch"},
         {"memory_by_tag": {"kv": -1}},
         {"memory_by_tag": 1},
+        {"experts": 1},
+        {"experts": {"layers": [0], "uses": [[1]], "misses": [[0]], "tier": [[3]]}},
         {"extra": 1},
     ],
 )
@@ -99,7 +101,7 @@ def test_every_number_of_the_c_struct_is_in_the_line() -> None:
         )
 
     c_names = [shown(name) for name, _ in ffi.typeof("struct superllama_stats").fields]
-    assert c_names == [name for name in CONTRACT if name != "event"]
+    assert c_names == [name for name in CONTRACT if name not in ("event", "experts")]
 
 
 def test_a_context_counts_its_tokens(ctx: superllama.Context) -> None:

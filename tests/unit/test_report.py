@@ -35,6 +35,7 @@ def line(at: float = 0, **fields: Any) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(Metrics.model_fields, 0) | {
         "timestamp": (BEGIN + timedelta(seconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "event": "periodic",
+        "experts": None,
         "memory_by_tag": {"pinned": 3 * GIB, "ring": 64 * MIB, "kv": 200 * MIB},
         "mem_budget_bytes": 4 * GIB,
         "cpu_layers_active": 20,
@@ -70,6 +71,18 @@ def run_of(lines: list[dict[str, Any]]) -> Run:
     for one in rest:
         run.add(one)
     return run
+
+
+def test_the_map_of_experts_is_that_of_the_last_line_that_has_one(tmp_path: Path) -> None:
+    told = {"layers": [0, 1], "uses": [[5, 0], [3, 2]], "misses": [[1, 0], [1, 1]], "tier": [[0, 1], [1, 0]]}
+    lines = generation(n=4)
+    lines[0]["experts"] = {**told, "uses": [[1, 0], [1, 0]]}
+    lines[2]["experts"] = told
+    found = read_metrics(written(tmp_path / "m", *lines))
+    assert found.runs[0].experts == told
+    page = report(found)
+    assert "half of 10 choices went to 25 % of 4 experts; 1 was never chosen" in Parsed(page).words
+    assert "experts" not in Parsed(report(read_metrics(written(tmp_path / "n", *generation(n=4))))).words.split()
 
 
 # ---------------------------------------------------------------- what follows from the numbers
@@ -314,7 +327,7 @@ def test_a_process_that_was_killed_and_another_one(tmp_path: Path) -> None:
 
 def test_lines_that_are_none_are_counted(tmp_path: Path) -> None:
     good = generation(n=4)
-    lines = [good[0], "", "log: loading", '{"timestamp": "now"}', *good[1:3], "\0" * 500, "[1, 2]", "x" * 100_000]
+    lines = [good[0], "", "log: loading", '{"timestamp": "now"}', *good[1:3], "\0" * 500, "[1, 2]", "x" * 5_000_000]
     found = read_metrics(written(tmp_path / "m", *lines, good[3]))
     assert (found.runs[0].n_lines, found.n_skipped, found.cut) == (4, 6, False)  # the longest one is two pieces
     assert "6 lines are no metrics, and left out" in report(found)

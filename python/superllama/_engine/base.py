@@ -12,6 +12,7 @@ from typing import Any
 from .._budgets import change_budgets
 from .._closing import Closing
 from .._errors import RequestError, TemplateError
+from .._experts import Experts, experts_of
 from .._layers import Layer, layers_of, memory_by_tag
 from .._metrics import Metrics, metrics_of
 from .._progress import LoadProgress, ProgressCallback, bar_for
@@ -111,6 +112,11 @@ class Base(Closing):
         """Where each layer is now; empty where dynamic_layers is off."""
         with self._engine.using() as (model, _):
             return layers_of(model)
+
+    def experts(self) -> Experts:
+        """How often each expert was chosen, and where each is now; see Model.experts()."""
+        with self._engine.using() as (model, _):
+            return experts_of(model)
 
     def memory(self) -> dict[str, int]:
         """Bytes of host memory in use now, by what they are for; see Model.memory()."""

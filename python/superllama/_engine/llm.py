@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._errors import PreemptedError
+from .._experts import experts_of
 from .._layers import layers_of
 from .._metrics import metrics_of
 from .._progress import ProgressCallback
@@ -69,7 +70,10 @@ class LLM(Base):
             layers = [dataclasses.asdict(layer) for layer in layers_of(model)]
             metrics = metrics_of(context)
             facts = [f"{metrics.generated_tokens:,} tokens generated, {metrics.avg_tokens_per_sec:.1f} a second"]
-            return {"tags": metrics.memory_by_tag, "layers": layers, "budget": metrics.mem_budget_bytes, "facts": facts}
+            return {
+                "tags": metrics.memory_by_tag, "layers": layers, "budget": metrics.mem_budget_bytes, "facts": facts,
+                "experts": experts_of(model).as_dict(),
+            }  # fmt: skip
 
     # ---------------------------------------------------------------- text
 

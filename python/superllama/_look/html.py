@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .amounts import memory, number
 from .drawing import BLUE, CYAN, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, TIER_WORDS, bar, large_tags
+from .heat import heat_map
 
 if TYPE_CHECKING:
     import jinja2
@@ -72,9 +73,16 @@ def shown(title: str, look: Callable[[], Mapping[str, Any]]) -> str:
 
 
 def status(
-    title: str, *, tags: Mapping[str, int], layers: Sequence[Mapping[str, Any]], budget: int, facts: Sequence[str] = ()
+    title: str,
+    *,
+    tags: Mapping[str, int],
+    layers: Sequence[Mapping[str, Any]],
+    budget: int,
+    facts: Sequence[str] = (),
+    experts: Mapping[str, Any] | None = None,
 ) -> str:
-    """Memory by what it is for and a row of layers, with the fields of Layer. `budget` is 0 where it is automatic."""
+    """Memory by what it is for, a row of layers, with the fields of Layer, and a map of experts, as heat_map() takes
+    them. `budget` is 0 where it is automatic."""
     used = sum(tags.values())
     if not layers and not used:
         return _page(
@@ -83,7 +91,7 @@ def status(
     parts = bar(((tag, n, colour, memory(n)) for tag, n, colour in large_tags(tags)), whole=budget)
     said = f"{memory(used)} of {memory(budget)}" if budget else f"{memory(used)}, budget auto"
     return _page("status.html", title=title, note=", ".join(facts), said=said, parts=parts, cells=cells(layers),
-                 tiers=tiers(layers))  # fmt: skip
+                 tiers=tiers(layers), heat=heat_map(experts))  # fmt: skip
 
 
 def cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

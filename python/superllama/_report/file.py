@@ -15,7 +15,7 @@ from .._files import open_regular
 from .._metrics import PREFIX
 from .run import Line, Run
 
-LONGEST = 1 << 16  # bytes of a line; ours have one or two thousand
+LONGEST = 1 << 22  # bytes of a line; ours have one or two thousand, and a few for each expert where they tell of them
 GIVE_UP = 64 << 20  # bytes in which there is no metrics line
 SILENT_S = 10.0  # a context that writes nothing for so long, while another one does, has ended without saying so
 

@@ -12,6 +12,7 @@ from .._errors import Error
 from .._files import replaceable
 from .._look.amounts import duration, memory, number, share, volume
 from .._look.drawing import BLUE, ORANGE, PURPLE, bar, time_ticks
+from .._look.heat import heat_map
 from .._look.html import FOLDER, templates
 from .charts import charts
 from .file import MetricsFile, read_metrics
@@ -67,6 +68,7 @@ def report(found: MetricsFile, context: int | None = None) -> str:
             findings=findings(run),
             spent=_spent(time) if time and run.dynamic else None,
             charts=pictures,
+            heat=heat_map(run.experts),
             moments=time_ticks(run.seconds),
             values={"ends": ends, "texts": [[series.texts for series in reversed(chart.series)] for chart in pictures]},
             counters=_counters(run),
@@ -117,7 +119,7 @@ def _spent(time: Spent) -> dict[str, Any]:
 
 
 def _counters(run: Run) -> list[tuple[str, str]]:
-    values = run.last.model_dump(mode="json")
+    values = run.last.model_dump(mode="json", exclude={"experts"})  # which are drawn
     values.update({f"memory_by_tag: {tag}": n for tag, n in values.pop("memory_by_tag").items()})
     return [(name, f"{v:,}" if isinstance(v, int) else str(v)) for name, v in values.items()]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from typing import Any
 
 from pydantic import ConfigDict
 
@@ -97,6 +98,8 @@ class Run:
         self.generation = Counts()  # of intervals in which nothing but generation happened
         self.peak = line  # when most was in use
         self.budgets = {line.mem_budget_bytes}
+        self.experts: dict[str, Any] | None = None  # as they were told last
+        self._note_experts(line)
         self.seconds = 0.0  # from the first line to the last
 
     @property
@@ -128,9 +131,14 @@ class Run:
         if len(self.budgets) < KEPT:
             self.budgets.add(line.mem_budget_bytes)
         self.last = line
+        self._note_experts(line)
         self.n_lines += 1
         if len(self.intervals) >= 4 * KEPT:
             self.intervals = self.columns(KEPT)
+
+    def _note_experts(self, line: Line) -> None:
+        if line.experts is not None:
+            self.experts = line.experts.model_dump()
 
     def columns(self, n: int) -> list[Interval]:
         """The run in about n parts, each at least as wide as an n-th of it, but where a pause is as wide: less than

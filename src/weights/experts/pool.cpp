@@ -18,7 +18,8 @@ expert_pool::expert_pool(weight_store & store, block_loader & loader, dense_stre
     loader(loader),
     dense(dense),
     n_expert_used(n_expert_used),
-    used(loader.size()) {
+    used(loader.size()),
+    heats(loader.size()) {
     for (uint32_t id = 0; id < loader.size(); ++id) {
         n_bytes += loader.is_expert(id) ? loader.bytes_of(id) : 0;
     }
@@ -172,9 +173,10 @@ void expert_pool::trim(size_t bytes) {
 // --------------------------------------------------------------------------------------- the way of a graph
 
 // What the router has chosen, of all tokens of the ubatch.
-bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) const {
+bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) {
     const ggml_tensor * ids = s.expert_ids;
     const ggml_tensor * weights = s.expert_weights;
+    const int64_t n_use = is_routing(ids->ne[0]) ? 1 : 0;
     std::vector<char> data(ggml_nbytes(ids));
     ggml_backend_tensor_get(ids, data.data(), 0, data.size());
     for (int64_t i1 = 0; i1 < ids->ne[1]; ++i1) {
@@ -186,7 +188,9 @@ bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std
                          std::to_string(store.n_experts(weights));
                 return false;
             }
-            wanted->insert((uint32_t) store.block_of(weights, e));
+            const auto id = (uint32_t) store.block_of(weights, e);
+            wanted->insert(id);
+            heats[id].uses += n_use;
         }
     }
     return true;
@@ -219,6 +223,7 @@ void expert_pool::count_held() {
             loader[id].last_use = n_graphs;
             used.touch(id);
             totals.hits++;
+            heats[id].uses += is_routing(e.n_chosen) ? 1 : 0;
         });
     }
     asked_known = true;
@@ -239,7 +244,9 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         loader.join(id);
         loader.promote(id, -1);
         used.touch(id);
-        (loader[id].state == block_state::absent ? totals.misses : totals.hits)++;
+        const bool is_miss = loader[id].state == block_state::absent;
+        (is_miss ? totals.misses : totals.hits)++;
+        heats[id].misses += is_miss && is_routing(s.expert_ids->ne[0]) ? 1 : 0;
     }
     in_use.assign(wanted.begin(), wanted.end());
 

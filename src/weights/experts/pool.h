@@ -48,6 +48,13 @@ class expert_pool : public block_owner {
         double stall_ms;
     };
     counters count() const { return totals; }
+
+    // Of one expert, since the load. Those of a warm-up, which computes with all of them, are left out.
+    struct heat {
+        int64_t uses = 0;   // tokens that a router sent to it
+        int64_t misses = 0; // ubatches that wanted it while it was not in memory
+    };
+    const heat & heat_of(uint32_t id) const { return heats[id]; }
     size_t blocks_bytes() const { return n_bytes; }
 
   private:
@@ -55,7 +62,8 @@ class expert_pool : public block_owner {
     void give_memory_back(uint32_t id) override;
     bool may_stay(uint32_t id) const override;
 
-    bool choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) const;
+    bool choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error);
+    bool is_routing(int64_t n_chosen) const { return n_expert_used <= 0 || n_chosen <= n_expert_used; }
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
     void fill();
     void settle_guess(const std::set<uint32_t> & wanted, block_loader::guard & lock);
@@ -86,6 +94,7 @@ class expert_pool : public block_owner {
     std::vector<uint32_t> guessed; // of later layers
     int64_t n_graphs = 0;
     counters totals = {};
+    std::vector<heat> heats; // by block
 };
 
 } // namespace superllama
