@@ -43,6 +43,10 @@ LLAMA_API struct llama_sampler * superllama_sampler_init_grammar(const struct ll
 LLAMA_API int32_t superllama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * tokens);
 LLAMA_API int32_t superllama_sampler_accept(struct llama_sampler * smpl, llama_token token);
 
+// Whether a grammar in GBNF can be used, its rule `root` being the whole text. The reason of a failure says where in
+// it, and what was expected there. Without a vocabulary, a token's name ("<token>") is an error.
+LLAMA_API int32_t superllama_check_grammar(const struct llama_vocab * vocab, const char * grammar, const char * root);
+
 #define SUPERLLAMA_N_MEMORY_TAGS 15
 
 // What bytes of the budget are for: "resident", "rows", "pinned", "ring", ...; NULL for an i that no tag has.

@@ -2,7 +2,6 @@
 
 #include "base/quoted.h"
 #include "llama-grammar.h"
-#include "llama-impl.h"
 
 #include <algorithm>
 #include <cctype>
@@ -14,7 +13,6 @@
 namespace superllama {
 
 [[noreturn]] static void refuse(const std::string & what) {
-    LLAMA_LOG_ERROR("%s\n", what.c_str()); // upstream tells a caller only that the grammar cannot be parsed
     throw std::runtime_error(what);
 }
 
@@ -231,6 +229,61 @@ void check_grammar_rules(const llama_grammar_parser & parser) {
         walk.follow(i);
     }
 }
+
+// ---------------------------------------------------------------------------------------------------- reasons
+
+// Upstream's parser says "expecting ... at" and quotes all that follows: where that begins, for people.
+static std::string with_place(const std::string & text, const std::string & what) {
+    const std::string at = " at ";
+    for (size_t i = what.find(at); i != std::string::npos; i = what.find(at, i + 1)) {
+        const std::string rest = what.substr(i + at.size());
+        if (rest.size() > text.size() || text.compare(text.size() - rest.size(), rest.size(), rest) != 0) {
+            continue;
+        }
+        const std::string before = text.substr(0, text.size() - rest.size());
+        const auto line = std::count(before.begin(), before.end(), '\n') + 1;
+        const size_t column = before.size() - (before.rfind('\n') + 1) + 1; // npos + 1 is 0
+        std::string here = rest.substr(0, std::min(rest.find('\n'), size_t(60)));
+        while (here.size() < rest.size() && ((unsigned char) rest[here.size()] & 0xC0) == 0x80 && !here.empty()) {
+            here.pop_back(); // not the half of a character
+        }
+        return "line " + std::to_string(line) + ", column " + std::to_string(column) + ": " + what.substr(0, i) +
+               (rest.empty()   ? ", and the grammar ends"
+                : here.empty() ? " before the line's end"
+                               : " at '" + here + "'");
+    }
+    return what;
+}
+
+void check_grammar(const llama_vocab * vocab, const std::string & text, const std::string & root) {
+    std::string why;
+    try {
+        llama_grammar_parser parser(vocab);
+        check_grammar_text(text);
+        const char * at = text.c_str();
+        while (*at == '#' || (*at != '\0' && strchr(" \t\r\n", *at) != nullptr)) {
+            at += *at == '#' ? strcspn(at, "\r\n") : 1;
+        }
+        while (*at != '\0') {
+            at = parser.parse_rule(at);
+        }
+        for (const auto & symbol : parser.symbol_ids) {
+            if (symbol.second >= parser.rules.size() || parser.rules[symbol.second].empty()) {
+                throw std::runtime_error("it refers to a rule '" + symbol.first + "', which it does not have");
+            }
+        }
+        check_grammar_rules(parser);
+        if (parser.symbol_ids.count(root) == 0) {
+            throw std::runtime_error("it has no rule '" + root + "', which is the whole text");
+        }
+        return;
+    } catch (const std::exception & e) {
+        why = with_place(text, e.what());
+    }
+    throw std::invalid_argument("the grammar cannot be used: " + why + "; see llama.cpp's grammars/README.md for GBNF");
+}
+
+// ------------------------------------------------------------------------------------------------------ steps
 
 static thread_local size_t n_steps = 0; // ten million take a second, about
 

@@ -2,6 +2,7 @@
 
 #include "base/quoted.h"
 #include "common.h"
+#include "superllama.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -33,7 +34,12 @@ void check_json(const std::string & text) {
     }
 }
 
-void check_sampling(const common_params_sampling & sampling) {
+void check_sampling(const common_params_sampling & sampling, const llama_model * model) {
+    const std::string & grammar = common_grammar_value(sampling.grammar);
+    const bool is_gbnf = !grammar.empty() && grammar.compare(0, 11, "%llguidance") != 0;
+    if (is_gbnf && superllama_check_grammar(llama_model_get_vocab(model), grammar.c_str(), "root") != 0) {
+        throw std::invalid_argument(superllama_last_error());
+    }
     for (const auto & trigger : sampling.grammar_triggers) {
         if (trigger.type < COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN ||
             trigger.type > COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL) {

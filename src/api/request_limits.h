@@ -1,9 +1,10 @@
-// What a request may ask for before upstream's code sees it: nested JSON, windows of samplers.
+// What a request may ask for before upstream's code sees it: nested JSON, windows of samplers, grammars.
 #pragma once
 
 #include <string>
 
 struct common_params_sampling;
+struct llama_model;
 
 namespace superllama {
 
@@ -11,7 +12,7 @@ namespace superllama {
 // Throws std::runtime_error. What is no JSON otherwise is left to the parser.
 void check_json(const std::string & text);
 
-// Windows of samplers, which are allocated whole. Throws std::invalid_argument that names the parameter.
-void check_sampling(const common_params_sampling & sampling);
+// Windows of samplers, which are allocated whole, and the grammar. Throws std::invalid_argument with the reason.
+void check_sampling(const common_params_sampling & sampling, const llama_model * model);
 
 } // namespace superllama

@@ -9,6 +9,7 @@
 #include "llama-model.h"
 #include "model/dynamic_model.h"
 #include "base/error.h"
+#include "api/grammar_limits.h"
 #include "api/plan.h"
 #include "api/budget_text.h"
 
@@ -56,10 +57,18 @@ struct llama_sampler * superllama_sampler_init_grammar(const struct llama_vocab 
                                                        const char * root) {
     struct llama_sampler * sampler = nullptr;
     guarded([&] {
+        check_grammar(vocab, grammar, root);
         sampler = llama_sampler_init_grammar(vocab, grammar, root);
         return 0;
     });
     return sampler;
+}
+
+int32_t superllama_check_grammar(const struct llama_vocab * vocab, const char * grammar, const char * root) {
+    return guarded([&] {
+        check_grammar(vocab, grammar, root);
+        return 0;
+    });
 }
 
 int32_t superllama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * tokens) {

@@ -134,9 +134,9 @@ def test_of_a_grammar_only_the_engine_knows() -> None:
     ("form", "why"),
     [
         ({"grammar": 'root ::= root "a" | "a"'}, "left recursion"),
-        ({"grammar": "root ::= foo"}, "Undefined rule identifier 'foo'"),
+        ({"grammar": "root ::= foo"}, "refers to a rule 'foo'"),
         ({"grammar": 'root ::= "a'}, "unexpected end of input"),
-        ({"grammar": 'other ::= "a"'}, "does not contain a 'root' symbol"),
+        ({"grammar": 'other ::= "a"'}, "no rule 'root'"),
         ({"regex": "a?" * 200}, "more than 100 parts in a row"),
     ],
     ids=str,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from serving import HttpServer, http_server
 
+import superllama
+from superllama._engine.formats import format_of
 from superllama._programs import find_program
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -62,6 +64,27 @@ def test_nested_json_in_a_string(server: HttpServer) -> None:
 )
 def test_nested_grammar(server: HttpServer, grammar: str) -> None:
     assert "grammar" in server.refused("/completion", {"prompt": "a", "grammar": grammar})
+
+
+@pytest.mark.parametrize(
+    ("grammar", "why"),
+    [
+        ('root ::= "a" item\nitem = "b"', "line 2, column 6: expecting ::= at '= \"b\"'"),
+        ('root ::= ("é" ', "expecting ')', and the grammar ends"),
+        ('# a list\nroot ::= "a" ]', "line 2, column 14: expecting newline or end at ']'"),
+        ("root ::= items", "it refers to a rule 'items', which it does not have"),
+        ('start ::= "a"', "it has no rule 'root'"),
+        ('root ::= root "a" | "a"', "left recursion"),
+    ],
+)
+def test_why_a_grammar_cannot_be_used(server: HttpServer, grammar: str, why: str) -> None:
+    for path, body in (("/completion", {"prompt": "a"}), ("/v1/chat/completions", {"messages": MESSAGES})):
+        for stream in (False, True):
+            said = server.refused(path, body | {"grammar": grammar, "stream": stream, "max_tokens": 2})
+            assert why in said and "the grammar cannot be used: " in said
+    with pytest.raises(superllama.GrammarError) as e:
+        format_of(grammar=grammar)
+    assert str(e.value) in said
 
 
 def test_deep_grammars_that_are_not_too_deep(server: HttpServer) -> None:
