@@ -30,6 +30,10 @@ SUPERLLAMA_ENGINE_API const char * superllama_engine_error(void);
 // The flags that superllama_engine_start() knows, one line each: the names, and "=" after those that take a value.
 SUPERLLAMA_ENGINE_API const char * superllama_engine_flags(void);
 
+// How the model in a file drafts for another one, as --spec-type names it: with a head that it has for that, else
+// "draft-simple", as any smaller model of the same vocabulary does. --model-draft alone loads it, and nobody asks it.
+SUPERLLAMA_ENGINE_API const char * superllama_engine_draft_type(const char * path);
+
 // Loads a model and starts to serve it. `arguments` are flags of superllama-server with their values, without the name
 // of a program; flags that print something and end are refused, and the environment is not looked at. `progress` is
 // called with 0 to 1 while weights load, in this thread, and stops that by returning false; it may be null. Null: it

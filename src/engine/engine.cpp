@@ -9,7 +9,9 @@
 #include "engine/options.h"
 #include "engine/request.h"
 #include "engine/workers.h"
+#include "model/assert_guard.h"
 #include "server-context.h"
+#include "speculative.h"
 
 #include <atomic>
 #include <chrono>
@@ -223,6 +225,20 @@ const char * superllama_engine_error(void) {
 const char * superllama_engine_flags(void) {
     static const std::string list = superllama::list_of_flags();
     return list.c_str();
+}
+
+const char * superllama_engine_draft_type(const char * path) {
+    static thread_local std::string name;
+    name = common_speculative_type_to_str(COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE);
+    try {
+        const superllama::assert_guard guard("the draft model's file cannot be read");
+        for (const auto type : common_speculative_types_from_gguf(path)) {
+            name = common_speculative_type_to_str(type);
+        }
+    } catch (const std::exception &) {
+        // what is wrong with the file is said when it is loaded
+    }
+    return name.c_str();
 }
 
 struct superllama_engine * superllama_engine_start(int32_t n_arguments, const char * const * arguments,

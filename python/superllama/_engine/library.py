@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 from .._errors import Error
@@ -16,6 +17,7 @@ _POINTER = ctypes.c_void_p
 _FUNCTIONS = {
     "superllama_engine_error": (ctypes.c_char_p, []),
     "superllama_engine_flags": (ctypes.c_char_p, []),
+    "superllama_engine_draft_type": (ctypes.c_char_p, [ctypes.c_char_p]),
     "superllama_engine_start": (_POINTER, [ctypes.c_int32, ctypes.POINTER(ctypes.c_char_p), _POINTER, _POINTER]),
     "superllama_engine_stop": (None, [_POINTER]),
     "superllama_engine_hold": (_POINTER, [_POINTER]),
@@ -63,6 +65,11 @@ def flags() -> dict[str, bool]:
     """The names of the engine's flags, and whether each takes a value."""
     lines = library().superllama_engine_flags().decode()
     return {name.rstrip("="): name.endswith("=") for name in lines.split()}
+
+
+def draft_type(path: str | os.PathLike[str]) -> str:
+    """How the model in this file drafts for another one: a value of --spec-type."""
+    return bytes(library().superllama_engine_draft_type(os.fsencode(path))).decode()
 
 
 def address(pointer: object) -> int:

@@ -15,7 +15,7 @@ from .._gguf import check_gguf
 from .._memory import memory
 from .._models import by_name, fetched
 from .._programs import model_words, odd_file, opposite, secret_first
-from .library import flags
+from .library import draft_type, flags
 from .names import by_own_names, unknown
 from .projector import check_projector
 
@@ -132,6 +132,8 @@ def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
     found.setdefault("kv_unified", True)  # else each of n_parallel sequences had its share of the cells
     for key, value in found.items():
         words += _words(key, value)
+    if "--model-draft" in words and "spec_type" not in found:  # without a type it would be loaded, and nobody asked it
+        words += ["--spec-type", draft_type(words[words.index("--model-draft") + 1])]
     if problem := odd_file(words):
         raise ModelError(problem)
     return secret_first(words)
@@ -156,7 +158,9 @@ def _is_too_large(file: Path) -> bool:
 
 def _words(name: str, value: Any) -> list[str]:
     if name == "speculative":
-        return _DRAFT.get(value) or ["--model-draft", os.fspath(by_name(value))]
+        if value in _DRAFT:
+            return _DRAFT[value]
+        return ["--model-draft", os.fspath(by_name(value))]
     if name == "lora_scaled" and isinstance(value, Mapping):
         return ["--lora-scaled", ",".join(f"{os.fspath(file)}:{scale}" for file, scale in value.items())]
     if name == "chat_template_kwargs" and isinstance(value, Mapping):

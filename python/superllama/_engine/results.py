@@ -32,6 +32,11 @@ class Timings:
     draft_tokens: int = 0  # proposed by speculation
     draft_accepted: int = 0  # of those, that were right
 
+    @property
+    def draft_acceptance(self) -> float | None:
+        """draft_accepted / draft_tokens, 0 to 1; None where nothing was proposed, as without speculation."""
+        return self.draft_accepted / self.draft_tokens if self.draft_tokens else None
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogprob:
