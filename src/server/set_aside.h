@@ -43,6 +43,7 @@ state_parts parts_of(State & state) {
 // Before the slots sleep. What finds no room on the disk is forgotten; upstream's own sleep forgets all of it.
 template <class Cache>
 void put_aside(const server_queue * queue, Cache * cache) {
+    serve_with(nullptr); // what is kept is charged to no context that is gone
     lifecycle * life = lifecycle_of(queue);
     if (life == nullptr || !life->asks_for_sleep() || cache == nullptr || cache->states.empty()) {
         return;

@@ -4,6 +4,7 @@
 
 #include "api/answer_format.h"
 #include "api/schema_check.h"
+#include "server/batch.h"
 #include "server-task.h"
 
 #include <algorithm>
@@ -132,27 +133,6 @@ int32_t prompt_batch(llama_context * ctx, Slots & slots, int32_t n_taken) {
 std::string why_decode_failed();
 
 std::string why_no_room(int32_t n_held, int32_t n_prompt, int32_t n_others, int32_t n_held_by_others);
-
-// Takes the entries of slots that `gone` names out of the part of the batch that is not decoded yet; the others'
-// places in it move up.
-template <class Slots, class Batch, class Gone>
-void remove_from_batch(Slots & slots, Batch & batch, int32_t off, const Gone & gone) {
-    const auto moved = [&](int32_t i) {
-        return i - (int32_t) std::count_if(batch.tokens.begin() + off, batch.tokens.begin() + std::max(off, i),
-                                           [&](const auto & token) { return gone(token.id_slot); });
-    };
-    for (auto & slot : slots) {
-        if (slot.i_batch >= off && slot.i_batch < batch.size()) {
-            slot.i_batch = moved(slot.i_batch);
-        }
-        for (auto & i : slot.spec_i_batch) {
-            i = i >= off && i < batch.size() ? moved(i) : i;
-        }
-    }
-    batch.tokens.erase(std::remove_if(batch.tokens.begin() + off, batch.tokens.end(),
-                                      [&](const auto & token) { return gone(token.id_slot); }),
-                       batch.tokens.end());
-}
 
 // Where the cells are full: ends the youngest request, with those that wait for it, and leaves the others their turn.
 // `end` gets the slot, the reason with numbers, and its kind. False where there is no request to end.
