@@ -19,7 +19,8 @@ START = datetime(2026, 11, 21, 3, 37, tzinfo=timezone.utc)
 def metrics(second: float = 0, **changes: object) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(Metrics.model_fields, 0)
     at = (START + timedelta(seconds=second)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    values |= {"timestamp": at, "event": "periodic", "memory_by_tag": {"kv": 0}, "mem_budget_bytes": 150 * MIB}
+    values |= {"timestamp": at, "event": "periodic", "memory_by_tag": {"kv": 0}, "experts": None}
+    values["mem_budget_bytes"] = 150 * MIB
     return values | changes
 
 
