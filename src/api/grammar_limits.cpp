@@ -242,9 +242,11 @@ static std::string with_place(const std::string & text, const std::string & what
         }
         const std::string before = text.substr(0, text.size() - rest.size());
         const auto line = std::count(before.begin(), before.end(), '\n') + 1;
-        const size_t column = before.size() - (before.rfind('\n') + 1) + 1; // npos + 1 is 0
+        const auto is_first_byte = [](char c) { return ((unsigned char) c & 0xC0) != 0x80; }; // of a character
+        const size_t begin = before.rfind('\n') + 1;                                          // npos + 1 is 0
+        const auto column = std::count_if(before.begin() + (ptrdiff_t) begin, before.end(), is_first_byte) + 1;
         std::string here = rest.substr(0, std::min(rest.find('\n'), size_t(60)));
-        while (here.size() < rest.size() && ((unsigned char) rest[here.size()] & 0xC0) == 0x80 && !here.empty()) {
+        while (here.size() < rest.size() && !is_first_byte(rest[here.size()]) && !here.empty()) {
             here.pop_back(); // not the half of a character
         }
         return "line " + std::to_string(line) + ", column " + std::to_string(column) + ": " + what.substr(0, i) +

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import tiny_model as tiny
 
 import superllama
@@ -45,10 +44,3 @@ def test_a_draft_model_is_asked(tiny_model: Path) -> None:
     assert words[words.index("--spec-type") + 1] == "draft-simple"
     words = arguments(str(tiny_model), {"spec_type": "draft-eagle3", "speculative": str(tiny_model)})
     assert [words[i + 1] for i, word in enumerate(words) if word == "--spec-type"] == ["draft-eagle3"]
-
-
-def test_a_file_that_is_no_draft_is_said(tiny_model: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.gguf"
-    bad.write_bytes(tiny_model.read_bytes()[:1000])
-    with pytest.raises(superllama.ModelError, match=r"bad\.gguf|draft"):
-        superllama.LLM(tiny_model, speculative=str(bad), n_ctx=256)

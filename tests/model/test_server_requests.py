@@ -70,7 +70,7 @@ def test_nested_grammar(server: HttpServer, grammar: str) -> None:
     ("grammar", "why"),
     [
         ('root ::= "a" item\nitem = "b"', "line 2, column 6: expecting ::= at '= \"b\"'"),
-        ('root ::= ("é" ', "expecting ')', and the grammar ends"),
+        ('root ::= ("é" ', "line 1, column 15: expecting ')', and the grammar ends"),
         ('# a list\nroot ::= "a" ]', "line 2, column 14: expecting newline or end at ']'"),
         ("root ::= items", "it refers to a rule 'items', which it does not have"),
         ('start ::= "a"', "it has no rule 'root'"),
