@@ -57,6 +57,20 @@ SUPERLLAMA_ENGINE_API struct superllama_request * superllama_engine_submit(struc
                                                                            const char * method, const char * path,
                                                                            const char * body, size_t size);
 
+// What the caller has to say before each token of an answer is chosen: `tokens` are those of the context so far, prompt
+// and answer (of media there are none), `scores` the logits of all `n_scores` tokens of the vocabulary, which it may
+// change. 0: go on; anything else ends this request with an error. It runs in the thread that computes for all
+// requests, between two batches: they wait for it, and it must not wait for one of them.
+typedef int32_t (*superllama_logits_callback)(const int32_t * tokens, size_t n_tokens, float * scores, size_t n_scores,
+                                              void * user_data);
+
+// superllama_engine_submit() with that, for requests that generate. It is not called any more when
+// superllama_request_free() has returned, which waits for a call that runs. Refused (status 400) where the engine
+// speculates, for then several tokens are chosen at once.
+SUPERLLAMA_ENGINE_API struct superllama_request *
+superllama_engine_submit_with(struct superllama_engine * engine, const char * method, const char * path,
+                              const char * body, size_t size, superllama_logits_callback logits, void * user_data);
+
 // Waits for the next piece of the answer, at most `timeout_ms`; below 0: as long as it takes. 1: `data` are `size`
 // bytes, valid until the next call for this request. 0: the answer has ended. -1: nothing yet. One that streams gives
 // an event a piece ("data: {...}\n\n"), any other gives all of it at once.

@@ -4,7 +4,7 @@
 
 `install()` makes it the module `llama_cpp`, for packages that import that. Constructor, methods and the dicts that they
 return are those of llama-cpp-python; options of `superllama.LLM` may be given beside (mem_budget=...). What needs
-Python between two tokens (logits_processor, stopping_criteria, eval() and sample()) is in superllama.Context.
+Python between two tokens (stopping_criteria, eval() and sample()) is in superllama.Context.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from ._model import Model
 
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF
 NO_TOKENS_BETWEEN = (
-    "{name} runs Python between two tokens, which the engine does not; superllama.Context decodes token by token, and "
-    "grammar=, logit_bias= and stop= work here"
+    "{name} looks at each token, which the engine does not wait for; superllama.Context decodes token by token, and "
+    "logits_processor=, grammar=, logit_bias= and stop= work here"
 )
 
 
@@ -65,7 +65,13 @@ class LlamaGrammar:
 
 
 class LogitsProcessorList(list[Any]):
-    """For code that names it; see NO_TOKENS_BETWEEN."""
+    """Functions that change the scores of tokens, one after the other."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """The scores as the last one leaves them."""
+        for function in self:
+            scores = function(input_ids, scores)
+        return scores
 
 
 class StoppingCriteriaList(list[Any]):
@@ -179,7 +185,7 @@ class Llama(Closing):
         logit_bias: Mapping[Any, float] | None = None,
     ) -> Any:
         """A completion as OpenAI's first API has it; with `stream`, an iterator of such with parts of the text."""
-        _only_between(stopping_criteria=stopping_criteria, logits_processor=logits_processor, tfs_z=_off(tfs_z))
+        _only_between(stopping_criteria=stopping_criteria, tfs_z=_off(tfs_z))
         request = self._request(locals())
         request["max_tokens"] = max_tokens if max_tokens and max_tokens > 0 else None
         if suffix is not None:
@@ -258,7 +264,7 @@ class Llama(Closing):
         top_logprobs: int | None = None,
     ) -> Any:
         """An answer as OpenAI's chat API has it; with `stream`, an iterator of its chunks."""
-        _only_between(logits_processor=logits_processor, tfs_z=_off(tfs_z))
+        _only_between(tfs_z=_off(tfs_z))
         if functions is not None or function_call is not None:
             raise ValueError("functions and function_call became tools and tool_choice in OpenAI's API; give those")
         request = self._request(locals() | {"logprobs": (top_logprobs or 1) if logprobs else None})
@@ -402,6 +408,7 @@ class Llama(Closing):
         request |= {"stop": given["stop"] or None, "logprobs": given["logprobs"] or None}
         request |= {"mirostat": given["mirostat_mode"], "mirostat_tau": given["mirostat_tau"]}
         request |= {"mirostat_eta": given["mirostat_eta"], "logit_bias": given["logit_bias"] or None}
+        request["logits_processor"] = given["logits_processor"] or None
         seed = given["seed"]
         drawn = seed is None or seed < 0 or seed == LLAMA_DEFAULT_SEED
         request["seed"] = self._random.getrandbits(31) if drawn else seed

@@ -4,6 +4,7 @@
 
 #include "server/control.h"
 #include "server/lifecycle.h"
+#include "server/logits.h"
 #include "server/slots.h"
 #include "arg.h"
 #include "engine/options.h"
@@ -13,6 +14,7 @@
 #include "server-context.h"
 #include "speculative.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -114,6 +116,12 @@ void superllama_engine::add_routes() {
     }
 }
 
+static bool chooses_several_at_once(const common_params & params) {
+    const auto & types = params.speculative.types;
+    return params.sampling.backend_sampling || params.speculative.has_dft() ||
+           std::any_of(types.begin(), types.end(), [](auto type) { return type != COMMON_SPECULATIVE_TYPE_NONE; });
+}
+
 // Runs in a worker. Whatever goes wrong is the answer.
 void superllama_engine::answer(request & asked) {
     const std::function<bool()> should_stop = [&] { return stopping || asked.cancelled(); };
@@ -143,6 +151,12 @@ void superllama_engine::answer(request & asked) {
         if (should_stop()) {
             return stopped();
         }
+        if (asked.hook != nullptr && chooses_several_at_once(params)) {
+            return refuse(400, "invalid_request_error",
+                          "a function that changes logits is asked before each token, and with speculation, or with "
+                          "sampling on a device, it would not be; make the engine without that");
+        }
+        const superllama::asks_with its_hook(asked.hook);
         const server_http_req req{ parameters, {}, path, query, asked.body, {}, should_stop };
         const server_http_res_ptr res = life.answer(handler->second, req);
         if (res->is_stream()) {
@@ -305,10 +319,19 @@ void superllama_engine_release(struct superllama_engine * engine) {
 
 struct superllama_request * superllama_engine_submit(struct superllama_engine * engine, const char * method,
                                                      const char * path, const char * body, size_t size) {
+    return superllama_engine_submit_with(engine, method, path, body, size, nullptr, nullptr);
+}
+
+struct superllama_request * superllama_engine_submit_with(struct superllama_engine * engine, const char * method,
+                                                          const char * path, const char * body, size_t size,
+                                                          superllama_logits_callback logits, void * user_data) {
     last_error.clear();
     try {
         auto handle = std::make_unique<superllama_request>();
         handle->shared = std::make_shared<request>(method, path, std::string(body, size));
+        if (logits != nullptr) {
+            handle->shared->hook = std::make_shared<superllama::logits_hook>(logits, user_data);
+        }
         engine->workers.run([engine, shared = handle->shared] { engine->answer(*shared); });
         return handle.release();
     } catch (const std::exception & e) {
@@ -333,6 +356,9 @@ void superllama_request_cancel(struct superllama_request * request) {
 void superllama_request_free(struct superllama_request * request) {
     if (request != nullptr) {
         request->shared->cancel();
+        if (request->shared->hook != nullptr) {
+            request->shared->hook->close();
+        }
         delete request;
     }
 }

@@ -5,10 +5,13 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <string>
 
 namespace superllama {
+
+class logits_hook;
 
 class request {
   public:
@@ -18,6 +21,7 @@ class request {
         body(std::move(body)) {}
 
     const std::string method, path, body;
+    std::shared_ptr<logits_hook> hook; // null: the caller changes no logits
 
     void cancel() { cancelled_ = true; }
     bool cancelled() const { return cancelled_; }

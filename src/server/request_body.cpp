@@ -121,8 +121,9 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
         completes && (body.find("format") != std::string::npos || body.find("\\u") != std::string::npos);
     const bool has_two_forms = !completes && body.find("\"grammar\"") != std::string::npos &&
                                body.find("\"json_schema\"") != std::string::npos;
+    const bool has_function = body.find("\"logits_processor\"") != std::string::npos;
     const bool has_media = body.find("multimodal_data") != std::string::npos;
-    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_media &&
+    if (!tokenizes && !detokenizes && !reranks && !has_form && !has_two_forms && !has_media && !has_function &&
         !has_large_number(body)) {
         return {};
     }
@@ -134,6 +135,10 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
     }
     if (!parsed.is_object()) {
         return {};
+    }
+    if (has_function && parsed.contains("logits_processor") && !parsed.at("logits_processor").is_null()) {
+        throw std::invalid_argument("logits_processor is a function, which JSON cannot hold: it is there for a program "
+                                    "in whose process the model is, superllama.LLM in Python");
     }
     for (const char * name : read_as_integers) {
         if (parsed.contains(name)) {

@@ -3,6 +3,7 @@
 
 #include "io/file.h"
 #include "server/lifecycle.h"
+#include "server/logits.h"
 #include "server/slots.h"
 
 #include <cstdint>

@@ -146,7 +146,7 @@ def test_options_become_those_of_the_engine(demo_model: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
-        ({"logits_processor": [print]}, NotImplementedError),
+        ({"stopping_criteria": [print]}, NotImplementedError),
         ({"stopping_criteria": [print]}, NotImplementedError),
         ({"tfs_z": 0.5}, ValueError),
     ],

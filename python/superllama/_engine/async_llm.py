@@ -172,7 +172,7 @@ class AsyncLLM(Base):
         if not call.path:
             return call.read(None)
         while True:
-            request = self._submit(call.method, call.path, call.body)
+            request = self._submit(call.method, call.path, call.body, call.processors)
             try:
                 data = b"".join([piece async for piece in self._pieces(request)])
                 return call.read(whole_answer(data, request.status))
@@ -198,7 +198,7 @@ class AsyncLLM(Base):
 
     async def _stream(self, stream: Stream) -> AsyncIterator[Chunk]:
         read = stream.reader()
-        request = self._submit("POST", stream.path, stream.body)
+        request = self._submit("POST", stream.path, stream.body, stream.processors)
         try:
             async for piece in self._pieces(request):
                 for event in events_of(piece, request.status):

@@ -21,6 +21,7 @@ from .facts import EngineFacts
 from .handle import Handle, Request
 from .media import Senses, senses_of
 from .options import arguments
+from .processors import LogitsProcessor
 from .results import Ranked
 
 
@@ -75,14 +76,20 @@ class Base(Closing):
         props = self._props
         return bool(props["chat_template_caps"]["supports_tools"]) or "chat_template_tool_use" in props
 
-    def _submit(self, method: str, path: str, body: Mapping[str, Any] | None) -> Request:
+    def _submit(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> Request:
         """Start a request. Raises: RequestError for more sequences than there are, or a slot that there is not."""
         n, slot = (body or {}).get("n_cmpl", 1), (body or {}).get("id_slot", 0)
         if n != 1 and n not in range(1, self._n_slots + 1):
             raise RequestError(f"n={n!r}: 1 to n_parallel, which is {self._n_slots}: LLM(..., n_parallel=8) has more")
         if slot != 0 and slot >= self._n_slots:
             raise RequestError(f"slot={slot}: there are 0 to {self._n_slots - 1}, for n_parallel={self._n_slots}")
-        return self._engine.submit(method, path, body)
+        return self._engine.submit(method, path, body, processors)
 
     def _check_scores(self, found: Sequence[Ranked]) -> None:
         """Warns of scores where the model's file names no way to rank."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from .._errors import PromptError, RequestError
+from .processors import LogitsProcessor
 from .results import Chunk, Timings, TokenLogprob
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None
     read: Callable[[Any], T]
     method: str = "POST"
+    processors: tuple[LogitsProcessor, ...] = ()  # that change logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Stream:
     path: str
     body: Mapping[str, Any]
     reader: Callable[[], Callable[[Any], Iterator[Chunk]]]
+    processors: tuple[LogitsProcessor, ...] = ()
 
 
 # ---------------------------------------------------------------- the engine's life

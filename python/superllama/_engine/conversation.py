@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,23 @@ from .calls import Call, Stream, check_stream, logprobs_of, progress_share, timi
 from .fields import Conversation, by_kind
 from .formats import Format, format_of
 from .media import AskSenses, with_media
+from .processors import LogitsProcessor, processors_of
 from .results import ChatCompletion, Chunk, FinishReason, TokenLogprob, Usage
 from .tools import tool_calls_of, tool_schemas
 
 
-def chat_body(
-    messages: object, request: Mapping[str, Any], where: str, senses: AskSenses
-) -> tuple[dict[str, Any], Format, Mapping[str, Callable[..., Any]]]:
-    """What /v1/chat/completions and /apply-template take, the form of the answer, and functions among the tools."""
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What /v1/chat/completions and /apply-template take, and what of it stays here."""
+
+    body: dict[str, Any]
+    form: Format  # of the answer
+    functions: Mapping[str, Callable[..., Any]]  # among the tools
+    processors: tuple[LogitsProcessor, ...]
+
+
+def chat_body(messages: object, request: Mapping[str, Any], where: str, senses: AskSenses) -> Asked:
+    """A conversation as the API has it."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
@@ -29,6 +39,7 @@ def chat_body(
     kinds = by_kind(request, Conversation, where)
     body, asked, template = kinds["Sampling"], kinds["Generation"], kinds["Conversation"]
     body["messages"] = with_media(messages, senses)
+    processors = processors_of(asked.pop("logits_processor", None))
     logprobs = asked.pop("logprobs", None)
     if logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": logprobs}
@@ -42,7 +53,7 @@ def chat_body(
         body["response_format"] = {"type": "json_schema", "json_schema": {"schema": dict(form.schema)}}
     elif form.grammar is not None:
         body["grammar"] = form.grammar
-    return body | template, form, functions
+    return Asked(body | template, form, functions, processors)
 
 
 def _check_message(i: int, message: Mapping[str, Any]) -> None:
@@ -62,15 +73,15 @@ def _check_message(i: int, message: Mapping[str, Any]) -> None:
 
 def chat_call(messages: object, request: Mapping[str, Any], senses: AskSenses) -> Call[ChatCompletion]:
     """An answer in a conversation."""
-    body, form, functions = chat_body(messages, request, "chat()", senses)
-    if body.get("n_predict") == 0:
+    asked = chat_body(messages, request, "chat()", senses)
+    if asked.body.get("n_predict") == 0:
         raise RequestError("max_tokens is 0, and an answer has at least one token")
 
     def read(answer: Any) -> ChatCompletion:
         (choice,) = answer["choices"]
         message = choice["message"]
         text = message.get("content") or ""
-        calls = tuple(tool_calls_of(message.get("tool_calls") or (), functions))
+        calls = tuple(tool_calls_of(message.get("tool_calls") or (), asked.functions))
         return ChatCompletion(
             text=text,
             reasoning=message.get("reasoning_content"),
@@ -80,26 +91,26 @@ def chat_call(messages: object, request: Mapping[str, Any], senses: AskSenses) -
             timings=timings_of(answer["timings"]),
             message=message,
             logprobs=_chat_logprobs(choice),
-            parsed=form.read(text),
+            parsed=asked.form.read(text),
         )
 
-    return Call("/v1/chat/completions", body, read)
+    return Call("/v1/chat/completions", asked.body, read, processors=asked.processors)
 
 
 def chat_stream(messages: object, request: Mapping[str, Any], senses: AskSenses) -> Stream:
     """The same piece by piece; tool calls come in the last chunk, whole."""
-    body, _, functions = chat_body(messages, request, "chat_stream()", senses)
-    check_stream(body)
-    body |= {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
-    return Stream("/v1/chat/completions", body, lambda: _ChatChunks(functions))
+    asked = chat_body(messages, request, "chat_stream()", senses)
+    check_stream(asked.body)
+    body = asked.body | {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
+    return Stream("/v1/chat/completions", body, lambda: _ChatChunks(asked.functions), asked.processors)
 
 
 def chat_request(
     messages: object, stream: bool, request: Mapping[str, Any], senses: AskSenses
-) -> tuple[str, dict[str, Any]]:
-    """The path and the body of an answer in a conversation, for who reads its JSON."""
-    body, _, _ = chat_body(messages, request, "chat", senses)
-    return "/v1/chat/completions", body | ({"stream": True} if stream else {})
+) -> tuple[str, dict[str, Any], tuple[LogitsProcessor, ...]]:
+    """The path and the body of an answer, for who reads its JSON, and functions that change logits."""
+    asked = chat_body(messages, request, "chat", senses)
+    return "/v1/chat/completions", asked.body | ({"stream": True} if stream else {}), asked.processors
 
 
 class _ChatChunks:
@@ -152,5 +163,5 @@ def _chat_logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None
 
 def template_call(messages: object, request: Mapping[str, Any], senses: AskSenses) -> Call[str]:
     """The prompt that a conversation becomes."""
-    body, _, _ = chat_body(messages, request, "apply_chat_template()", senses)
-    return Call("/apply-template", body, lambda answer: str(answer["prompt"]))
+    asked = chat_body(messages, request, "apply_chat_template()", senses)
+    return Call("/apply-template", asked.body, lambda answer: str(answer["prompt"]))

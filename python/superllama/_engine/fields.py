@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from .._errors import RequestError
 from .._params import SamplingParams
 from .names import by_own_names, unknown
+from .processors import LogitsProcessor
 from .tools import Tool
 
 
@@ -75,6 +76,7 @@ class Generation(Sampling, total=False):
     choice: Sequence[str]  # one of these texts
     regex: str  # what it matches as a whole
     grammar: str  # GBNF
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor]  # functions that change scores; see LLM.generate()
     logprobs: Annotated[int, Field(ge=0)]  # how many of the most likely tokens to tell in place of each
 
 

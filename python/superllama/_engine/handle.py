@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .._closing import Closing
-from .._errors import CancelledError, Error, ModelError, PausedError, PreemptedError, PromptError
+from .._errors import CancelledError, Error, ModelError, PausedError, PreemptedError, PromptError, RequestError
 from .._native import collected_errors, ffi, lib, raise_kept, reason
 from .._process import check_can_compute, check_process, inherited, stop_at_exit, this_process
 from .._progress import LoadProgress
@@ -19,7 +19,9 @@ from .._waiting import interruptible
 from .._words import in_python
 from .failures import failure
 from .library import address, last_error, library
+from .processors import LogitsProcessor, Processors, runs_here
 
+WITHOUT_SLOTS = ("/tokenize", "/detokenize", "/apply-template")
 POLL_MS = 100  # Python's main thread hears Ctrl-C between two of these
 
 
@@ -52,7 +54,9 @@ class Handle:
             return
         with self._looking, self._lock:
             pointer, self._c = self._c, None
-        if pointer is not None:
+        if pointer is not None and runs_here(self):  # which cannot wait for itself
+            threading.Thread(target=library().superllama_engine_stop, args=(pointer,)).start()
+        elif pointer is not None:
             library().superllama_engine_stop(pointer)
 
     def _stop(self, seconds: float) -> bool:
@@ -93,17 +97,33 @@ class Handle:
 
     # ---------------------------------------------------------------- requests
 
-    def submit(self, method: str, path: str, body: Mapping[str, Any] | None) -> Request:
+    def submit(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> Request:
         """Start a request. Raises: ModelError if the engine is closed, Error where the system has no thread for it,
-        PromptError for text that is not UTF-8, ValueError for a number that JSON does not have."""
-        data = b"" if body is None else _json(body)
-        with self._lock:
-            request = library().superllama_engine_submit(
-                self._checked(), method.encode(), path.encode(), data, len(data)
+        PromptError for text that is not UTF-8, ValueError for a number that JSON does not have, RequestError in a
+        processor, for what would wait for the thread that it runs in."""
+        if runs_here(self) and path not in WITHOUT_SLOTS:
+            raise RequestError(
+                "a logits_processor was asked for by this engine, and would wait for it; ask another engine, or before"
             )
+        data = b"" if body is None else _json(body)
+        own = Processors(processors, self) if processors else None
+        words = (method.encode(), path.encode(), data, len(data))
+        with self._lock:
+            c = self._checked()
+            if own is None:
+                request = library().superllama_engine_submit(c, *words)
+            else:
+                callback = ctypes.cast(own.callback, ctypes.c_void_p)
+                request = library().superllama_engine_submit_with(c, *words, callback, None)
         if not request:
             raise Error(f"the request cannot begin: {last_error()}; fewer at once may work")
-        return Request(request)
+        return Request(request, own)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON of a whole answer. Ctrl-C cancels the request. Raises: what the answer says."""
@@ -121,8 +141,9 @@ def _json(body: Mapping[str, Any]) -> bytes:
 class Request(Closing):
     """A request that runs. Leaving the with block cancels it where it has not ended."""
 
-    def __init__(self, pointer: int) -> None:
+    def __init__(self, pointer: int, processors: Processors | None = None) -> None:
         self._c: int | None = pointer
+        self._processors = processors  # lives as long as the engine may call it
         self._reader = threading.Lock()  # one reads at a time, and none while it is freed
 
     def __del__(self) -> None:
@@ -147,7 +168,13 @@ class Request(Closing):
         return 0 if self._c is None else int(library().superllama_request_status(self._c))
 
     def poll(self, timeout_ms: int = POLL_MS) -> bytes | None:
-        """The next piece; b"" at the end, None where none came in time."""
+        """The next piece; b"" at the end, None where none came in time. Raises: what a logits_processor has raised."""
+        piece = self._next(timeout_ms)
+        if self._processors is not None and self._processors.error is not None:
+            raise self._processors.error
+        return piece
+
+    def _next(self, timeout_ms: int) -> bytes | None:
         data, size = ctypes.c_void_p(), ctypes.c_size_t()
         with self._reader:
             if self._c is None:

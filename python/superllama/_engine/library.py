@@ -23,6 +23,10 @@ _FUNCTIONS = {
     "superllama_engine_hold": (_POINTER, [_POINTER]),
     "superllama_engine_release": (None, [_POINTER]),
     "superllama_engine_submit": (_POINTER, [_POINTER, *[ctypes.c_char_p] * 3, ctypes.c_size_t]),
+    "superllama_engine_submit_with": (
+        _POINTER,
+        [_POINTER, *[ctypes.c_char_p] * 3, ctypes.c_size_t, _POINTER, _POINTER],
+    ),
     "superllama_request_next": (
         ctypes.c_int,
         [_POINTER, ctypes.c_int32, ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_size_t)],

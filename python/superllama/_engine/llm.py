@@ -102,6 +102,12 @@ class LLM(Base):
         With a projector (`mmproj`) a prompt may be {"prompt": "... <__media__> ...", "images": [...]}, with that mark
         where each image belongs: a path, bytes, base64 or a PIL.Image. Sounds are "audio", both "multimodal_data".
 
+        `logits_processor` is a function (input_ids, scores) -> scores, or a list of them, as transformers and
+        llama-cpp-python have it: before each token is chosen it gets the tokens so far, int32 [n_tokens] (prompt and
+        answer, without images), and the logits, float32 [n_vocab], and returns what the samplers, and `logprobs`, are
+        to see of them; -inf bans a token. It runs in the engine's thread, so that all requests wait for it, and must
+        not ask this engine for an answer. What it raises ends this request, and is raised here.
+
         Raises: PromptError, PromptTooLongError, RequestError, DecodeError; GrammarError for a form that cannot be held,
         and for an answer that was cut before it had it (of a `grammar`, finish_reason "length" is all that tells).
         """
@@ -143,10 +149,10 @@ class LLM(Base):
     def _chat_events(self, messages: Messages, stream: bool, request: Mapping[str, Any]) -> Iterator[Any]:
         """The answer, or its chunks, as the dicts of OpenAI's API; `request` is what chat() takes."""
         self._check_tools(request)
-        path, body = conversation.chat_request(messages, stream, request, self._senses)
+        path, body, processors = conversation.chat_request(messages, stream, request, self._senses)
         if not stream:
-            return iter([self._ask(Call(path, body, lambda answer: answer))])
-        return _events(self._submit("POST", path, body))
+            return iter([self._ask(Call(path, body, lambda answer: answer, processors=processors))])
+        return _events(self._submit("POST", path, body, processors))
 
     @rest_by_name
     def apply_chat_template(self, messages: Messages, **request: Unpack[Conversation]) -> str:
@@ -230,7 +236,8 @@ class LLM(Base):
                 while waiting and len(running) < 2 * self._n_slots:
                     i = waiting.popleft()
                     if wanted[i].path:
-                        running[i] = self._submit(wanted[i].method, wanted[i].path, wanted[i].body)
+                        call = wanted[i]
+                        running[i] = self._submit(call.method, call.path, call.body, call.processors)
                     else:
                         found[i] = wanted[i].read(None)
                 timeout_ms = POLL_MS if len(running) == 1 else SWEEP_MS
@@ -251,7 +258,7 @@ class LLM(Base):
         return [found[i] for i in range(len(wanted))]
 
     def _stream(self, stream: Stream) -> Iterator[Chunk]:
-        return _chunks(self._submit("POST", stream.path, stream.body), stream.reader())
+        return _chunks(self._submit("POST", stream.path, stream.body, stream.processors), stream.reader())
 
 
 def _events(running: Request) -> Iterator[Any]:

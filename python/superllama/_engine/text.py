@@ -20,6 +20,7 @@ from .calls import (
 from .fields import Generation, by_kind
 from .formats import Format, format_of
 from .media import AskSenses, media_prompt
+from .processors import LogitsProcessor, processors_of
 from .results import Chunk, Completion, FinishReason, Usage
 
 _COMPLETION_FIELDS = [
@@ -32,7 +33,7 @@ def generate_calls(
     prompts: Prompt | Sequence[Prompt], n: int, request: Mapping[str, Any], senses: AskSenses
 ) -> Call[Completion] | list[Call[Completion]]:
     """Texts that go on from prompts, a request for each: one for one, a list for a list."""
-    body, form = _text_body(request)
+    body, form, processors = _text_body(request)
     body["response_fields"] = _COMPLETION_FIELDS
     if n != 1:
         body["n_cmpl"] = n
@@ -44,26 +45,27 @@ def generate_calls(
         return dataclasses.replace(first, alternatives=tuple(others))
 
     def call(i: int, prompt: object) -> Call[Completion]:
-        return Call("/completion", body | {"prompt": _prompt(i, prompt, senses)}, read)
+        return Call("/completion", body | {"prompt": _prompt(i, prompt, senses)}, read, processors=processors)
 
     return [call(i, prompt) for i, prompt in enumerate(prompts)] if are_several(prompts) else call(0, prompts)
 
 
 def infill_call(prefix: str, suffix: str, request: Mapping[str, Any]) -> Call[Completion]:
     """What stands between two texts."""
-    body, form = _text_body(request)
+    body, form, processors = _text_body(request)
     body |= {"prompt": "", "input_prefix": prefix, "input_suffix": suffix}
-    return Call("/infill", body, lambda answer: _completion(answer, form))
+    return Call("/infill", body, lambda answer: _completion(answer, form), processors=processors)
 
 
 def stream_call(prompts: Prompt | Sequence[Prompt], request: Mapping[str, Any], senses: AskSenses) -> Stream:
     """The same piece by piece."""
     given = list(prompts) if are_several(prompts) else [prompts]
     checked = [_prompt(i, prompt, senses) for i, prompt in enumerate(given)]
-    body, _ = _text_body(request)
+    body, _, processors = _text_body(request)
     body["prompt"] = checked if len(checked) != 1 else checked[0]
     check_stream(body)
-    return Stream("/completion", body | {"stream": True, "return_progress": True}, lambda: _text_chunks)
+    body |= {"stream": True, "return_progress": True}
+    return Stream("/completion", body, lambda: _text_chunks, processors)
 
 
 def _prompt(i: int, prompt: object, senses: AskSenses) -> Any:
@@ -72,9 +74,10 @@ def _prompt(i: int, prompt: object, senses: AskSenses) -> Any:
     return checked_prompt(i, prompt)
 
 
-def _text_body(request: Mapping[str, Any]) -> tuple[dict[str, Any], Format]:
+def _text_body(request: Mapping[str, Any]) -> tuple[dict[str, Any], Format, tuple[LogitsProcessor, ...]]:
     kinds = by_kind(request, Generation, "generate()")
     body, asked = kinds["Sampling"], kinds["Generation"]
+    processors = processors_of(asked.pop("logits_processor", None))
     logprobs = asked.pop("logprobs", None)
     if logprobs is not None:
         body["n_probs"] = max(logprobs, 1)
@@ -83,7 +86,7 @@ def _text_body(request: Mapping[str, Any]) -> tuple[dict[str, Any], Format]:
         body["json_schema"] = dict(form.schema)
     elif form.grammar is not None:
         body["grammar"] = form.grammar
-    return body | {"return_tokens": True}, form
+    return body | {"return_tokens": True}, form, processors
 
 
 def _completion(answer: Mapping[str, Any], form: Format) -> Completion:
