@@ -178,6 +178,48 @@ bool give_up_one(Slots & slots, Batch & batch, int32_t off, const End & end) {
     return true;
 }
 
+// Whether an image or a sound at this place of a slot's prompt finds no cells beside what all slots hold. Sequences
+// that have cells of their own hold nothing of each other.
+template <class Slots, class Slot>
+bool is_full_for(const Slots & slots, const Slot & slot, size_t place) {
+    const bool is_shared = llama_n_ctx_seq(slot.ctx_tgt) == llama_n_ctx(slot.ctx_tgt);
+    size_t n_held = 0;
+    for (const auto & other : slots) {
+        n_held += is_shared || &other == &slot ? (size_t) other.prompt.n_tokens() : 0;
+    }
+    return n_held + mtmd_input_chunk_get_n_tokens(slot.task->tokens.find_chunk(place).get()) >
+           llama_n_ctx_seq(slot.ctx_tgt);
+}
+
+// Computes it by `process`, which returns 0 where it has worked. Before it is given up, slots that only keep what they
+// have computed make room, as they do for text: `make_room` clears one of them, and says whether there was one.
+template <class Slots, class Slot, class Process, class MakeRoom>
+void process_image(Slots & slots, Slot & slot, size_t place, const Process & process, const MakeRoom & make_room) {
+    while (process() != 0) {
+        slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1); // a part of it may have found cells
+        if (!is_full_for(slots, slot, place) || !make_room()) {
+            return;
+        }
+    }
+}
+
+// `say` gets why that failed, and the kind of the error.
+template <class Slots, class Slot, class Say>
+void say_why_no_image(const Slots & slots, const Slot & slot, size_t place, const Say & say) {
+    if (!is_full_for(slots, slot, place)) {
+        return say("failed to process mtmd chunk", ERROR_TYPE_SERVER);
+    }
+    int32_t n_others = 0, n_held_by_others = 0;
+    for (const auto & other : slots) {
+        if (other.is_processing() && &other != &slot) {
+            n_others++;
+            n_held_by_others += other.prompt.n_tokens();
+        }
+    }
+    say(why_no_room(slot.prompt.n_tokens(), slot.task->n_tokens(), n_others, n_held_by_others),
+        n_others > 0 ? ERROR_TYPE_UNAVAILABLE : ERROR_TYPE_EXCEED_CONTEXT_SIZE);
+}
+
 // Whether a slot waits for the prompt of another one that has ended without it, as it does where the prompt is empty.
 template <class Slots, class Slot>
 bool is_orphan(const Slots & slots, const Slot & slot) {

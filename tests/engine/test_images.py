@@ -22,6 +22,8 @@ from tiny_projector import IMAGE_TOKENS
 import superllama
 from superllama import compat
 from superllama._engine import media_files
+from superllama._engine.calls import Call
+from superllama._engine.text import generate_calls
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 6, "logprobs": 3}
 FRESH = GREEDY | {"cache_prompt": False}
@@ -415,3 +417,59 @@ def test_files_that_are_no_projector(tiny_model: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(superllama.ModelError, match=why):
             superllama.LLM(tiny_model, mmproj=file, n_ctx=256)
+
+
+# ---------------------------------------------------------------- a context that is full
+
+
+def album(n: int) -> dict[str, Any]:
+    return {"prompt": "the" + "<__media__>" * n + "a", "images": [png(i) for i in range(n)]}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_model: Path, projector: Path) -> Iterator[superllama.LLM]:
+    """Two sequences, which share the cells."""
+    with superllama.LLM(tiny_model, mmproj=projector, n_ctx=512, n_parallel=2, n_threads=1) as engine:
+        yield engine
+
+
+def test_who_does_not_fit_beside_others_is_refused_and_they_go_on(shared: superllama.LLM) -> None:
+    begun, refused = threading.Event(), threading.Event()
+
+    def wait(ids: Any, scores: Any) -> Any:
+        begun.set()
+        refused.wait(0.1)  # so that it holds its cells meanwhile
+        return scores
+
+    found: list[superllama.Completion] = []
+
+    def first() -> None:
+        request = {"max_tokens": 60, "temperature": 0, "ignore_eos": True, "slot": 0}
+        found.append(shared.generate(album(20), logits_processor=wait, **request))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    begun.wait()
+    call = generate_calls(album(12), 1, {"max_tokens": 2, "slot": 1}, shared._senses)
+    assert isinstance(call, Call)
+    with shared._engine.submit("POST", call.path, call.body) as request:
+        b"".join(request.pieces())
+        status = request.status
+    with pytest.raises(superllama.PreemptedError, match=r"context is full: .* 1 other "):
+        shared._engine.ask("POST", call.path, call.body)
+    refused.set()
+    thread.join()
+    assert status == 503
+    assert len(found[0].tokens) == 60
+    assert len(shared.generate(album(12), max_tokens=2, ignore_eos=True, slot=1).tokens) == 2  # and now there is room
+
+
+def test_what_is_only_kept_makes_room(shared: superllama.LLM) -> None:
+    for slot in (0, 1, 0):
+        found = shared.generate(album(20), max_tokens=4, ignore_eos=True, slot=slot)
+        assert len(found.tokens) == 4
+
+
+def test_more_than_fit_together_are_computed_in_turn(shared: superllama.LLM) -> None:
+    found = shared.generate([album(n) for n in (18, 19, 20, 17)], max_tokens=12, temperature=0, ignore_eos=True)
+    assert [len(one.tokens) for one in found] == [12] * 4
