@@ -18,6 +18,7 @@ from .handle import Request, events_of, whole_answer
 from .llm import PREEMPTED_S, Messages
 from .names import rest_by_name
 from .results import ChatCompletion, Chunk, Completion, Ranked
+from .spans import ending
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -171,6 +172,18 @@ class AsyncLLM(Base):
     async def _ask(self, call: Call[T]) -> T:
         if not call.path:
             return call.read(None)
+        span = self._span(call.path, call.body)
+        try:
+            found = await self._answer(call)
+        except BaseException as e:
+            if span:
+                span.failed(e)
+            raise
+        if span:
+            span.answered(found)
+        return found
+
+    async def _answer(self, call: Call[T]) -> T:
         while True:
             request = self._submit(call.method, call.path, call.body, call.processors)
             try:
@@ -198,14 +211,18 @@ class AsyncLLM(Base):
 
     async def _stream(self, stream: Stream) -> AsyncIterator[Chunk]:
         read = stream.reader()
-        request = self._submit("POST", stream.path, stream.body, stream.processors)
-        try:
-            async for piece in self._pieces(request):
-                for event in events_of(piece, request.status):
-                    for chunk in read(event):
-                        yield chunk
-        finally:
-            await self._ended(request)
+        span = self._span(stream.path, stream.body)
+        with ending(span):
+            request = self._submit("POST", stream.path, stream.body, stream.processors)
+            try:
+                async for piece in self._pieces(request):
+                    for event in events_of(piece, request.status):
+                        for chunk in read(event):
+                            if span:
+                                span.chunk(chunk)
+                            yield chunk
+            finally:
+                await self._ended(request)
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()

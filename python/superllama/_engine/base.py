@@ -16,7 +16,7 @@ from .._experts import Experts, experts_of
 from .._layers import Layer, layers_of, memory_by_tag
 from .._metrics import Metrics, metrics_of
 from .._progress import LoadProgress, ProgressCallback, bar_for
-from . import vectors
+from . import spans, vectors
 from .facts import EngineFacts
 from .handle import Handle, Request
 from .media import Senses, senses_of
@@ -90,6 +90,10 @@ class Base(Closing):
         if slot != 0 and slot >= self._n_slots:
             raise RequestError(f"slot={slot}: there are 0 to {self._n_slots - 1}, for n_parallel={self._n_slots}")
         return self._engine.submit(method, path, body, processors)
+
+    def _span(self, path: str, body: Mapping[str, Any] | None) -> spans.Span | None:
+        """Of a request that begins now, where somebody traces."""
+        return spans.begun(path, body, Path(self.model).name)
 
     def _check_scores(self, found: Sequence[Ranked]) -> None:
         """Warns of scores where the model's file names no way to rank."""

@@ -21,6 +21,7 @@ from .calls import Call, Prompt, Stream
 from .handle import POLL_MS, Request
 from .names import rest_by_name
 from .results import ChatCompletion, Chunk, Completion, Ranked
+from .spans import Span, ending
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -231,12 +232,15 @@ class LLM(Base):
         found: dict[int, T] = {}
         waiting = collections.deque(range(len(wanted)))
         running: dict[int, Request] = {}
+        open_spans: dict[int, Span] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * self._n_slots:
                     i = waiting.popleft()
                     if wanted[i].path:
                         call = wanted[i]
+                        if i not in open_spans and (span := self._span(call.path, call.body)):
+                            open_spans[i] = span
                         running[i] = self._submit(call.method, call.path, call.body, call.processors)
                     else:
                         found[i] = wanted[i].read(None)
@@ -252,13 +256,26 @@ class LLM(Base):
                         time.sleep(0 if running else PREEMPTED_S)
                     else:
                         found[i] = wanted[i].read(answer)
+                        if i in open_spans:
+                            open_spans.pop(i).answered(found[i])
+        except BaseException as e:
+            for span in open_spans.values():
+                span.failed(e)
+            raise
         finally:
             for request in running.values():
                 request.close()
         return [found[i] for i in range(len(wanted))]
 
     def _stream(self, stream: Stream) -> Iterator[Chunk]:
-        return _chunks(self._submit("POST", stream.path, stream.body, stream.processors), stream.reader())
+        span = self._span(stream.path, stream.body)
+        try:
+            running = self._submit("POST", stream.path, stream.body, stream.processors)
+        except BaseException as e:
+            if span:
+                span.failed(e)
+            raise
+        return _chunks(running, stream.reader(), span)
 
 
 def _events(running: Request) -> Iterator[Any]:
@@ -266,7 +283,10 @@ def _events(running: Request) -> Iterator[Any]:
         yield from request.events()
 
 
-def _chunks(running: Request, read: Callable[[Any], Iterator[Chunk]]) -> Iterator[Chunk]:
-    with running as request:
+def _chunks(running: Request, read: Callable[[Any], Iterator[Chunk]], span: Span | None) -> Iterator[Chunk]:
+    with running as request, ending(span):
         for event in request.events():
-            yield from read(event)
+            for chunk in read(event):
+                if span:
+                    span.chunk(chunk)
+                yield chunk
