@@ -25,7 +25,8 @@ static bool counts(const llama_context & ctx, const ggml_cgraph * gf) {
         }
         const bool one_token = node->src[0]->ne[1] == 1 && node->src[0]->ne[3] == 1;
         if (one_token && node->src[1]->ne[1] >= split_cells) {
-            ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), (ggml_tensor *) node);
+            ggml_backend_t backend =
+                ggml_backend_sched_get_tensor_backend(ctx.get_sched(), const_cast<ggml_tensor *>(node));
             ggml_backend_dev_t dev = backend != nullptr ? ggml_backend_get_device(backend) : nullptr;
             if (dev == nullptr || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
                 return true;
