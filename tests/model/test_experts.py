@@ -41,14 +41,16 @@ class Known:
     path: Path
     routers: list[np.ndarray] = dataclasses.field(default_factory=list)
 
-    def uses(self, tokens: list[int]) -> np.ndarray:
-        """[n_layers, n_experts]: how often each expert has to be chosen, computed from the weights in the file."""
+    def uses(self, tokens: list[int], n_batch: int = 1) -> np.ndarray:
+        """[n_layers, n_experts]: how often each expert has to be chosen, computed from the weights in the file. The
+        last layer computes only tokens whose output is asked for: the last of each batch."""
         tensors = {t.name: t for t in gguf.GGUFReader(self.path).tensors}
         embedding = tensors["token_embd.weight"]
         found = np.zeros((N_LAYER, N_EXPERT), np.int64)
-        for token in tokens:
+        for i, token in enumerate(tokens):
+            asked = i % n_batch == n_batch - 1 or i == len(tokens) - 1
             row = gguf.dequantize(embedding.data[token : token + 1], embedding.tensor_type)[0]
-            for layer, router in enumerate(self.routers):
+            for layer, router in enumerate(self.routers if asked else self.routers[:-1]):
                 found[layer, np.argsort(router @ row)[-N_USED:]] += 1
         return found
 
@@ -63,7 +65,7 @@ def known(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
         if layer == 0:
             rows[:, : res.n_token] = random.standard_normal((n_expert, res.n_token))
         else:
-            rows[:, -res.n_const :] = random.permutation(n_expert)[:, None]
+            rows[:, -res.n_const :] = random.permutation(n_expert)[:, None] / res.n_const
         found.routers.append(rows)
         return rows
 
@@ -102,8 +104,8 @@ def test_counts_are_those_of_the_routers(known: Known, budget: str, n_batch: int
         assert np.array_equal(decode(ctx, TOKENS, n_batch), reference)
         experts, metrics = model.experts(), ctx.metrics()
     assert experts.layers.tolist() == list(range(N_LAYER))
-    assert np.array_equal(experts.uses, known.uses(TOKENS))
-    assert experts.uses.sum() == len(TOKENS) * N_USED * N_LAYER
+    assert np.array_equal(experts.uses, known.uses(TOKENS, n_batch))
+    assert experts.uses[:-1].sum() == len(TOKENS) * N_USED * (N_LAYER - 1)
     assert experts.misses.sum() == metrics.expert_misses
     assert (experts.loads >= experts.resident).all()
     if budget == "least":
@@ -119,7 +121,8 @@ def test_two_sequences_and_two_contexts_count_together(known: Known) -> None:
         decode(a, TOKENS[:20], 1, seq=0)
         decode(a, TOKENS[20:40], 5, seq=1)
         decode(b, TOKENS[40:], 50)
-        assert np.array_equal(model.experts().uses, known.uses(TOKENS))
+        expected = known.uses(TOKENS[:20]) + known.uses(TOKENS[20:40], 5) + known.uses(TOKENS[40:], 50)
+        assert np.array_equal(model.experts().uses, expected)
 
 
 def test_they_are_counted_while_the_budget_changes(known: Known) -> None:
@@ -182,8 +185,10 @@ def test_a_server_and_an_engine(known: Known, tmp_path: Path) -> None:
     after = ExpertCounts.model_validate(found["experts"])
     assert status == 200 and "experts" not in plain and "experts" not in zero
     assert np.sum(before.uses) == 0
-    assert np.sum(after.uses, axis=1).tolist() == [(8 + 4) * N_USED] * N_LAYER  # the fifth was not computed further
+    # the fifth was not computed further, and of the prompt the last layer computes one token
+    expected = [(8 + 4) * N_USED] * (N_LAYER - 1) + [(1 + 4) * N_USED]
+    assert np.sum(after.uses, axis=1).tolist() == expected
     assert json.dumps(found["metrics"]["experts"]) == "null"
     with superllama.LLM(known.path, n_ctx=256, dynamic_layers=True) as llm:  # with a warm-up, which is not counted
         llm.generate(TOKENS[:8], max_tokens=5, ignore_eos=True)
-        assert llm.experts().uses.sum(axis=1).tolist() == [(8 + 4) * N_USED] * N_LAYER
+        assert llm.experts().uses.sum(axis=1).tolist() == expected
