@@ -1,6 +1,8 @@
-"""Pictures of the documentation, taken of what they show: docs/images/top.svg.
+"""Pictures of the documentation, taken of what they show: docs/images/top.svg, experts.png.
 
-python tools/screenshots.py        a server with the demo model, whose budget becomes smaller; two minutes
+python tools/screenshots.py            both; two minutes
+python tools/screenshots.py top        a server with the demo model, whose budget becomes smaller
+python tools/screenshots.py experts    a random mixture of experts of which not all fit in memory; needs chromium
 """
 
 from __future__ import annotations
@@ -8,6 +10,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -15,8 +20,12 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import superllama
 from superllama import _control
+from superllama._report.file import read_metrics
+from superllama._report.page import report
 from superllama._top.loop import INTERVAL_S, Session
 from superllama._top.sources import Server
 
@@ -70,5 +79,41 @@ def top() -> None:
         client.join()
 
 
+def photograph(page: str, path: Path, width: int, height: int, dark: bool = False) -> None:
+    """As a browser shows it."""
+    if dark:
+        page = page.replace("@media screen and (prefers-color-scheme: dark)", "@media all")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "page.html").write_text(page, encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=2"]
+        where = [f"--user-data-dir={folder}/chromium", f"--window-size={width},{height}", f"--screenshot={path}"]
+        subprocess.run(["chromium", *flags, *where, f"{folder}/page.html"], check=True, capture_output=True)
+
+
+def experts(folder: Path = IMAGES, dark: bool = False) -> None:
+    """The map of a report, after some hundred tokens of a model with the routing of real ones."""
+    import gguf
+    from bench import make_model
+
+    spec = make_model.Spec(kind="moe", n_layer=24, n_embd=512, n_expert=64, n_expert_used=6, n_ff=128)
+    with tempfile.TemporaryDirectory() as made:
+        path, lines = Path(made) / "moe.gguf", Path(made) / "run.jsonl"
+        make_model.make_model(path, superllama.demo_model(), spec)
+        plan = superllama.plan(path, n_ctx=1024)
+        of_experts = sum(int(t.n_bytes) for t in gguf.GGUFReader(path).tensors if "_exps." in t.name)
+        budget = max(plan.mem_least_bytes, plan.mem_full_bytes - int(0.6 * of_experts))
+        model = superllama.Model(path, mem_budget=budget, async_prefetch=True)
+        with model, superllama.Context(model, n_ctx=1024, metrics_file=lines) as ctx:
+            for _ in ctx.generate("Once upon a time", max_tokens=400, ignore_eos=True, seed=1):
+                pass
+        page = report(read_metrics(lines))
+    head, body = page.split("<body>")
+    section = re.search(r'<section class="heat">.*?</section>', body, re.DOTALL)
+    assert section is not None
+    style = "<style>body { padding: 1rem; } section { margin: 0; }</style>"
+    photograph(f"{head}{style}<body>{section[0]}</body></html>", folder / "experts.png", 760, 285, dark)
+
+
 if __name__ == "__main__":
-    top()
+    for name in sys.argv[1:] or ["top", "experts"]:
+        {"top": top, "experts": experts}[name]()
