@@ -139,7 +139,7 @@ def _ask_rpc_server(endpoint: str, timeout: float) -> None:
     try:
         with socket.create_connection((host, int(port)), timeout) as connection:
             connection.sendall(_RPC_HELLO)
-            while len(answer) < 8:
+            while len(answer) < 12:  # its length, then what it says of itself
                 connection.settimeout(max(end - time.monotonic(), 0.001))
                 more = connection.recv(64)
                 if not more:

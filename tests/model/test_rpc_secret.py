@@ -33,6 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, content in {"right": SECRET + b"\n", "wrong": b"another secret, as long", "short": b"0123456789"}.items():
         found[name] = folder / name
         found[name].write_bytes(content)
+        found[name].chmod(0o600)
     return found
 
 
@@ -200,17 +201,19 @@ def impostor(answer: bytes) -> Iterator[str]:
     """Says that it wants the secret, sends a number, and then what it has instead of a proof."""
 
     def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 client, _ = listener.accept()
-                with client:
-                    client.recv(33, socket.MSG_WAITALL)
-                    client.sendall(struct.pack("<Q4B24x", 28, 8 | 0x80, 0, 0, 2))
-                    client.recv(41, socket.MSG_WAITALL)
-                    client.sendall(struct.pack("<Q", 32) + b"x" * 32)
-                    client.recv(41, socket.MSG_WAITALL)
-                    client.sendall(struct.pack("<Q", 33) + answer)
-                    client.recv(1)
+            except OSError:
+                return
+            with client, contextlib.suppress(OSError):  # the first one only asks who is here, and goes
+                client.recv(33, socket.MSG_WAITALL)
+                client.sendall(struct.pack("<Q4B24x", 28, 8 | 0x80, 0, 0, 2))
+                client.recv(41, socket.MSG_WAITALL)
+                client.sendall(struct.pack("<Q", 32) + b"x" * 32)
+                client.recv(41, socket.MSG_WAITALL)
+                client.sendall(struct.pack("<Q", 33) + answer)
+                client.recv(1)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()

@@ -84,5 +84,6 @@ int main() {
     test_vectors();
     test_same();
     test_a_server_that_knows_nothing();
+    puts("ok");
     return 0;
 }
