@@ -170,6 +170,9 @@ void block_loader::wait_for(uint32_t id, guard & lock) {
 }
 
 void block_loader::promote(uint32_t id, int64_t priority) {
+    if (blocks[id].state != block_state::reading) {
+        return; // most that a graph wants are there, and their jobs are long done
+    }
     for (readers::job_id job : blocks[id].jobs) {
         pool->promote(job, priority);
     }

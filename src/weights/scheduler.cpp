@@ -209,13 +209,15 @@ bool layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string *
     return stops_nowhere || first == current.stops.end() || run_stop(first->second, error);
 }
 
-// False: something has to be waited for.
+// False: something has to be waited for, or to be given back.
+bool layer_sched::acquire_if_there(const layer_stop & s) {
+    return std::all_of(s.release.begin(), s.release.end(), [this](uint32_t id) { return dense.settled(id); }) &&
+           dense.acquire_if_there(s.acquire);
+}
+
 bool layer_sched::acquire_all() {
-    const auto stays = [this](uint32_t id) { return dense.settled(id); };
-    return std::all_of(current.stops.begin(), current.stops.end(), [&](const auto & entry) {
-        const layer_stop & s = entry.second;
-        return pieces_of(s) == nullptr && std::all_of(s.release.begin(), s.release.end(), stays) &&
-               dense.acquire_if_there(s.acquire);
+    return std::all_of(current.stops.begin(), current.stops.end(), [this](const auto & entry) {
+        return pieces_of(entry.second) == nullptr && acquire_if_there(entry.second);
     });
 }
 
@@ -229,10 +231,8 @@ bool layer_sched::stops_after(const ggml_tensor * node) {
         return true;
     }
     const auto lock = loader.lock();
-    const auto stays = [this](uint32_t id) { return dense.settled(id); };
     const bool stops = s.always || s.experts != nullptr || s.experts_done != nullptr;
-    if ((stops && !runs_through) || !std::all_of(s.release.begin(), s.release.end(), stays) ||
-        !dense.acquire_if_there(s.acquire)) {
+    if ((stops && !runs_through) || !acquire_if_there(s)) {
         return true;
     }
     // the graph runs on: what it uses must stay until the next stop tells that it got past

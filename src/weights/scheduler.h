@@ -128,6 +128,7 @@ class layer_sched {
 
   private:
     const std::vector<uint32_t> * pieces_of(const layer_stop & s) const;
+    bool acquire_if_there(const layer_stop & s);
     bool acquire_all();
     bool run_stop(const layer_stop & s, std::string * error);
     void set_elsewhere(uint32_t id, bool elsewhere, block_loader::guard & lock);
