@@ -77,7 +77,7 @@ class Connection:
     def __init__(self, endpoint: str, secret: bytes | None = None) -> None:
         host, _, port = endpoint.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), 60)
-        self.ask(HELLO, bytes(24))
+        self.hello = self.ask(HELLO, bytes(24))
         if secret is not None:
             mine = os.urandom(32)
             its = self.ask(PROVE, mine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 from bench.counting import Counter
-from fuzz.rpc_messages import GET, HELLO, SET_HASH, Connection, Tensor
+from fuzz.rpc_messages import GET, SET_HASH, Connection, Tensor
 from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
 from running import Runner
 
@@ -137,11 +136,7 @@ def test_what_a_server_says_of_itself(folder: Path) -> None:
     experts(folder / "a.gguf")
     for flags, said in (((), 0), (("--model-dir", folder), 1)):
         with rpc_server(1, *flags) as server:
-            host, _, port = server.endpoint.rpartition(":")
-            with socket.create_connection((host, int(port)), 60) as client:
-                client.sendall(struct.pack("<BQ24x", HELLO, 24))
-                answer = client.recv(36, socket.MSG_WAITALL)
-            assert answer[8 + 3] == said
+            assert Connection(server.endpoint).hello[3] == said
 
 
 def test_a_file_that_changed_is_not_believed(folder: Path, tmp_path: Path) -> None:
