@@ -42,7 +42,7 @@ struct superllama_engine {
     common_params params; // the routes refer to it
     server_context server;
     server_routes routes;
-    superllama::lifecycle life{ params, server, routes };
+    superllama::lifecycle life{ params, server, routes, false };
     std::map<std::string, server_http_context::handler_t> handlers; // by method and path
     std::atomic<bool> stopping{ false };
     std::mutex mutex;

@@ -15,9 +15,6 @@
 #include <map>
 #include <numeric>
 
-#if defined(__GLIBC__)
-#    include <malloc.h>
-#endif
 #ifndef _WIN32
 #    include <csignal>
 #endif
@@ -95,6 +92,7 @@ static bool needs_no_model(const std::string & path) {
 }
 
 server_http_res_ptr lifecycle::answer(const server_http_context::handler_t & handler, const server_http_req & req) {
+    n_asked++;
     if (needs_no_model(req.path)) {
         return handler(req);
     }
@@ -166,11 +164,13 @@ void lifecycle::left() {
 
 // ------------------------------------------------------------------------------------------ aims
 
-lifecycle::lifecycle(const common_params & params, server_context & server, const server_routes & routes) :
+lifecycle::lifecycle(const common_params & params, server_context & server, const server_routes & routes,
+                     bool has_process) :
     params(params),
     server(server),
     routes(routes),
     queue(&server.get_response_reader().queue_tasks),
+    has_process(has_process),
     slots_on_disk(server, [this] { return ending.load(); }),
     t_idle_ms(ggml_time_ms()),
     budgets(params.superllama.model) {
@@ -279,6 +279,11 @@ void lifecycle::watch() {
             take_again();
             lock.lock();
         }
+        if (has_process) {
+            lock.unlock();
+            heap.look(n_asked);
+            lock.lock();
+        }
         changed.wait_for(lock, milliseconds(shares ? 20 : 100));
     }
 }
@@ -358,9 +363,7 @@ void lifecycle::give_back() {
             std::this_thread::sleep_for(milliseconds(5));
         }
     }
-#if defined(__GLIBC__)
-    malloc_trim(0);
-#endif
+    free_heap();
     if (share != nullptr) {
         share->lower(0);
     }

@@ -4,6 +4,7 @@
 
 #include "server-context.h"
 #include "server/conversations.h"
+#include "server/free_heap.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -23,8 +24,9 @@ class lease;
 
 class lifecycle {
   public:
-    // All three outlive it. It begins to watch when the slots have begun to run.
-    lifecycle(const common_params & params, server_context & server, const server_routes & routes);
+    // All three outlive it. It begins to watch when the slots have begun to run. `has_process`: nobody else uses the
+    // process, so that what is free of its heap may be given back now and then.
+    lifecycle(const common_params & params, server_context & server, const server_routes & routes, bool has_process);
     ~lifecycle();
 
     // The answer to a request, or 503 with the reason why there is none now. One that finds the memory given back
@@ -83,6 +85,7 @@ class lifecycle {
     server_context & server;
     const server_routes & routes;
     server_queue * queue;
+    const bool has_process;
     conversations slots_on_disk; // the watcher's
 
     mutable std::mutex mutex;
@@ -98,6 +101,8 @@ class lifecycle {
     std::shared_timed_mutex context_mutex;  // shared: somebody looks at the context
     std::unique_ptr<lease> share;           // of the memory of a router's servers
     struct superllama_model_params budgets; // as they were when the memory was given back
+    heap_watch heap;                        // the watcher's
+    std::atomic<int64_t> n_asked{ 0 };
     std::atomic<int32_t> n_vocab{ 0 };
     std::atomic<bool> slots_run{ false };
     std::atomic<bool> asks_for_sleep_{ false };

@@ -35,7 +35,7 @@ void add_control_plane(server_http_context & http, server_routes & routes, const
         }
         return;
     }
-    const auto life = std::make_shared<lifecycle>(params, server, routes);
+    const auto life = std::make_shared<lifecycle>(params, server, routes, true);
     served = life;
     for (const auto & route : control_routes(*life, params, routes)) {
         // the handlers own it: they end before the server does
