@@ -2,5 +2,6 @@
 #pragma once
 
 #include "io/rpc_messages.h"
+#include "io/rpc_link.h"
 #include "io/rpc_meeting.h"
 #include "io/rpc_weights.h"

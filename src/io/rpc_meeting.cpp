@@ -1,6 +1,7 @@
 #include "io/rpc_meeting.h"
 
 #include "ggml-impl.h"
+#include "io/rpc_link.h"
 #include "io/rpc_messages.h"
 #include "io/rpc_units.h"
 #include "io/rpc_weights.h"
@@ -37,6 +38,7 @@ bool rpc_handshake(const std::string & endpoint, const std::function<bool()> & h
     met = &endpoint;
     const bool ok = hello();
     met = nullptr;
+    rpc_wait(rpc_waits::for_answers); // of whatever this thread asks next
     return ok;
 }
 

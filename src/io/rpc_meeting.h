@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ggml-backend.h"
+#include "io/rpc_link.h"
 #include "io/rpc_secret.h"
 
 #include <cstdint>
@@ -65,11 +66,11 @@ bool rpc_challenge(const rpc_wire & wire); // whether this client knows the secr
 template <class Socket, class Answer, class Send>
 bool admit_client(Socket & socket, Answer & answer, const Send & send) {
     answer.padding = rpc_own_features();
-    if ((answer.padding & RPC_FEATURE_SECRET) == 0) {
-        return send();
-    }
-    answer.major |= rpc_version_with_secret;
-    return send() && rpc_challenge(wire_of(socket));
+    const bool secret = (answer.padding & RPC_FEATURE_SECRET) != 0;
+    answer.major = (uint8_t) (answer.major | (secret ? rpc_version_with_secret : 0));
+    const bool admitted = send() && (!secret || rpc_challenge(wire_of(socket)));
+    rpc_wait(rpc_waits::for_commands);
+    return admitted;
 }
 
 } // namespace superllama

@@ -2,6 +2,7 @@
 
 #include "io/rpc_messages.h"
 
+#include "io/rpc_link.h"
 #include "io/rpc_meeting.h"
 
 #include "ggml-rpc.h"
@@ -171,7 +172,7 @@ void check_rpc_peer(const char * endpoint) {
     // the protocol's numbers of HELLO, which never changes, and of DEVICE_COUNT in the version that HELLO reports
     const uint8_t command_hello = 14;
     const uint8_t command_device_count = 15;
-    const int timeout_s = 5;
+    const int timeout_s = rpc_connect_s;
     const uint32_t max_devices = 4096;
 
     rpc_probe probe(endpoint, timeout_s);
@@ -203,21 +204,11 @@ const char * rpc_client_name() {
     return client_name;
 }
 
-static void watch(int fd) {
-    const auto set = [fd](int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); };
-    set(SOL_SOCKET, SO_KEEPALIVE, 1);
-#    ifdef TCP_KEEPIDLE
-    set(IPPROTO_TCP, TCP_KEEPIDLE, 30);
-    set(IPPROTO_TCP, TCP_KEEPINTVL, 10);
-    set(IPPROTO_TCP, TCP_KEEPCNT, 3);
-#    endif
-}
-
-// Whether the first words of a client are there within ten seconds. The shortest are those of another server.
+// Whether the first words of a client are there in time. The shortest are those of another server.
 static bool speaks(int fd) {
     int words = 24;
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &words, sizeof(words));
-    const bool here = wait_for(fd, POLLIN, clock::now() + std::chrono::seconds(10));
+    const bool here = wait_for(fd, POLLIN, clock::now() + std::chrono::seconds(rpc_handshake_s));
     words = 1;
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &words, sizeof(words));
     char first = 0;
@@ -234,6 +225,8 @@ static void tell_supervisor() {
 }
 
 int accept_client(int listener) {
+    // while a client is served, its server may accept another server, to reduce tensors with
+    static thread_local const int of_clients = listener;
     for (;;) {
         sockaddr_in from = {};
         socklen_t from_size = sizeof(from);
@@ -249,8 +242,11 @@ int accept_client(int listener) {
             return fd;
         }
         if (speaks(fd)) {
-            watch(fd);
-            inet_ntop(AF_INET, &from.sin_addr, client_name, sizeof(client_name));
+            rpc_watch(fd);
+            if (listener == of_clients) {
+                rpc_wait(rpc_waits::for_handshake, rpc_handshake_s);
+                inet_ntop(AF_INET, &from.sin_addr, client_name, sizeof(client_name));
+            }
             tell_supervisor();
             return fd;
         }

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fuzz.rpc_messages import Connection, Tensor, is_served, sum_graph, wait_until_served
-from rpc_devices import Server, rpc_server
+from bench.counting import Counter
+from fuzz.rpc_messages import SET, Connection, Tensor, is_served, sum_graph, wait_until_served
+from rpc_devices import NO_GPU, Server, rpc_server
 from running import Runner
+from test_rpc_weights import write_model
 
 import superllama
 from superllama._programs import find_program
@@ -279,6 +283,134 @@ def test_graphs_in_order_are_computed(server: Server) -> None:
     connection.send(10, content + tail([one, *chain]))
     found = connection.ask(8, chain[-1].pack() + struct.pack("<QQ", 0, 4))
     assert struct.unpack("<f", found) == (20_000.0,)
+
+
+# ------------------------------------------------------------------------------- peers that stop in the middle
+
+SLOW_S = 3  # longer than a call on a socket waits, which is a second
+IMPATIENT = {"SUPERLLAMA_RPC_TIMEOUT": "3"}  # seconds, instead of half a minute and more
+
+
+def test_a_client_that_stops_in_the_middle_of_a_message() -> None:
+    """It stays there, and says no more: the next one is served."""
+    with rpc_server(**IMPATIENT) as server:
+        first_words = b"\x0e" + struct.pack("<Q", 24) + bytes(15)
+        for words in (first_words, first_words + bytes(9) + bytes([SET]) + struct.pack("<Q", 1 << 20) + bytes(100)):
+            with socket.create_connection(server.endpoint.split(":")) as client:
+                client.sendall(words)
+                assert is_served(server.endpoint)
+                client.settimeout(60)
+                while client.recv(4096):
+                    pass
+
+
+def test_a_client_may_say_nothing_between_two_messages() -> None:
+    with rpc_server(**IMPATIENT) as server:
+        connection = Connection(server.endpoint)
+        time.sleep(6)
+        assert connection.buffer(4096)
+
+
+SLOW = """
+import sys
+import superllama
+
+superllama.add_rpc_server(sys.argv[1])
+model = superllama.Model(sys.argv[2], dynamic_layers=True)
+ctx = superllama.Context(model, n_ctx=64, n_threads=1)
+for token in (1, 2):
+    ctx.decode([token])
+    print(int(ctx.logits()[0].argmax()), flush=True)
+    sys.stdin.readline()
+model.set_budget(vram=0)
+model.set_budget(vram="1GiB")
+ctx.decode([3])
+print(int(ctx.logits()[0].argmax()), [layer.tier for layer in model.layers()].count("device"), flush=True)
+"""
+
+
+def test_a_server_that_takes_its_time_is_not_lost(tmp_path: Path) -> None:
+    """It neither answers nor reads for longer than a call on a socket waits: as one that computes."""
+    path = write_model(tmp_path / "model.gguf")  # its weights are more than a connection takes unread
+    said = []
+    for stops in (False, True):
+        with rpc_server() as server:
+            pid = server.serving_pid()
+            command = [sys.executable, "-c", SLOW, server.endpoint, path]
+            pipe = subprocess.PIPE
+            with subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | NO_GPU
+            ) as client:
+                assert client.stdin and client.stdout
+                lines = []
+                for _ in range(2):
+                    lines.append(client.stdout.readline())
+                    if stops:
+                        os.kill(pid, signal.SIGSTOP)
+                    client.stdin.write("go on\n")
+                    client.stdin.flush()
+                    if stops:
+                        time.sleep(SLOW_S)
+                        os.kill(pid, signal.SIGCONT)
+                out, errors = client.communicate(timeout=120)
+                assert client.returncode == 0, errors
+        said.append([*lines, out])
+    assert said[0] == said[1]
+    assert said[0][-1].endswith(" 5\n")
+
+
+def test_a_limit_that_is_none(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with rpc_server(log=log, SUPERLLAMA_RPC_TIMEOUT="10s") as server:
+        assert is_served(server.endpoint)
+    assert "SUPERLLAMA_RPC_TIMEOUT=10s is no number of seconds from 1 to 999999; 600 are used" in log.read_text()
+
+
+class Stalling(Counter):
+    """Passes on what a server says until it is told not to, or only `n_more` bytes, and stays there."""
+
+    n_more: int | None = None
+
+    def allowed(self, data: bytes) -> bytes:
+        if self.n_more is None:
+            return data
+        part = data[: self.n_more]
+        self.n_more -= len(part)
+        return part
+
+
+STALLED = """
+import logging, sys
+import superllama
+
+logging.basicConfig()
+superllama.add_rpc_server(sys.argv[1])
+model = superllama.Model(sys.argv[2], dynamic_layers=True)
+ctx = superllama.Context(model, n_ctx=64, n_threads=1)
+ctx.decode([1])
+print("there", flush=True)
+sys.stdin.readline()
+try:
+    ctx.decode([2])
+except superllama.Error as e:
+    print(type(e).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("n_more", [0, 3, 100])
+def test_a_server_that_stops_in_the_middle_of_an_answer(tiny_model: Path, n_more: int) -> None:
+    """Before it, in its length, in its content: the call that waits for it is an error."""
+    with rpc_server() as server, Stalling(server.endpoint) as between:
+        command = [sys.executable, "-c", STALLED, between.endpoint, tiny_model]
+        environment = os.environ | NO_GPU | IMPATIENT
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as client:
+            assert client.stdout
+            assert client.stdout.readline() == "there\n"
+            between.n_more = n_more
+            out, errors = client.communicate("go on\n", timeout=120)
+    assert out == "DecodeError\n", errors
+    assert "has said nothing for" in errors
 
 
 GONE = """
