@@ -60,6 +60,22 @@ bool rpc_claim_ok(const rpc_tensor_claim & claim) {
     return true;
 }
 
+bool rpc_copy_ok(const ggml_tensor * from, const ggml_tensor * to) {
+    if (from == nullptr || to == nullptr || from->buffer == nullptr || to->buffer == nullptr) {
+        return false;
+    }
+    const uint64_t bytes = ggml_nbytes(from);
+    const auto a = (uint64_t) (uintptr_t) from->data;
+    const auto b = (uint64_t) (uintptr_t) to->data;
+    if (from->buffer == to->buffer && a != b && std::max(a, b) - std::min(a, b) < bytes) {
+        GGML_LOG_ERROR("RPC: a copy of %" PRIu64 " bytes to %" PRIu64
+                       " bytes beside them would overwrite what it reads\n",
+                       bytes, std::max(a, b) - std::min(a, b));
+        return false;
+    }
+    return true;
+}
+
 // ------------------------------------------------------------------------------------------------ graphs
 
 // Follows sources in the server's order, without recursion.

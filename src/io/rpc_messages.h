@@ -73,6 +73,10 @@ bool rpc_tensor_ok(const Tensor & tensor, const Buffers & buffers) {
     return memchr(tensor.name, 0, sizeof(tensor.name)) != nullptr && rpc_claim_ok(claim);
 }
 
+// Two tensors in buffers that are known, of which one can be copied to the other: not onto a part of itself, which
+// memcpy() does not do. Null is none that was described well.
+bool rpc_copy_ok(const ggml_tensor * from, const ggml_tensor * to);
+
 // One tensor of a graph, and those that it is computed from.
 struct rpc_node_claim {
     uint64_t id;

@@ -181,6 +181,11 @@ def below_its_buffer(connection: Connection) -> None:
     connection.ask(9, Tensor(2, *connection.buffer(4096)).pack() + tensor.pack())
 
 
+def onto_a_part_of_itself(connection: Connection) -> None:
+    buffer, base = connection.buffer(4096)
+    connection.ask(9, Tensor(1, buffer, base).pack() + Tensor(2, buffer, base + 64).pack())
+
+
 def no_such_operation(connection: Connection) -> None:
     tensor = one_tensor(connection)
     tensor.op = 5000
@@ -210,7 +215,7 @@ def tail(tensors: list[Tensor]) -> bytes:
 
 
 CHECKED = [oversized, unknown, absurd_shape, half_a_block, below_its_buffer, no_such_operation, the_same_node_twice]
-CHECKED += [no_node, deep_graph]
+CHECKED += [no_node, deep_graph, onto_a_part_of_itself]
 
 
 @pytest.mark.parametrize("message", CHECKED)
@@ -248,6 +253,15 @@ def test_clients_that_say_nothing_hold_up_nobody(server: Server) -> None:
         with socket.create_connection(server.endpoint.split(":")) as client:
             client.sendall(words)
     assert is_served(server.endpoint)
+
+
+def test_a_tensor_beside_another_is_copied(server: Server) -> None:
+    connection = Connection(server.endpoint)
+    buffer, base = connection.buffer(4096)
+    one, other = Tensor(1, buffer, base), Tensor(2, buffer, base + 128)
+    connection.send(6, one.pack() + struct.pack("<BQ", 0, 0) + struct.pack("<f", 3.0) * 32)
+    assert connection.ask(9, one.pack() + other.pack()) == b"\1"
+    assert connection.ask(8, other.pack() + struct.pack("<QQ", 0, 128)) == struct.pack("<f", 3.0) * 32
 
 
 def test_the_server_ends_when_it_is_told_to() -> None:
