@@ -18,12 +18,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gguf import GGUFReader
 from rpc_devices import Server, rpc_server
 
 ALLOC, GET_BASE, FREE, CLEAR, SET, SET_HASH, GET, COPY, COMPUTE = 0, 3, 4, 5, 6, 7, 8, 9, 10
@@ -31,6 +32,7 @@ MEMORY, INIT, ALLOC_SIZE, HELLO, COUNT, RECOMPUTE, MEMSET, SET_2D, GET_2D = 11, 
 PROVE, LEFT = 200, 201  # ours: of a client that knows the server's secret, and of one that only asked
 N_COMMANDS = 23  # those that talk to another server, 20 to 22, are left out: they wait for it
 
+BUFFER_BYTES = 1 << 16  # of what a round has on the server
 SERVED_EVERY = 8  # rounds: whether a new client is served well
 
 ODD = [0, 1, 2, 7, 8, 31, 32, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
@@ -127,10 +129,27 @@ def sum_graph(buffer: int, base: int) -> tuple[list[Tensor], list[int]]:
     return [a, b, c], [c.id]
 
 
-def message(r: random.Random, buffer: int, base: int) -> tuple[int, bytes]:
+def fnv(data: bytes) -> int:
+    """The hash by which weights are asked for."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return value
+
+
+def hashes_in(folder: Path) -> list[int]:
+    """Of weights that a server with these files has: some that have room in a buffer."""
+    tensors = [t for path in sorted(folder.glob("*.gguf")) for t in GGUFReader(path).tensors]
+    fit = [t for t in tensors if 1 << 14 <= t.n_bytes <= BUFFER_BYTES and t.n_elements == max(t.shape) * min(t.shape)]
+    return [fnv(t.data.tobytes()) for t in fit[:8]]
+
+
+def message(r: random.Random, buffer: int, base: int, hashes: Sequence[int] = ()) -> tuple[int, bytes]:
     """A command and its content, of which something is odd."""
     tensor = Tensor(100, buffer, base).broken(r) if r.random() < 0.7 else Tensor(100, buffer, base)
     odd = lambda: r.choice([*ODD, 128, 4096]) % 2**64  # noqa: E731
+    shape = lambda: (r.choice([32, 4096, 8192, 16384]), 1, 1, 1)  # noqa: E731
+    hashed = lambda: r.choice([tensor, Tensor(100, buffer, base, shape())])  # noqa: E731
     command = r.choice([ALLOC, GET_BASE, FREE, CLEAR, SET, SET_HASH, GET, COPY, COMPUTE, COMPUTE, COMPUTE, MEMORY])
     if r.random() < 0.4:
         command = r.choice([INIT, ALLOC_SIZE, RECOMPUTE, MEMSET, SET_2D, GET_2D])
@@ -140,7 +159,7 @@ def message(r: random.Random, buffer: int, base: int) -> tuple[int, bytes]:
         FREE: lambda: struct.pack("<Q", odd()),
         CLEAR: lambda: struct.pack("<QB", r.choice([buffer, odd()]), 1),
         SET: lambda: tensor.pack() + struct.pack("<BQ", r.choice([0, 1]), odd()) + bytes(r.choice([0, 1, 128, 8192])),
-        SET_HASH: lambda: tensor.pack() + struct.pack("<QQ", odd(), odd()),
+        SET_HASH: lambda: hashed().pack() + struct.pack("<QQ", r.choice([0, 0, odd()]), r.choice([odd(), *hashes])),
         GET: lambda: tensor.pack() + struct.pack("<QQ", odd(), odd()),
         COPY: lambda: tensor.pack() + Tensor(101, buffer, base + 128, (r.choice([0, 32, 64]), 1, 1, 1)).pack(),
         MEMORY: lambda: struct.pack("<I", odd() % 2**32),
@@ -189,7 +208,7 @@ def broken_proof(r: random.Random, connection: Connection) -> None:
         )
 
 
-def one_round(r: random.Random, endpoint: str, secret: bytes | None = None) -> int:
+def one_round(r: random.Random, endpoint: str, secret: bytes | None = None, hashes: Sequence[int] = ()) -> int:
     """The number of broken messages that were sent."""
     n = 0
     if secret is not None and r.random() < 0.5:
@@ -206,9 +225,9 @@ def one_round(r: random.Random, endpoint: str, secret: bytes | None = None) -> i
         return 1
     connection = Connection(endpoint, secret)
     try:
-        buffer, base = connection.buffer(4096)
+        buffer, base = connection.buffer(BUFFER_BYTES)
         for _ in range(r.randrange(1, 5)):
-            command, content = message(r, buffer, base)
+            command, content = message(r, buffer, base, hashes)
             n += 1
             match r.randrange(6):
                 case 0:
@@ -258,13 +277,19 @@ def wait_until_served(endpoint: str, secret: bytes | None = None) -> bool:
     return False
 
 
-def fuzz(server: Server, seed: int, go_on: Callable[[int], bool], secret: bytes | None = None) -> int:
+def fuzz(
+    server: Server,
+    seed: int,
+    go_on: Callable[[int], bool],
+    secret: bytes | None = None,
+    hashes: Sequence[int] = (),
+) -> int:
     """Rounds until `go_on` says no of the messages so far, which are returned; every round has a seed of its own, which
     an error names."""
     n = n_messages = 0
     while go_on(n_messages):
         try:
-            n_messages += one_round(random.Random(f"{seed}/{n}"), server.endpoint, secret)
+            n_messages += one_round(random.Random(f"{seed}/{n}"), server.endpoint, secret, hashes)
         except OSError as e:  # the process that serves was being replaced
             assert wait_until_served(server.endpoint, secret), f"round {n} of seed {seed}: {e}"
         if n % SERVED_EVERY == 0:
@@ -291,7 +316,8 @@ def main() -> None:
     secret = arguments.secret.read_bytes().rstrip(b"\r\n") if arguments.secret else None
     with rpc_server(1, *flags, log=arguments.log, program=arguments.program) as server:
         go_on = lambda n: time.monotonic() < end and n < arguments.messages  # noqa: E731
-        print("messages:", fuzz(server, arguments.seed, go_on, secret))
+        hashes = hashes_in(arguments.model_dir) if arguments.model_dir else []
+        print("messages:", fuzz(server, arguments.seed, go_on, secret, hashes))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fuzz.rpc_messages import fuzz
+from fuzz.rpc_messages import fuzz, hashes_in
 from rpc_devices import rpc_server
 from tiny_model import write_llama
 
@@ -23,4 +23,6 @@ def test_broken_proofs(tmp_path: Path) -> None:
     write_llama(tmp_path / "model.gguf")
     flags = ("--rpc-secret", tmp_path / "secret", "--model-dir", tmp_path)
     with rpc_server(1, *flags, SUPERLLAMA_CACHE=str(tmp_path)) as server:
-        assert fuzz(server, 1, lambda n: n < N_MESSAGES, SECRET) >= N_MESSAGES
+        hashes = hashes_in(tmp_path)
+        assert hashes
+        assert fuzz(server, 1, lambda n: n < N_MESSAGES, SECRET, hashes) >= N_MESSAGES

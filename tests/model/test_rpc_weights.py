@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 from bench.counting import Counter
-from fuzz.rpc_messages import GET, SET_HASH, Connection, Tensor
+from fuzz.rpc_messages import GET, SET_HASH, Connection, Tensor, fnv
 from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
 from running import Runner
 
@@ -86,13 +86,6 @@ def test_weights_that_are_there_are_not_sent(how: str, model_file: Path, run_pyt
 
 
 # ------------------------------------------------------------------------------------------ one by one
-
-
-def fnv(data: bytes) -> int:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 % 2**64
-    return value
 
 
 def experts(path: Path) -> np.ndarray:
