@@ -151,6 +151,27 @@ struct superllama_kv_seq_pages {
     int64_t tokens;
     int64_t pages_cpu;
     int64_t pages_disk;
+    int64_t resident_bytes; // of its pages, which others may use as well
+};
+
+// What one sequence has computed and holds. Tokens only grow, whatever is removed of it; those of all sequences are
+// the context's.
+struct superllama_seq_stats {
+    int64_t prompt_tokens; // a token of several sequences counts for the lowest of them
+    int64_t generated_tokens;
+    int64_t kv_tokens;     // its length: the last position that it holds, and 1
+    int64_t kv_pages_cpu;  // of the paged cache, with data in memory; a page of several sequences counts for each
+    int64_t kv_pages_disk; // with data on disk only
+    int64_t kv_bytes;      // of them in memory; of an unpaged cache too where cells take it when they are used, else 0
+};
+
+// What the model and its contexts have on one device. Counters only grow.
+struct superllama_device {
+    const char * name; // lives as long as the process
+    int64_t bytes;     // weights, KV and compute buffers, now
+    int64_t budget_bytes;
+    int64_t bytes_up;   // weights and KV that moved to it
+    int64_t bytes_down; // KV that moved from it; weights are in the file
 };
 
 LLAMA_API const char * superllama_version(void);        // "0.1.0"
@@ -169,11 +190,17 @@ LLAMA_API int32_t superllama_kv_pages(const struct llama_context * ctx, struct s
 LLAMA_API int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id seq,
                                           struct superllama_kv_seq_pages * out);
 
+// Fills up to n_max entries, by the sequence's number, and returns how many sequences the context can have. To be
+// called like llama_decode: not from two threads.
+LLAMA_API int32_t superllama_seq_stats(const struct llama_context * ctx, struct superllama_seq_stats * out,
+                                       int32_t n_max);
+
 // Restores pages of a sequence that is about to run, as many as the budget takes; with async_prefetch in
 // worker threads. Returns the number of pages asked for. To be called like llama_decode: not from two threads.
 LLAMA_API int32_t superllama_kv_prefetch(struct llama_context * ctx, llama_seq_id seq);
 
-// The metrics line as it would be written now, event "periodic". Returns its length without the final 0;
+// The metrics line as it would be written now, event "periodic"; the length of a sequence is that after its last
+// ubatch, its pages and bytes are those of some moment shortly before. Returns the line's length without the final 0;
 // if that is >= size, nothing was written. tokens_per_sec is since the last line or call.
 LLAMA_API int32_t superllama_metrics_json(const struct llama_context * ctx, char * buf, size_t size);
 
@@ -255,6 +282,10 @@ struct superllama_expert {
 // Fills up to n_max entries, layer by layer and in each by number, and returns how many experts of all layers there
 // are: 0 for a model without experts, or without dynamic layers.
 LLAMA_API int32_t superllama_experts(const struct llama_model * model, struct superllama_expert * out, int32_t n_max);
+
+// Fills up to n_max entries, in the order of budgets, and returns how many devices layers can go to: 0 for a model
+// without dynamic layers.
+LLAMA_API int32_t superllama_devices(const struct llama_model * model, struct superllama_device * out, int32_t n_max);
 
 // The budgets of a model with dynamic layers, of the host (from the next ubatch on) and of its devices, in their order
 // (layers move before it returns; the last one holds for all that follow); 0 = automatic, NULL: stays as it is. A

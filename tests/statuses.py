@@ -20,6 +20,7 @@ def metrics(second: float = 0, **changes: object) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(Metrics.model_fields, 0)
     at = (START + timedelta(seconds=second)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     values |= {"timestamp": at, "event": "periodic", "memory_by_tag": {"kv": 0}, "experts": None}
+    values |= {"sequences": [], "devices": []}
     values["mem_budget_bytes"] = 150 * MIB
     return values | changes
 

@@ -34,6 +34,34 @@ class ExpertCounts(BaseModel):
     tier: list[list[Literal[0, 1, 2]]] = Field(description="0: in host memory, 1: read when chosen, 2: on a device")
 
 
+class SequenceMetrics(BaseModel):
+    """What one sequence has computed and holds: a slot of a server. Tokens only grow, whatever is removed of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sequence: Count = Field(description="its number")
+    prompt_tokens: Count = Field(description="computed, of prompts; a shared one counts for the lowest sequence")
+    generated_tokens: Count = Field(description="generated")
+    kv_tokens: Count = Field(description="its length after its last ubatch: the last position that it held, and 1")
+    kv_pages_cpu: Count = Field(
+        description="KV pages with data in memory, a short time ago; one that several sequences use counts for each"
+    )
+    kv_pages_disk: Count = Field(description="KV pages with data on disk only, at that time")
+    kv_bytes: Count = Field(description="of its KV in memory, at that time, where cells take it on use; else 0")
+
+
+class DeviceMetrics(BaseModel):
+    """What the model and its contexts have on one device, in bytes. What moved only grows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field(description="its name")
+    bytes: Count = Field(description="weights, KV and compute buffers, now")
+    budget_bytes: Count = Field(description="that they may have there")
+    bytes_up: Count = Field(description="weights and KV that moved to it")
+    bytes_down: Count = Field(description="KV that moved from it; weights are in the file")
+
+
 class Metrics(BaseModel):
     """What one context has done. Counters only grow; a field of a feature that is off is 0."""
 
@@ -88,6 +116,8 @@ class Metrics(BaseModel):
     experts: ExpertCounts | None = Field(
         description="each expert; in a file's last line and in one a minute before it, null in others"
     )
+    sequences: list[SequenceMetrics] = Field(description="those that have done something, by number")
+    devices: list[DeviceMetrics] = Field(description="that layers can go to; none without dynamic layers")
 
 
 def metrics_of(context: Any) -> Metrics:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ._errors import ContextError
+from ._metrics import SequenceMetrics
 from ._native import ffi, last_error, lib
 from ._words import in_python
 
@@ -17,6 +18,7 @@ class SequencePages:
     tokens: int  # that it has
     pages_cpu: int  # in memory
     pages_disk: int  # on disk
+    resident_bytes: int  # of its pages, which others may use as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,19 @@ class KvPages:
     sequences: list[SequencePages]  # those that have tokens
 
 
+def sequences_of(context: Any) -> list[SequenceMetrics]:
+    """What each sequence of a native context has computed and holds. Raises: ContextError if the library fails."""
+    n = lib.superllama_seq_stats(context, ffi.NULL, 0)
+    entries = ffi.new("struct superllama_seq_stats[]", max(n, 0))
+    if n < 0 or lib.superllama_seq_stats(context, entries, n) < 0:
+        raise ContextError(f"the library cannot tell about sequences: {last_error()}")
+    fields = [name for name in SequenceMetrics.model_fields if name != "sequence"]
+    return [
+        SequenceMetrics(sequence=i, **{name: getattr(entry, name) for name in fields})
+        for i, entry in enumerate(entries)
+    ]
+
+
 def pages_of(context: Any, n_seq_max: int) -> KvPages:
     """The pages of a native context. Raises: ContextError if the library fails."""
     c = ffi.new("struct superllama_kv_pages *")
@@ -59,6 +74,6 @@ def pages_of(context: Any, n_seq_max: int) -> KvPages:
     for seq in range(n_seq_max if c.paged else 0):
         if lib.superllama_kv_seq_pages(context, seq, s) < 0:
             raise ContextError(f"the library cannot tell about sequence {seq}: {last_error()}")
-        sequences.append(SequencePages(s.tokens, s.pages_cpu, s.pages_disk))
+        sequences.append(SequencePages(s.tokens, s.pages_cpu, s.pages_disk, s.resident_bytes))
     plain = {f.name: getattr(c, f.name) for f in dataclasses.fields(KvPages) if f.name not in ("reason", "sequences")}
     return KvPages(**plain, reason=in_python(ffi.string(c.reason).decode()), sequences=sequences)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ._context_base import integer
 from ._decoding import Decoding
 from ._errors import ContextError
+from ._metrics import SequenceMetrics
 from ._native import last_error, lib
-from ._pages import KvPages, pages_of
+from ._pages import KvPages, pages_of, sequences_of
 
 
 class Sequences(Decoding):
@@ -30,6 +31,17 @@ class Sequences(Decoding):
         """What the paged KV cache holds, by tier and by sequence; `paged` is False for the standard cache."""
         with self._use() as c:
             return pages_of(c, self.n_seq_max)
+
+    def sequences(self) -> list[SequenceMetrics]:
+        """What each sequence, by its number, has computed and holds now.
+
+        Any thread may ask `metrics().sequences`, which leaves out those that have done nothing, and where what they
+        hold may be that of a moment ago.
+
+        Raises: ContextError if the library fails.
+        """
+        with self._use() as c:
+            return sequences_of(c)
 
     def prefetch(self, seq: int) -> int:
         """Restore the pages of a sequence that is about to run, as many as the budget takes; with

@@ -138,6 +138,14 @@ int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id s
     });
 }
 
+int32_t superllama_seq_stats(const struct llama_context * ctx, struct superllama_seq_stats * out, int32_t n_max) {
+    return guarded([&] {
+        const std::vector<struct superllama_seq_stats> found = ctx->superllama->seq_stats();
+        std::copy_n(found.begin(), std::max(0, std::min(n_max, (int32_t) found.size())), out);
+        return (int32_t) found.size();
+    });
+}
+
 int32_t superllama_kv_prefetch(struct llama_context * ctx, llama_seq_id seq) {
     return guarded([&] { return (int32_t) ctx->superllama->kv_prefetch(seq); });
 }
@@ -188,6 +196,15 @@ int32_t superllama_experts(const struct llama_model * model, struct superllama_e
         const auto experts = model->superllama ? model->superllama->experts() : std::vector<struct superllama_expert>();
         std::copy_n(experts.begin(), std::max(0, std::min(n_max, (int32_t) experts.size())), out);
         return (int32_t) experts.size();
+    });
+}
+
+int32_t superllama_devices(const struct llama_model * model, struct superllama_device * out, int32_t n_max) {
+    return guarded([&] {
+        const device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
+        const auto found = tier != nullptr ? tier->count_devices() : std::vector<struct superllama_device>();
+        std::copy_n(found.begin(), std::max(0, std::min(n_max, (int32_t) found.size())), out);
+        return (int32_t) found.size();
     });
 }
 

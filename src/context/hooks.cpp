@@ -30,6 +30,7 @@ void context_hooks::impl::finish_graphs() {
 context_hooks::impl::impl(llama_context & ctx, const superllama_context_params & params) :
     ctx(ctx),
     params(params),
+    sequences(ctx.get_cparams().n_seq_max),
     threads(ctx, params.adapt_threads, ctx.get_model().superllama != nullptr || params.paged_kv) {
     for (const auto & dev : ctx.get_model().devices) {
         devices.push_back(dev.dev);

@@ -16,6 +16,7 @@ struct ggml_tensor;
 struct llama_memory_context_i;
 struct superllama_kv_pages;
 struct superllama_kv_seq_pages;
+struct superllama_seq_stats;
 struct superllama_stats;
 
 namespace superllama {
@@ -75,6 +76,8 @@ class context_hooks {
 
     // What a server keeps beside this context counts; throws where there is no memory for it.
     void charge_prompt_cache(uint64_t bytes);
+
+    std::vector<struct superllama_seq_stats> seq_stats() const;
 
     void stats(struct superllama_stats & out) const;
     std::string metrics_json() const;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "context/hooks.h"
+#include "context/sequences.h"
 
 #include "base/ledger.h"
 #include "context/compute_buffers.h"
@@ -35,6 +36,7 @@ struct context_hooks::impl {
     std::shared_ptr<metrics_sink> log_sink;  // null: no lines there
     std::shared_ptr<metrics_sink> file_sink; // the same
     int64_t t_experts_us = 0;                // of the line that told of each expert
+    sequence_counts sequences;
     int64_t t_line_us = 0;
 
     int64_t mem_peak_bytes = 0;
@@ -108,6 +110,7 @@ struct context_hooks::impl {
     void charge_control_vectors();
 
     void collect(struct superllama_stats & s);
+    metrics_parts collect_parts() const;
     void collect_weights(struct superllama_stats & s);
     void collect_kv(struct superllama_stats & s) const;
     bool writes_lines() const { return log_sink != nullptr || file_sink != nullptr; }

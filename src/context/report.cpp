@@ -121,19 +121,32 @@ void context_hooks::impl::collect_kv(struct superllama_stats & s) const {
     }
 }
 
+metrics_parts context_hooks::impl::collect_parts() const {
+    metrics_parts parts;
+    parts.sequences = sequences.all();
+    if (tier != nullptr) {
+        parts.devices = tier->count_devices();
+    }
+    return parts;
+}
+
 void context_hooks::impl::write_line(metrics_event event) {
     struct superllama_stats stats = {};
     collect(stats);
     rates.mark();
     t_line_us = ggml_time_us();
-    const std::string line = superllama::metrics_json(stats, event, params.metrics_pretty);
+    if (event == METRICS_FINAL) { // what was removed since the last ubatch is told of as well
+        sequences.look(ctx.get_memory(), paging.pager, params.paged_kv);
+    }
+    metrics_parts parts = collect_parts();
+    const std::string line = superllama::metrics_json(stats, parts, event, params.metrics_pretty);
     if (log_sink != nullptr) {
         log_sink->push(line);
     }
     if (file_sink != nullptr) {
-        const std::string experts = experts_if_due(event);
-        file_sink->push(experts.empty() ? line
-                                        : superllama::metrics_json(stats, event, params.metrics_pretty, experts));
+        parts.experts = experts_if_due(event);
+        file_sink->push(parts.experts.empty() ? line
+                                              : superllama::metrics_json(stats, parts, event, params.metrics_pretty));
     }
 }
 
@@ -172,23 +185,6 @@ void context_hooks::impl::write_kv_events() {
     n_kv_restored = count.restored;
 }
 
-// A sequence with one token in the ubatch that asks for its output is generating; the rest is prompt.
-static int64_t count_generated(const llama_ubatch & ubatch) {
-    int64_t n_generated = 0;
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        if (ubatch.output[i] == 0 || ubatch.n_seq_id[i] != 1) {
-            continue;
-        }
-        bool alone = true;
-        // tokens of one sequence are neighbours
-        for (uint32_t j : { i - 1, i + 1 }) {
-            alone = alone && !(j < ubatch.n_tokens && ubatch.seq_id[j][0] == ubatch.seq_id[i][0]);
-        }
-        n_generated += alone ? 1 : 0;
-    }
-    return n_generated;
-}
-
 void context_hooks::after_ubatch(const llama_ubatch & ubatch) {
     pimpl->guarded([&] {
         count(ubatch);
@@ -205,8 +201,9 @@ void context_hooks::count(const llama_ubatch & ubatch) {
         ggml_backend_sched_synchronize(self.ctx.get_sched()); // devices compute behind our back; time it all
     }
     const int64_t now = ggml_time_us();
-    const int64_t n_generated = count_generated(ubatch);
+    const int64_t n_generated = self.sequences.add(ubatch);
     self.rates.end(now, ubatch.n_tokens - n_generated, n_generated);
+    self.sequences.look_after(ubatch, self.ctx.get_memory(), self.paging.pager, self.params.paged_kv);
 
     if (self.writes_lines() && self.tier != nullptr) {
         self.write_layer_events();
@@ -261,6 +258,12 @@ void context_hooks::charge_prompt_cache(uint64_t bytes) {
     }
 }
 
+std::vector<struct superllama_seq_stats> context_hooks::seq_stats() const {
+    impl & self = *pimpl;
+    self.sequences.look(self.ctx.get_memory(), self.paging.pager, self.params.paged_kv);
+    return self.sequences.all();
+}
+
 void context_hooks::stats(struct superllama_stats & out) const {
     out = {};
     pimpl->collect(out);
@@ -269,7 +272,7 @@ void context_hooks::stats(struct superllama_stats & out) const {
 std::string context_hooks::metrics_json() const {
     struct superllama_stats s = {};
     pimpl->collect(s);
-    return superllama::metrics_json(s, METRICS_PERIODIC, false);
+    return superllama::metrics_json(s, pimpl->collect_parts(), METRICS_PERIODIC, false);
 }
 
 } // namespace superllama

@@ -119,7 +119,7 @@ bool layer_kv::is_at(int il, ggml_backend_buffer_type_t buft) const {
     });
 }
 
-bool layer_kv::move(int il, ggml_backend_buffer_type_t to) {
+bool layer_kv::move(int il, ggml_backend_buffer_type_t to, uint64_t * copied) {
     for (part & p : parts) {
         if (p.il != il || ggml_backend_buffer_get_type(p.buffer->get()) == to) {
             continue;
@@ -143,6 +143,7 @@ bool layer_kv::move(int il, ggml_backend_buffer_type_t to) {
         for (ggml_tensor * t = ggml_get_first_tensor(p.ctx); t != nullptr; t = ggml_get_next_tensor(p.ctx, t)) {
             if (!empty && t->view_src == nullptr) {
                 ggml_backend_tensor_copy(&before[i], t);
+                *copied += ggml_nbytes(t);
             }
             i++;
         }

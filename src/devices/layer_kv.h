@@ -40,7 +40,8 @@ class layer_kv {
     }
     size_t bytes(int il) const;
     bool is_at(int il, ggml_backend_buffer_type_t buft) const; // all of it
-    bool move(int il, ggml_backend_buffer_type_t to);          // false: no memory there; what did not move stays valid
+    // False: no memory there; what did not move stays valid. `copied`: bytes of what did are added.
+    bool move(int il, ggml_backend_buffer_type_t to, uint64_t * copied);
 
     // Of the compute buffers on each device: the most that was ever needed, and what is there.
     std::vector<size_t> compute_need;

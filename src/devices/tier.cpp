@@ -291,7 +291,7 @@ bool device_tier::place(std::string * error, bool beside) {
         if (late) {
             finish_graphs();
         }
-        if (late && !move_kv(il, dev)) {
+        if (late && !move_kv(il, (size_t) dev, true)) {
             return allocation_failed((size_t) dev, error);
         }
     }
@@ -327,13 +327,12 @@ void device_tier::on_host(layer & l) {
     l.device = -1;
 }
 
-bool device_tier::move_kv(int il, int to) {
-    for (layer_kv * kv : contexts) {
-        if (!kv->move(il, buft(to))) {
-            return false;
-        }
-    }
-    return true;
+bool device_tier::move_kv(int il, size_t dev, bool up) {
+    uint64_t copied = 0;
+    const bool ok = std::all_of(contexts.begin(), contexts.end(),
+                                [&](layer_kv * kv) { return kv->move(il, buft(up ? (int) dev : -1), &copied); });
+    (up ? places[dev].bytes_up : places[dev].bytes_down) += copied;
+    return ok;
 }
 
 bool device_tier::evict(int il, std::string * error) {
@@ -348,12 +347,12 @@ bool device_tier::evict(int il, std::string * error) {
     l.device = -1;
     refresh();
     bool ok = cfg.layer_moves(il, false, places[(size_t) from].lost, error);
-    if (ok && !move_kv(il, -1)) {
+    if (ok && !move_kv(il, (size_t) from, false)) {
         *error = format("no host memory for the %.0f MiB of KV of layer %d", mib(kv_bytes(il)), il);
         ok = false;
     }
     if (!ok || !store.load_resident(error)) {
-        move_kv(il, from);
+        move_kv(il, (size_t) from, true);
         for (size_t i = 0; i < l.weights.size(); ++i) {
             *l.weights[i].tensor = on_device[i];
             store.hold_resident(l.weights[i].tensor, false);
@@ -401,9 +400,10 @@ bool device_tier::load(const std::vector<int> & coming, const std::vector<int> &
     for (int il : coming) {
         layer & l = layers[(size_t) il];
         const int dev = to[(size_t) il];
-        if (!make_buffer(l, (size_t) dev) || (!beside && !move_kv(il, dev))) { // KV goes along, once nobody writes it
+        if (!make_buffer(l, (size_t) dev) ||
+            (!beside && !move_kv(il, (size_t) dev, true))) { // KV goes along, once nobody writes it
             l.buffer.reset();
-            move_kv(il, -1);
+            move_kv(il, (size_t) dev, false);
             no_memory(il, (size_t) dev);
             out_of_memory = true;
             break;
@@ -462,12 +462,13 @@ bool device_tier::land(std::string * error) {
         const int dev = a->to[i];
         layer & l = layers[(size_t) il];
         stays = stays || places[(size_t) dev].lost;
-        if (!stays && !move_kv(il, dev)) {
+        places[(size_t) dev].bytes_up += ok ? l.bytes : 0;
+        if (!stays && !move_kv(il, (size_t) dev, true)) {
             no_memory(il, (size_t) dev);
             stays = true;
         }
         if (stays) {
-            move_kv(il, -1);
+            move_kv(il, (size_t) dev, false);
             on_host(l);
             std::string ignored;
             cfg.layer_moves(il, false, true, &ignored); // it never left
@@ -501,13 +502,11 @@ void device_tier::refresh() {
         n += layers[il].device >= 0 ? 1 : 0;
         on_host += layers[il].device < 0 ? kv_bytes((int) il) : 0;
     }
-    size_t own = 0;
     for (size_t d = 0; d < n_devices(); ++d) {
-        own += used_bytes(d);
+        places[d].own = used_bytes(d);
     }
     n_on_devices = n;
     n_kv_host = on_host;
-    n_own = own;
 }
 
 device_tier::layer_info device_tier::info(int il) const {
@@ -523,11 +522,21 @@ device_tier::counters device_tier::count() const {
     }
     for (const place_state & p : places) {
         c.budget_bytes += (int64_t) p.budget_now;
+        c.own_bytes += (int64_t) p.own;
     }
-    c.own_bytes = (int64_t) n_own;
     c.pressure = fullest;
     c.move_ms = (double) move_us / 1000.0;
     return c;
+}
+
+std::vector<struct superllama_device> device_tier::count_devices() const {
+    std::vector<struct superllama_device> found;
+    for (size_t d = 0; d < n_devices(); ++d) {
+        const place_state & p = places[d];
+        found.push_back({ ggml_backend_dev_name(cfg.devices[d]), (int64_t) p.own, (int64_t) p.budget_now,
+                          (int64_t) p.bytes_up, (int64_t) p.bytes_down });
+    }
+    return found;
 }
 
 } // namespace superllama

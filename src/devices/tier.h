@@ -6,6 +6,7 @@
 #pragma once
 
 #include "weights/store.h"
+#include "superllama.h"
 #include "superllama-params.h"
 
 #include "ggml-cpp.h"
@@ -91,9 +92,10 @@ class device_tier {
         double pressure; // of the fullest device, 0..1
         double move_ms;
     };
-    void refresh();                                    // what count() says, after a change
-    counters count() const;                            // from any thread
-    size_t kv_host_bytes() const { return n_kv_host; } // KV of layers that are on the host
+    void refresh();                                              // what count() says, after a change
+    counters count() const;                                      // from any thread
+    std::vector<struct superllama_device> count_devices() const; // the same of each
+    size_t kv_host_bytes() const { return n_kv_host; }           // KV of layers that are on the host
 
     // Of all contexts on the model.
     std::vector<layer_kv *> contexts;
@@ -118,6 +120,9 @@ class device_tier {
     struct place_state {
         uint64_t budget_max = 0; // as asked for; automatic: all there is
         std::atomic<uint64_t> budget_now{ 0 };
+        std::atomic<size_t> own{ 0 }; // used_bytes(), as of refresh()
+        std::atomic<uint64_t> bytes_up{ 0 };
+        std::atomic<uint64_t> bytes_down{ 0 };
         int64_t t_grow_us = 0;   // an allocation failed: not before this time
         int64_t t_shrink_us = 0; // the host had no room: not before this time
         bool lost = false;       // its layers go to the host, whatever the host's budget
@@ -144,7 +149,7 @@ class device_tier {
     void no_memory(int il, size_t dev);
     bool make_buffer(layer & l, size_t dev);
     void upload(bool beside);
-    bool move_kv(int il, int to);
+    bool move_kv(int il, size_t dev, bool up); // to the device, or from there to the host
     void on_host(layer & l);
     ggml_backend_buffer_type_t buft(int dev) const;
 
@@ -162,7 +167,6 @@ class device_tier {
     std::atomic<int> n_on_devices{ 0 };
     std::atomic<int64_t> n_generation{ 0 };
     std::atomic<size_t> n_kv_host{ 0 };
-    std::atomic<size_t> n_own{ 0 };
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };
     int64_t t_sample_us = 0;

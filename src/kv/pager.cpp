@@ -492,6 +492,7 @@ void kv_pager::count_seq(llama_seq_id seq, struct superllama_kv_seq_pages & out)
         }
         out.pages_cpu += pages->n_resident(p) > 0;
         out.pages_disk += pages->n_resident(p) == 0 && pages->on_disk(p);
+        out.resident_bytes += (int64_t) pages->resident_bytes(p);
     }
 }
 

@@ -68,6 +68,17 @@ void page_table::set_flags(page_id id, uint32_t layer, uint8_t value) {
     }
 }
 
+uint64_t page_table::resident_bytes(page_id p) const {
+    if (in_memory(p)) {
+        return page_charge();
+    }
+    uint64_t bytes = 0;
+    for (uint32_t layer = 0; pages[p].n_resident > 0 && layer < n_layers(); ++layer) {
+        bytes += (flags(p, layer) & RESIDENT) ? layer_charge(layer) : 0;
+    }
+    return bytes;
+}
+
 // Gives the memory of a slice back. A page of the system that it shares with neighbours goes with the last of them;
 // until then the slice's part of it is zero where the slice is empty.
 void page_table::release(page_id p, uint32_t layer) {

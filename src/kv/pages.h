@@ -57,6 +57,7 @@ class page_table : public kv_layout {
     bool on_disk(page_id p) const { return pages[p].n_disk > 0; } // at least one slice
     bool in_memory(page_id p) const { return pages[p].n_resident == n_layers(); }
     uint32_t n_resident(page_id p) const { return pages[p].n_resident; }
+    uint64_t resident_bytes(page_id p) const;
     bool needs_restore(page_id p) const { return pages[p].n_disk > 0 || pages[p].n_loading > 0 || pages[p].ahead; }
 
     // Pinned pages are not evicted to make room.

@@ -108,6 +108,50 @@ static void write_metrics(text & t, const json & metrics) {
     by_tier("kv_pages", "pages of the KV cache by where they are", "kv_pages_gpu", "kv_pages_cpu", "kv_pages_disk");
 }
 
+static void write_sequences(text & t, const json & sequences) {
+    const auto number_of = [&](const char * field, const json & of, const std::string & more = "") {
+        t.sample(of.at(field).get<double>(),
+                 label("sequence", std::to_string(of.at("sequence").get<int64_t>())) + more);
+    };
+    t.family("sequence_tokens_total", "counter", "tokens that were processed, by the slot's sequence");
+    for (const json & s : sequences) {
+        number_of("prompt_tokens", s, "," + label("kind", "prompt"));
+        number_of("generated_tokens", s, "," + label("kind", "generated"));
+    }
+    t.family("sequence_kv_tokens", "gauge", "how long a sequence is");
+    for (const json & s : sequences) {
+        number_of("kv_tokens", s);
+    }
+    t.family("sequence_kv_bytes", "gauge", "memory of its part of a KV cache that comes and goes");
+    for (const json & s : sequences) {
+        number_of("kv_bytes", s);
+    }
+    t.family("sequence_kv_pages", "gauge", "its KV pages by where they are; those of several count for each");
+    for (const json & s : sequences) {
+        number_of("kv_pages_cpu", s, "," + label("tier", "host"));
+        number_of("kv_pages_disk", s, "," + label("tier", "disk"));
+    }
+}
+
+static void write_devices(text & t, const json & devices) {
+    const auto number_of = [&](const char * field, const json & of, const std::string & more = "") {
+        t.sample(of.at(field).get<double>(), label("device", of.at("device").get<std::string>()) + more);
+    };
+    t.family("device_used_bytes", "gauge", "memory in use on a device, of the model and its contexts");
+    for (const json & d : devices) {
+        number_of("bytes", d);
+    }
+    t.family("device_budget_bytes", "gauge", "memory that the model may use on a device");
+    for (const json & d : devices) {
+        number_of("budget_bytes", d);
+    }
+    t.family("device_moved_bytes_total", "counter", "weights and KV that moved to a device, and KV that moved back");
+    for (const json & d : devices) {
+        number_of("bytes_up", d, "," + label("direction", "up"));
+        number_of("bytes_down", d, "," + label("direction", "down"));
+    }
+}
+
 std::string prometheus_text(const json & status, int64_t n_refused) {
     text t;
     t.family("build_info", "gauge", "the version that runs");
@@ -123,6 +167,12 @@ std::string prometheus_text(const json & status, int64_t n_refused) {
     t.sample((double) n_refused);
     if (status.contains("metrics")) { // not while the memory is given back
         write_metrics(t, status.at("metrics"));
+        if (!status.at("metrics").at("sequences").empty()) { // a family has samples
+            write_sequences(t, status.at("metrics").at("sequences"));
+        }
+        if (!status.at("metrics").at("devices").empty()) {
+            write_devices(t, status.at("metrics").at("devices"));
+        }
     }
     return t.out;
 }

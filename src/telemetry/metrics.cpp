@@ -84,6 +84,38 @@ static std::string memory_by_tag(const struct superllama_stats & stats) {
     return json + "}";
 }
 
+static std::string number(const char * name, int64_t n) {
+    return std::string(",\"") + name + "\":" + std::to_string(n);
+}
+
+static std::string sequences_json(const std::vector<struct superllama_seq_stats> & sequences) {
+    std::string json;
+    for (size_t seq = 0; seq < sequences.size(); ++seq) {
+        const struct superllama_seq_stats & s = sequences[seq];
+        if (s.prompt_tokens + s.generated_tokens + s.kv_tokens > 0) {
+            json += std::string(json.empty() ? "" : ",") + "{\"sequence\":" + std::to_string(seq) +
+                    number("prompt_tokens", s.prompt_tokens) + number("generated_tokens", s.generated_tokens) +
+                    number("kv_tokens", s.kv_tokens) + number("kv_pages_cpu", s.kv_pages_cpu) +
+                    number("kv_pages_disk", s.kv_pages_disk) + number("kv_bytes", s.kv_bytes) + "}";
+        }
+    }
+    return "[" + json + "]";
+}
+
+static std::string devices_json(const std::vector<struct superllama_device> & devices) {
+    std::string json;
+    for (const struct superllama_device & d : devices) {
+        std::string name;
+        for (const char * c = d.name; *c != 0; ++c) { // a backend's own
+            name += (unsigned char) *c < ' ' || *c == '"' || *c == '\\' ? '_' : *c;
+        }
+        json += std::string(json.empty() ? "" : ",") + "{\"device\":\"" + name + "\"" + number("bytes", d.bytes) +
+                number("budget_bytes", d.budget_bytes) + number("bytes_up", d.bytes_up) +
+                number("bytes_down", d.bytes_down) + "}";
+    }
+    return "[" + json + "]";
+}
+
 static const char * event_name(metrics_event event) {
     switch (event) {
         case METRICS_PERIODIC:
@@ -175,8 +207,8 @@ std::string experts_json(const std::vector<struct superllama_expert> & experts) 
            ",\"tier\":" + rows_json(experts, [](const expert & e) { return (int64_t) e.tier; }) + "}";
 }
 
-std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty,
-                         const std::string & experts) {
+std::string metrics_json(const struct superllama_stats & stats, const metrics_parts & parts, metrics_event event,
+                         bool pretty) {
     std::string json = "{";
     const auto put = [&](const char * name, const std::string & value) {
         json += json.size() > 1 ? "," : "";
@@ -195,7 +227,9 @@ std::string metrics_json(const struct superllama_stats & stats, metrics_event ev
     for (const field & f : fields_at_end) {
         put(f.name, field_text(stats, f));
     }
-    put("experts", experts);
+    put("experts", parts.experts);
+    put("sequences", sequences_json(parts.sequences));
+    put("devices", devices_json(parts.devices));
     return json + (pretty ? "\n}" : "}");
 }
 

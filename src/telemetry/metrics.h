@@ -19,9 +19,16 @@ enum metrics_event {
     METRICS_FINAL,
 };
 
-// One JSON object, without a newline at its end. `experts` is what experts_json() gave, where the line tells of them.
-std::string metrics_json(const struct superllama_stats & stats, metrics_event event, bool pretty,
-                         const std::string & experts = "null");
+// What has numbers of its own for each sequence, device or expert.
+struct metrics_parts {
+    std::vector<struct superllama_seq_stats> sequences; // by number; those that have done nothing are not told of
+    std::vector<struct superllama_device> devices;
+    std::string experts = "null"; // what experts_json() gave, where the line tells of them
+};
+
+// One JSON object, without a newline at its end.
+std::string metrics_json(const struct superllama_stats & stats, const metrics_parts & parts, metrics_event event,
+                         bool pretty);
 
 // Numbers by layer and expert, of what superllama_experts() lists: {"layers":[..],"uses":[[..],..],..}; "null": none.
 std::string experts_json(const std::vector<struct superllama_expert> & experts);

@@ -342,3 +342,48 @@ def test_bad_input(demo_model: Path, demo: superllama.Model) -> None:
         with pytest.raises(ValueError, match="size"):
             superllama.ModelParams(vram_budget=wrong)
     assert superllama.ModelParams(vram_budget=["1GiB", 0, "auto"]).vram_budget == ("1GiB", 0, "auto")
+
+
+# ---------------------------------------------------------------- what the metrics say of each device
+
+COUNTED = (
+    PRELUDE
+    + """
+from superllama._native import ffi, lib
+superllama.add_rpc_server(sys.argv[4])
+model, ctx = open_model(vram_budget=[0, 0])
+ctx.decode(ctx.model.tokenize(PROMPT))
+shown = [ctx.metrics()]
+for budget in (["60MiB", "60MiB"], [0, 0]):
+    model.set_budget(vram=budget)
+    ctx.decode([1])
+    shown.append(ctx.metrics())
+entries = ffi.new("struct superllama_device[]", 3)
+assert lib.superllama_devices(model._c, ffi.NULL, 0) == lib.superllama_devices(model._c, entries, 1) == 2
+assert entries[1].name == ffi.NULL # no more than there is room for
+lib.superllama_devices(model._c, entries, 3)
+for entry, told in zip(entries, shown[-1].devices):
+    assert ffi.string(entry.name).decode() == told.device
+    assert (entry.bytes, entry.budget_bytes) == (told.bytes, told.budget_bytes)
+    assert (entry.bytes_up, entry.bytes_down) == (told.bytes_up, told.bytes_down)
+print(json.dumps([json.loads(metrics.model_dump_json()) for metrics in shown]))
+"""
+)
+
+
+def test_counters_of_each_device(demo_model: Path, servers: list[Server], run_python: Runner) -> None:
+    a, b = servers
+    done = run_python(COUNTED, demo_model, a.endpoint, a.serving_pid(), b.endpoint)
+    assert done.returncode == 0, done.stderr
+    before, moved, back = json.loads(done.stdout)
+    assert len({device["device"] for device in moved["devices"]}) == 2
+    for metrics in (before, moved, back):
+        assert sum(device["bytes"] for device in metrics["devices"]) == metrics["vram_own_bytes"]
+        assert sum(device["budget_bytes"] for device in metrics["devices"]) == metrics["vram_budget_bytes"]
+    for at_first, there, gone in zip(before["devices"], moved["devices"], back["devices"], strict=True):
+        assert there["bytes"] > at_first["bytes"] and there["bytes"] > gone["bytes"]
+        # weights go there, and KV both ways
+        up = there["bytes_up"] - at_first["bytes_up"]
+        assert up > gone["bytes_down"] - there["bytes_down"] > 0
+        assert gone["bytes_up"] == there["bytes_up"]
+        assert there["bytes_down"] >= at_first["bytes_down"]  # buffers for computing may have sent a layer back

@@ -42,7 +42,7 @@ def test_many_conversations_in_little_memory(demo: superllama.Model, tmp_path: P
             found.append(
                 "".join(p.text for p in paged.generate(" and", seq=i, keep=True, max_tokens=20, temperature=0))
             )
-        pages, metrics = paged.kv_pages(), paged.metrics()
+        held, pages, metrics = paged.sequences(), paged.kv_pages(), paged.metrics()
     assert found == expected
     assert pages.paged
     assert pages.restored > 0
@@ -52,6 +52,11 @@ def test_many_conversations_in_little_memory(demo: superllama.Model, tmp_path: P
     assert metrics.kv_bytes_read == pages.bytes_read > 0
     assert len(pages.sequences) == 8
     assert all(s.tokens > 60 for s in pages.sequences)
+    assert metrics.sequences == held
+    assert [s.kv_tokens for s in held] == [s.tokens for s in pages.sequences]
+    assert sum(s.kv_pages_cpu for s in held) == metrics.kv_pages_cpu == pages.pages_cpu
+    assert sum(s.kv_pages_disk for s in held) == metrics.kv_pages_disk == pages.pages_disk > 0
+    assert sum(s.kv_bytes for s in held) == sum(s.resident_bytes for s in pages.sequences) == pages.resident_bytes > 0
 
 
 def test_sixteen_conversations_in_the_budget_of_three(demo: superllama.Model, tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def test_the_numbers_are_those_of_the_status(server: HttpServer) -> None:
     assert value("tokens", kind="generated") == metrics["generated_tokens"]
     assert value("stall_seconds") == pytest.approx(metrics["stall_ms"] / 1e3, rel=1e-3)
     assert sum(s.value for s in found["layers"].samples) == len(status["layers"])
+    sequences = metrics["sequences"]
+    for kind in ("prompt", "generated"):
+        assert sum(s[f"{kind}_tokens"] for s in sequences) == metrics[f"{kind}_tokens"] > 0
+    for held in sequences:
+        sequence = str(held["sequence"])
+        assert value("sequence_tokens", sequence=sequence, kind="prompt") == held["prompt_tokens"]
+        assert value("sequence_tokens", sequence=sequence, kind="generated") == held["generated_tokens"]
+        assert value("sequence_kv_tokens", sequence=sequence) == held["kv_tokens"]
+        assert value("sequence_kv_bytes", sequence=sequence) == held["kv_bytes"]
+        for tier, name in (("host", "kv_pages_cpu"), ("disk", "kv_pages_disk")):
+            assert value("sequence_kv_pages", sequence=sequence, tier=tier) == held[name]
+    told = [s.labels["sequence"] for s in found["sequence_kv_tokens"].samples]
+    assert told == [str(held["sequence"]) for held in sequences]
+    (slot,) = (s for s in sequences if s["generated_tokens"])
+    assert slot["kv_tokens"] >= slot["generated_tokens"] and slot["kv_bytes"] > 0 < slot["kv_pages_cpu"]
     assert value("build_info") == 1 and found["build_info"].samples[0].labels["version"] == status["version"]
     assert [s.labels["state"] for s in found["state"].samples if s.value] == ["ready"]
 

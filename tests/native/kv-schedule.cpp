@@ -141,6 +141,38 @@ static uint64_t resident_bytes(llama_context * ctx) {
     return sum;
 }
 
+// What a context says of its sequences is what its cache and its pages say.
+static std::vector<struct superllama_seq_stats> checked_stats(llama_context * ctx, bool paged) {
+    std::vector<struct superllama_seq_stats> found((size_t) llama_n_seq_max(ctx));
+    CHECK(superllama_seq_stats(ctx, nullptr, 0) == (int) found.size());
+    found.push_back({ -1, -1, -1, -1, -1, -1 });
+    CHECK(superllama_seq_stats(ctx, found.data(), (int) found.size()) == (int) found.size() - 1);
+    CHECK(found.back().prompt_tokens == -1);
+    found.pop_back();
+    struct superllama_kv_pages all = {};
+    CHECK(superllama_kv_pages(ctx, &all) == 0);
+    struct superllama_stats sum = {};
+    CHECK(superllama_stats(ctx, &sum) == 0);
+    for (size_t seq = 0; seq < found.size(); ++seq) {
+        const struct superllama_seq_stats & s = found[seq];
+        struct superllama_kv_seq_pages pages = {};
+        CHECK(superllama_kv_seq_pages(ctx, (int) seq, &pages) == 0);
+        CHECK(s.kv_tokens == llama_memory_seq_pos_max(llama_get_memory(ctx), (int) seq) + 1);
+        CHECK(s.kv_tokens > 0 || s.kv_bytes == 0);
+        if (s.kv_tokens > 0) {
+            CHECK(s.kv_pages_cpu == pages.pages_cpu && s.kv_pages_disk == pages.pages_disk);
+            CHECK(s.kv_bytes == pages.resident_bytes && s.kv_bytes <= all.resident_bytes);
+            CHECK((s.kv_bytes > 0) == (s.kv_pages_cpu > 0));
+            CHECK(s.kv_bytes <= s.kv_pages_cpu * all.page_bytes);
+        }
+        CHECK(paged || s.kv_pages_cpu + s.kv_pages_disk + s.kv_bytes == 0);
+        sum.prompt_tokens -= s.prompt_tokens;
+        sum.generated_tokens -= s.generated_tokens;
+    }
+    CHECK(sum.prompt_tokens == 0 && sum.generated_tokens == 0);
+    return found;
+}
+
 struct schedule {
     options o;
     std::mt19937 rng;
@@ -148,6 +180,18 @@ struct schedule {
     llama_context * paged;
     int n_vocab;
     int64_t n_compared = 0;
+    std::vector<int64_t> n_computed; // tokens, by sequence
+
+    // Tokens count where they were computed, whatever became of them: not of batches that failed, and once.
+    void check_stats() const {
+        const auto expected = checked_stats(ref, false), found = checked_stats(paged, true);
+        for (size_t seq = 0; seq < found.size(); ++seq) {
+            CHECK(found[seq].prompt_tokens == expected[seq].prompt_tokens);
+            CHECK(found[seq].generated_tokens == expected[seq].generated_tokens);
+            CHECK(found[seq].kv_tokens == expected[seq].kv_tokens);
+            CHECK(found[seq].prompt_tokens + found[seq].generated_tokens == n_computed[seq]);
+        }
+    }
 
     int pick(int n) { return (int) (rng() % (unsigned) n); }
 
@@ -199,6 +243,9 @@ struct schedule {
                     CHECK(memcmp(a, b, sizeof(float) * (size_t) n_vocab) == 0);
                     n_compared++;
                 }
+            }
+            for (const auto & part : parts) {
+                n_computed[(size_t) part.first] += part.second;
             }
         }
         llama_batch_free(batch);
@@ -352,7 +399,9 @@ static void try_full_disk(schedule & s) {
             CHECK(decode_one(s.ref, { seq }) == 0);
             CHECK(memcmp(llama_get_logits_ith(s.ref, 0), llama_get_logits_ith(s.paged, 0),
                          sizeof(float) * (size_t) s.n_vocab) == 0);
+            s.n_computed[(size_t) seq]++;
         }
+        s.check_stats();
     }
     CHECK(n_failed > 0);
     CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
@@ -371,6 +420,7 @@ static void try_large_batch(schedule & s) {
     }
     CHECK(decode_one(s.paged, all) < 0);
     const std::string error = superllama_last_error();
+    s.check_stats();
     CHECK(error.find("layer by layer") != std::string::npos && error.find("--kv-budget leaves") != std::string::npos);
     for (int seq = 0; seq < s.o.n_seq; ++seq) {
         s.decode({ { seq, 3 } });
@@ -399,6 +449,7 @@ int main(int argc, char ** argv) {
 
     schedule s = { o, std::mt19937((unsigned) o.seed), make_context(model, o, false, 0),
                    make_context(model, o, true, budget), llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+    s.n_computed.resize((size_t) o.n_seq);
     if (o.full_disk != 0) {
         try_full_disk(s);
     }
@@ -408,6 +459,7 @@ int main(int argc, char ** argv) {
     uint64_t resident_most = 0;
     for (int i = 0; i < o.steps; ++i) {
         s.step();
+        s.check_stats();
         CHECK(superllama_kv_pages(s.paged, &pages) == 0);
         CHECK(pages.resident_peak_bytes <= pages.budget_bytes);
         if (o.poison == 0 && i % 16 == 0) {

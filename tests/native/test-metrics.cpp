@@ -33,14 +33,23 @@ static void test_json() {
     s.token = 3;
     s.ram_used_bytes = 1234567;
     s.cpu_memory_pressure = 1.5;
-    const std::string json = metrics_json(s, METRICS_FINAL, false);
+    metrics_parts parts;
+    parts.sequences = { { 3, 2, 5, 1, 0, 64 }, {}, { 1, 0, 0, 0, 0, 0 } };
+    parts.devices = { { "GPU\"0", 5, 9, 7, 1 } };
+    const std::string json = metrics_json(s, parts, METRICS_FINAL, false);
     CHECK(json.find("{\"timestamp\":\"2023-11-14T22:13:20.123Z\",\"token\":3,") == 0);
     CHECK(json.find("\"ram_used_mb\":1.2,") != std::string::npos);
     CHECK(json.find("\"cpu_memory_pressure\":1.000,") != std::string::npos); // clamped
     CHECK(json.find("\"event\":\"final\",") != std::string::npos);
     CHECK(json.find('\n') == std::string::npos);
-    CHECK(metrics_json(s, METRICS_FINAL, true).find("\n  \"token\": 3,") != std::string::npos);
-    CHECK(json.find(",\"experts\":null}") == json.size() - strlen(",\"experts\":null}"));
+    CHECK(json.find("\"sequences\":[{\"sequence\":0,\"prompt_tokens\":3,\"generated_tokens\":2,\"kv_tokens\":5,"
+                    "\"kv_pages_cpu\":1,\"kv_pages_disk\":0,\"kv_bytes\":64},{\"sequence\":2,") != std::string::npos);
+    CHECK(json.find("\"devices\":[{\"device\":\"GPU_0\",\"bytes\":5,\"budget_bytes\":9,\"bytes_up\":7,"
+                    "\"bytes_down\":1}]}") != std::string::npos);
+    CHECK(json.find(",\"experts\":null,\"sequences\":[") != std::string::npos);
+    const std::string none = metrics_json(s, {}, METRICS_FINAL, false);
+    CHECK(none.find("\"sequences\":[],\"devices\":[]}") != std::string::npos);
+    CHECK(metrics_json(s, {}, METRICS_FINAL, true).find("\n  \"token\": 3,") != std::string::npos);
 
     using expert = struct superllama_expert;
     const std::vector<expert> experts = { { 1, 0, SUPERLLAMA_TIER_HOST, nullptr, 8, 5, 1, 1 },
@@ -49,7 +58,8 @@ static void test_json() {
     const std::string told = experts_json(experts);
     CHECK(told == "{\"layers\":[1,3],\"uses\":[[5,0],[7]],\"misses\":[[1,0],[2]],\"tier\":[[0,1],[2]]}");
     CHECK(experts_json({}) == "null");
-    CHECK(metrics_json(s, METRICS_FINAL, false, told).find(",\"experts\":" + told + "}") != std::string::npos);
+    parts.experts = told;
+    CHECK(metrics_json(s, parts, METRICS_FINAL, false).find(",\"experts\":" + told + ",") != std::string::npos);
 }
 
 static void test_rates() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def test_a_log_with_metrics_among_its_lines(path: Path) -> None:
         "load: done\n[METRICS] " + line(1) + '\n{"a": 1}\n[1]\n' + line(2, stall_ms=None) + line(3) + "\xff\n"
     )
     assert tokens(GrowingFile(path)) == [1, 3]
+
+
+def test_lines_of_an_earlier_version_are_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = ("threads", "core_wait_ms", "throttled_ms", "experts", "sequences", "devices")
+    for text in (line(0), line(2, generated_tokens=20, event="final")):
+        values = json.loads(text)
+        append(path, json.dumps({name: value for name, value in values.items() if name not in later}) + "\n")
+    assert cli.main(["top", "--metrics", str(path)]) == 0
+    assert "max 10" in capsys.readouterr().out
 
 
 def test_what_is_no_file_is_refused_at_once(path: Path) -> None:

@@ -37,6 +37,8 @@ def line(at: float = 0, **fields: Any) -> dict[str, Any]:
         "event": "periodic",
         "experts": None,
         "memory_by_tag": {"pinned": 3 * GIB, "ring": 64 * MIB, "kv": 200 * MIB},
+        "sequences": [],
+        "devices": [],
         "mem_budget_bytes": 4 * GIB,
         "cpu_layers_active": 20,
         "disk_layers_active": 10,
@@ -363,8 +365,33 @@ def test_lines_of_a_log_and_indented_ones(tmp_path: Path) -> None:
 
 def test_fields_of_another_version_are_left_alone(tmp_path: Path) -> None:
     lines = [values | {"new": 1, "memory_by_tag": {"pinned": 1, "<new>": 5 * GIB}} for values in generation()]
-    page = report(read_metrics(written(tmp_path / "m", *lines)))
+    lines[0]["sequences"] = [{"sequence": 0, "new": 1}]
+    lines[0]["devices"] = [{"device": "GPU0", "new": 1}]
+    found = read_metrics(written(tmp_path / "m", *lines))
+    page = report(found)
     assert "&lt;new&gt;" in page and "<new>" not in page
+    assert (found.n_lines, found.n_skipped) == (len(lines), 0)
+
+
+def test_sequences_and_devices_are_among_the_counters(tmp_path: Path) -> None:
+    lines = generation()
+    lines[-1]["sequences"] = [{"sequence": n, "generated_tokens": 1234 * n, "kv_tokens": 9} for n in (1, 3)]
+    lines[-1]["devices"] = [{"device": "<GPU0>", "bytes_up": 5 * MIB}]
+    words = " ".join(Parsed(report(read_metrics(written(tmp_path / "m", *lines)))).words.split())
+    assert "sequence 1: generated_tokens1,234 sequence 1: kv_tokens9 sequence 3: generated_tokens3,702" in words
+    assert "device <GPU0>: bytes_up5,242,880" in words
+    for wrong in ({"sequences": [1]}, {"devices": {}}):
+        found = read_metrics(written(tmp_path / "n", *generation(n=2), json.dumps(line(9) | wrong)))
+        assert (found.n_lines, found.n_skipped) == (4, 1)
+
+
+def test_a_file_of_an_earlier_version_has_fewer_fields(tmp_path: Path) -> None:
+    later = ("threads", "core_wait_ms", "throttled_ms", "experts", "sequences", "devices")
+    lines = generation(stall_ms=310)
+    old = [{name: value for name, value in values.items() if name not in later} for values in lines]
+    found = read_metrics(written(tmp_path / "m", *old))
+    assert (found.n_lines, found.n_skipped) == (len(lines), 0)
+    assert report(found) == report(read_metrics(written(tmp_path / "m", *lines)))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a FIFO in a folder is Unix's")

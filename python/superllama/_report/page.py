@@ -121,6 +121,9 @@ def _spent(time: Spent) -> dict[str, Any]:
 def _counters(run: Run) -> list[tuple[str, str]]:
     values = run.last.model_dump(mode="json", exclude={"experts"})  # which are drawn
     values.update({f"memory_by_tag: {tag}": n for tag, n in values.pop("memory_by_tag").items()})
+    for kind, parts in (("sequence", values.pop("sequences")), ("device", values.pop("devices"))):
+        for part in parts:
+            values.update({f"{kind} {part.get(kind)}: {name}": n for name, n in part.items() if name != kind})
     return [(name, f"{v:,}" if isinstance(v, int) else str(v)) for name, v in values.items()]
 
 

@@ -10,9 +10,9 @@ import dataclasses
 import operator
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from .._metrics import Metrics
+from .._metrics import Count, ExpertCounts, Metrics, Rate
 
 KEPT = 1024  # parts of a run that are kept apart
 PAUSE_S = 1.0  # what a line's own time is shorter than the time since the one before; less is no pause
@@ -26,9 +26,17 @@ COUNTERS = (
 
 
 class Line(Metrics):
-    """A metrics line as a file has it; another version may have added fields."""
+    """A metrics line as a file has it: a later version may have added fields, and an earlier one had fewer."""
 
     model_config = ConfigDict(extra="ignore")
+
+    threads: Count = 0
+    core_wait_ms: Rate = 0.0
+    throttled_ms: Rate = 0.0
+    experts: ExpertCounts | None = None
+    # the fields of these are their version's too
+    sequences: list[dict[str, Any]] = Field(default=[])  # type: ignore[assignment]
+    devices: list[dict[str, Any]] = Field(default=[])  # type: ignore[assignment]
 
     @property
     def used(self) -> int:
