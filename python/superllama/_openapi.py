@@ -148,7 +148,11 @@ def document() -> dict[str, Any]:
                             "schema": {"enum": ["0", "1"]},
                         }
                     ],
-                    "responses": {"200": _is("Status", "now")},
+                    "responses": {
+                        "200": _is("Status", "now"),
+                        "401": _is("Refusal", "without the key"),
+                        "403": _is("Refusal", "a page of another site asks"),
+                    },
                 }
             },
             "/superllama/budget": _change("change budgets while it serves", body=True),

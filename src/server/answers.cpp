@@ -28,7 +28,8 @@ server_http_res_ptr refused_to_other_sites(const server_http_req & req) {
         std::string name = header.first;
         std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return (char) tolower(c); });
         if (name == "sec-fetch-site" && header.second != "same-origin" && header.second != "none") {
-            return refused("a page of another site may not change this server", ERROR_TYPE_PERMISSION);
+            return refused("a page of another site may neither see nor change what memory this server has",
+                           ERROR_TYPE_PERMISSION);
         }
     }
     return nullptr;

@@ -223,6 +223,9 @@ std::map<std::string, handler_t> control_routes(lifecycle & life, const common_p
                               const server_http_req & req) { return metrics(life, upstream, req); } },
         { "GET /superllama",
           [&life](const server_http_req & req) {
+              if (server_http_res_ptr no = refused_to_other_sites(req)) { // upstream lets pages of all sites read
+                  return no;
+              }
               return answered_status(life, true, !req.get_param("experts").empty() && req.get_param("experts") != "0");
           } },
         { "GET /superllama/ui",

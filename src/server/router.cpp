@@ -108,6 +108,9 @@ std::map<std::string, handler_t> router_routes(const common_params & params, con
     };
     if (const auto memory = memory_of(params)) {
         routes["GET /superllama"] = [memory, proxy_get](const server_http_req & req) {
+            if (server_http_res_ptr no = refused_to_other_sites(req)) {
+                return no;
+            }
             return names_model(req) ? proxy_get(req) : answered(200, memory->status());
         };
         routes["POST /superllama/budget"] = [memory, proxy_post](const server_http_req & req) {

@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ def test_other_sites_may_not(server: HttpServer) -> None:
     for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
         headers = {"Sec-Fetch-Site": site, "Content-Type": "text/plain"}
         assert server.request("/superllama/budget", {"mem_budget": "200MiB"}, **headers)[0] == status, site
+        found, answer = server.request("/superllama", **headers)
+        assert found == status and ("metrics" in answer) == (status == 200), site
+        page = urllib.request.Request(f"http://127.0.0.1:{server.port}/superllama/ui", headers=headers)
+        with urllib.request.urlopen(page, timeout=60) as shown:  # a link to it is followed
+            assert b"superllama" in shown.read()
 
 
 def test_a_key_is_asked_for_and_a_server_without_budgets_says_so(

@@ -184,6 +184,9 @@ def test_commands_of_a_router(models: dict[str, Path], tmp_path: Path, capsys: p
         assert cli.main(["ps", *at]) == 0 and "none is loaded" in capsys.readouterr().out
         assert cli.main(["ps", *at, "--model", "first"]) == 1 and "not loaded" in capsys.readouterr().err
         ask(server, "first", "the")
+        for asked in ("/superllama", "/superllama?model=first"):
+            assert server.request(asked)[0] == 200
+            assert server.request(asked, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
         assert cli.main(["pause", *at, "--model", "first"]) == 0
         assert cli.main(["ps", *at]) == 0 and "first    gave its memory back" in capsys.readouterr().out
         assert cli.main(["resume", *at, "--model", "first"]) == 0
