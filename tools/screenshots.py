@@ -104,7 +104,7 @@ def page(dark: bool = True) -> None:
     ended = threading.Event()
     with tempfile.TemporaryDirectory() as made:
         path, least, full, of_experts = mixture(Path(made))
-        budget = max(least, full - int(0.5 * of_experts))
+        budget = max(least, full - int(0.85 * of_experts))
         flags = {"n_parallel": 1, "n_ctx": 1024, "mem_budget": budget, "async_prefetch": True}
         with superllama.Server(path, **flags) as server:
 
@@ -152,7 +152,7 @@ def whole_report(dark: bool = False) -> None:
     """A report from its top to its end."""
     with tempfile.TemporaryDirectory() as made:
         path, least, full, of_experts = mixture(Path(made))
-        budgets = [max(least, full - int(part * of_experts)) for part in (0.75, 0.5, 0.1)]
+        budgets = [max(least, full - int(part * of_experts)) for part in (0.95, 0.85, 0.5)]
         (Path(made) / "run.html").write_text(generated(path, Path(made) / "run.jsonl", budgets), encoding="utf-8")
         with chromium.open_page(browser(), Path(made) / "chromium") as shown:
             shown.look(1065, 900, dark)
