@@ -6,13 +6,11 @@
 #include "superllama.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
 #ifdef __linux__
 #    include <unistd.h>
@@ -123,12 +121,15 @@ void lease::set_range(uint64_t least, uint64_t full) {
 
 uint64_t lease::may_have(const activity & now) {
     const int64_t t = ggml_time_ms();
+    const bool was_active = self.is_active != 0;
     self.is_busy = now.is_busy;
     self.waiting_ms = !now.waits ? 0 : self.waiting_ms > 0 ? self.waiting_ms : t;
     if (now.is_busy || now.waits) {
         self.active_ms = t - t % 100; // the table is not written for less
     }
     self.is_active = t - self.active_ms < active_for_ms;
+    first_graph = was_active ? std::min(first_graph, now.n_graphs) : now.n_graphs; // a model loaded again counts anew
+    self.is_first_pass = self.is_active && now.n_graphs < first_graph + 2;
     uint64_t share = 0;
     pool.with([&](pool_table & table) {
         publish(table);
@@ -156,7 +157,8 @@ void lease::lower(uint64_t bytes) {
 bool lease::obtain(const std::function<bool()> & should_stop) {
     bool is_said = false;
     while (!should_stop()) {
-        raise(may_have({ false, true }));
+        const uint32_t seen_now = seen();
+        raise(may_have({ false, true, 0 }));
         if (is_enough()) {
             return true;
         }
@@ -165,7 +167,7 @@ bool lease::obtain(const std::function<bool()> & should_stop) {
                     (double) self.least / (1 << 20));
             is_said = true;
         }
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        wait(seen_now, 20);
     }
     return false;
 }

@@ -18,8 +18,9 @@ class lease {
     ~lease(); // what it had is free
 
     struct activity {
-        bool is_busy; // a request runs
-        bool waits;   // one waits for memory
+        bool is_busy;     // a request runs
+        bool waits;       // one waits for memory
+        int64_t n_graphs; // that have begun since the model was loaded
     };
 
     // Tells the others, and says what this one should have; see pool_shares().
@@ -34,6 +35,11 @@ class lease {
     bool obtain(const std::function<bool()> & should_stop);
     bool is_enough() const { return self.lease >= self.least; }
 
+    // Sleeps until somebody's share may be another one than at `seen`, or the time is over.
+    uint32_t seen() const { return pool.wakes(); }
+    void wait(uint32_t seen_then, int timeout_ms) const { pool.wait(seen_then, timeout_ms); }
+    void wake() { pool.wake(); } // whoever waits, of this server too
+
     void set_range(uint64_t least, uint64_t full); // as the model knows them once it is loaded
 
     pool_table table(); // of all, to show
@@ -45,7 +51,8 @@ class lease {
 
     memory_pool pool;
     pool_member self;
-    uint64_t kept; // --mem-least
+    uint64_t kept;           // --mem-least
+    int64_t first_graph = 0; // graphs there were when this server became active
 };
 
 } // namespace superllama

@@ -14,6 +14,7 @@
 #include <chrono>
 #include <map>
 #include <numeric>
+#include <vector>
 
 #ifndef _WIN32
 #    include <csignal>
@@ -22,6 +23,8 @@
 namespace superllama {
 
 using std::chrono::milliseconds;
+
+static const int share_patience_ms = 100; // more than others take to give back what they do not use
 
 // ------------------------------------------------------------------------------------------ all of a process
 
@@ -139,13 +142,14 @@ std::string lifecycle::admit(const server_http_req & req) {
         }
         if (memory_ == memory::here) {
             n_requests++;
+            await_share(lock);
             return "";
         }
         if (!reason.empty()) {
             return refuse("the model could not be loaded again: " + reason + "; the server goes on trying");
         }
         wanted = true;
-        changed.notify_all();
+        tell();
         lock.unlock();
         if (ending || req.should_stop()) {
             return "the server ends";
@@ -155,11 +159,34 @@ std::string lifecycle::admit(const server_http_req & req) {
     }
 }
 
+// A server that had nothing to do may have more now. A pass that began before that is there would read blocks that may
+// not stay, and the next pass would read them again: it waits, if not for long, as others may be slow to give.
+void lifecycle::await_share(std::unique_lock<std::mutex> & lock) {
+    if (!slots_run || share == nullptr) {
+        return;
+    }
+    if (n_requests == 1) {
+        share_until_ms = ggml_time_ms() + share_patience_ms;
+        tell();
+    }
+    while (share_until_ms > ggml_time_ms() && !ending) {
+        changed.wait_for(lock, milliseconds(share_until_ms - ggml_time_ms()));
+    }
+}
+
 void lifecycle::left() {
     const std::lock_guard<std::mutex> lock(mutex);
     n_requests--;
     t_idle_ms = ggml_time_ms();
+    tell();
+}
+
+// Something has changed that the watcher acts on.
+void lifecycle::tell() {
     changed.notify_all();
+    if (slots_run && share != nullptr) {
+        share->wake(); // the watcher of a server that shares memory waits there
+    }
 }
 
 // ------------------------------------------------------------------------------------------ aims
@@ -209,7 +236,7 @@ bool lifecycle::aim_at(aim a, int timeout_ms) {
     std::unique_lock<std::mutex> lock(mutex);
     aim_ = a;
     wanted = wanted || a == aim::serve;
-    changed.notify_all();
+    tell();
     const auto is_so = [&] {
         return aim_ == a && (a == aim::serve   ? memory_ == memory::here
                              : a == aim::pause ? memory_ == memory::gone
@@ -260,9 +287,15 @@ int64_t bytes_in_use(const llama_model * model) {
 void lifecycle::watch() {
     std::unique_lock<std::mutex> lock(mutex);
     while (!ending) {
+        if (has_process) { // first: what happens meanwhile is seen below
+            lock.unlock();
+            heap.look(n_asked);
+            lock.lock();
+        }
         // the parameters, and the share, are the loader's until the slots run
         const bool is_loaded = slots_run;
         const bool shares = is_loaded && share != nullptr;
+        const uint32_t seen = shares ? share->seen() : 0; // what comes from here on wakes
         const int64_t release_ms = is_loaded ? params.superllama.idle_release_s * int64_t(1000) : -1;
         const bool is_idle = release_ms >= 0 && ggml_time_ms() - t_idle_ms >= release_ms;
         const bool is_wanted_by_others = shares && follow_pool(lock);
@@ -279,12 +312,14 @@ void lifecycle::watch() {
             take_again();
             lock.lock();
         }
-        if (has_process) {
+        if (shares) {
+            const int wait_ms = n_requests > 0 || wanted ? 20 : 100; // how far a request has come wakes nobody
             lock.unlock();
-            heap.look(n_asked);
+            share->wait(seen, gives_still ? 2 : wait_ms);
             lock.lock();
+        } else {
+            changed.wait_for(lock, milliseconds(100));
         }
-        changed.wait_for(lock, milliseconds(shares ? 20 : 100));
     }
 }
 
@@ -311,10 +346,12 @@ bool lifecycle::follow_pool(std::unique_lock<std::mutex> & lock) {
     const bool is_busy = n_requests > 0;
     lock.unlock();
     uint64_t bytes = share->bytes();
+    bool has_it = true;
+    gives_still = false;
     try {
-        bytes = share->may_have({ is_busy, waits });
+        bytes = share->may_have({ is_busy, waits, is_here ? graphs_begun() : 0 });
         if (is_here && bytes > 0) {
-            take_share(bytes);
+            has_it = take_share(bytes);
         } else if (waits) {
             share->raise(bytes);
         }
@@ -322,14 +359,34 @@ bool lifecycle::follow_pool(std::unique_lock<std::mutex> & lock) {
         LOG_ERR("superllama: %s\n", e.what());
     }
     lock.lock();
+    if (is_busy && has_it && share_until_ms != 0) {
+        share_until_ms = 0;
+        changed.notify_all();
+    }
     return is_here && bytes == 0;
 }
 
-// Other servers may use what this one had once it is no longer in use here.
-void lifecycle::take_share(uint64_t bytes) {
+// Since the model was loaded. 0 where its memory is on its way.
+int64_t lifecycle::graphs_begun() {
     const held_context held(*this);
     if (held.get() == nullptr) {
-        return;
+        return 0;
+    }
+    const llama_model * model = llama_get_model(held.get());
+    std::vector<superllama_layer> layers((size_t) std::max(0, superllama_layers(model, nullptr, 0)));
+    superllama_layers(model, layers.data(), (int32_t) layers.size());
+    int64_t n_graphs = 0;
+    for (const superllama_layer & layer : layers) {
+        n_graphs = std::max(n_graphs, layer.last_use);
+    }
+    return n_graphs;
+}
+
+// Other servers may use what this one had once it is no longer in use here. Whether it has all that it may have.
+bool lifecycle::take_share(uint64_t bytes) {
+    const held_context held(*this);
+    if (held.get() == nullptr) {
+        return true;
     }
     llama_model * model = const_cast<llama_model *>(llama_get_model(held.get()));
     uint64_t least = 0, full = 0;
@@ -337,16 +394,21 @@ void lifecycle::take_share(uint64_t bytes) {
         share->set_range(least, full);
     }
     const uint64_t before = share->bytes();
-    if (bytes > before + (1 << 20)) {
-        bytes = share->raise(bytes);
-        if (bytes > before) {
-            superllama_set_budgets(model, &bytes, nullptr);
+    const uint64_t worth_a_move = 1 << 20;
+    if (bytes > before + worth_a_move) {
+        const uint64_t now = share->raise(bytes);
+        if (now > before) {
+            superllama_set_budgets(model, &now, nullptr);
         }
-    } else if (bytes < before && superllama_set_budgets(model, &bytes, nullptr) == 0) {
-        if (bytes_in_use(model) <= (int64_t) bytes) {
-            share->lower(bytes); // else a batch runs, and we look again
+        return bytes <= now + worth_a_move;
+    }
+    if (bytes < before && superllama_set_budgets(model, &bytes, nullptr) == 0) {
+        gives_still = bytes_in_use(model) > (int64_t) bytes; // a batch runs: we look again
+        if (!gives_still) {
+            share->lower(bytes);
         }
     }
+    return true;
 }
 
 void lifecycle::give_back() {

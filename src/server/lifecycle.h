@@ -74,10 +74,13 @@ class lifecycle {
 
     bool aim_at(aim a, int timeout_ms);
     std::string admit(const server_http_req & req);
+    void await_share(std::unique_lock<std::mutex> & lock);
     void left();
+    void tell();
     void watch();
     bool follow_pool(std::unique_lock<std::mutex> & lock);
-    void take_share(uint64_t bytes);
+    bool take_share(uint64_t bytes);
+    int64_t graphs_begun();
     void give_back();
     void take_again();
 
@@ -95,11 +98,13 @@ class lifecycle {
     bool wanted = false; // a request waits for the memory
     int n_requests = 0;
     int64_t n_refused = 0;
-    int64_t t_idle_ms;  // since when no request runs
-    std::string reason; // why the model could not be loaded again
+    int64_t t_idle_ms;          // since when no request runs
+    int64_t share_until_ms = 0; // a request waits for the share that it brings, until then; 0: it has it
+    std::string reason;         // why the model could not be loaded again
 
     std::shared_timed_mutex context_mutex;  // shared: somebody looks at the context
-    std::unique_ptr<lease> share;           // of the memory of a router's servers
+    std::unique_ptr<lease> share;           // of the memory of a router's servers; there once the slots run
+    bool gives_still = false;               // the watcher's: less than it has to, because a batch runs
     struct superllama_model_params budgets; // as they were when the memory was given back
     heap_watch heap;                        // the watcher's
     std::atomic<int64_t> n_asked{ 0 };

@@ -2,20 +2,27 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 
 #ifdef __linux__
 #    include <fcntl.h>
+#    include <linux/futex.h>
 #    include <sys/file.h>
+#    include <sys/mman.h>
 #    include <sys/stat.h>
+#    include <sys/syscall.h>
 #    include <unistd.h>
 
 #    include <csignal>
+#    include <ctime>
 #endif
 
 namespace superllama {
@@ -46,6 +53,25 @@ static void share(std::vector<uint64_t> & shares, uint64_t left, std::vector<siz
             return; // each has its part
         }
         who = std::move(still);
+    }
+}
+
+// Leaves those that are not active what they have of their part of it all.
+static void keep_parts(std::vector<uint64_t> & shares, uint64_t & left, const std::vector<size_t> & order,
+                       const std::vector<pool_member> & members, uint64_t total) {
+    uint64_t weights = 0;
+    for (size_t i : order) {
+        weights += shares[i] > 0 ? members[i].weight : 0;
+    }
+    for (size_t i : order) {
+        const pool_member & m = members[i];
+        if (!m.is_active && shares[i] > 0) {
+            const auto part = (uint64_t) ((double) total * (double) m.weight / (double) weights);
+            const uint64_t most = std::min(m.lease, part);
+            const uint64_t keeps = std::min(left, most - std::min(most, shares[i]));
+            shares[i] += keeps;
+            left -= keeps;
+        }
     }
 }
 
@@ -80,6 +106,10 @@ std::vector<uint64_t> pool_shares(const std::vector<pool_member> & members, uint
         } else if (m.waiting_ms > 0) {
             break; // nobody overtakes one that waits for as much as it needs
         }
+    }
+    const auto is_first = [&](size_t i) { return members[i].is_first_pass != 0; };
+    if (!active.empty() && std::all_of(active.begin(), active.end(), is_first)) {
+        keep_parts(shares, left, order, members, total);
     }
     share(shares, left, active, members);
     left = total - std::accumulate(shares.begin(), shares.end(), uint64_t(0));
@@ -142,12 +172,13 @@ static bool is_alive(const pool_member & m) {
     return (kill((pid_t) m.pid, 0) == 0 || errno == EPERM) && start_of(m.pid) == m.started;
 }
 
-// Two numbers, then the members as they are.
+// The number of wakes, which is written by way of memory only; then two numbers, and the members as they are.
+static const size_t table_at = sizeof(uint64_t);
 static const size_t head_bytes = 2 * sizeof(uint64_t);
 
 static std::vector<uint8_t> content_of(int fd) {
     std::vector<uint8_t> content(head_bytes + members_max * sizeof(pool_member));
-    content.resize(read_exact(fd, content.data(), content.size(), 0).done);
+    content.resize(read_exact(fd, content.data(), content.size(), table_at).done);
     return content;
 }
 
@@ -157,7 +188,8 @@ static pool_table read_table(const std::vector<uint8_t> & content) {
         memcpy(&table.asked, content.data(), sizeof(uint64_t));
         memcpy(&table.automatic, content.data() + sizeof(uint64_t), sizeof(uint64_t));
         table.members.resize((content.size() - head_bytes) / sizeof(pool_member));
-        memcpy(table.members.data(), content.data() + head_bytes, table.members.size() * sizeof(pool_member));
+        std::copy_n(content.data() + head_bytes, table.members.size() * sizeof(pool_member),
+                    (uint8_t *) table.members.data());
     }
     return table;
 }
@@ -166,8 +198,35 @@ static std::vector<uint8_t> written(const pool_table & table) {
     std::vector<uint8_t> content(head_bytes + table.members.size() * sizeof(pool_member));
     memcpy(content.data(), &table.asked, sizeof(uint64_t));
     memcpy(content.data() + sizeof(uint64_t), &table.automatic, sizeof(uint64_t));
-    memcpy(content.data() + head_bytes, table.members.data(), table.members.size() * sizeof(pool_member));
+    std::copy_n((const uint8_t *) table.members.data(), content.size() - head_bytes, content.begin() + head_bytes);
     return content;
+}
+
+// Of the whole file, between processes.
+struct table_lock {
+    explicit table_lock(int fd) : fd(fd) {
+        while (flock(fd, LOCK_EX) != 0 && errno == EINTR) {
+        }
+    }
+    ~table_lock() { flock(fd, LOCK_UN); }
+    table_lock(const table_lock &) = delete;
+    table_lock & operator=(const table_lock &) = delete;
+    int fd;
+};
+
+static size_t bytes_of(int fd) {
+    struct stat info = {};
+    return fstat(fd, &info) == 0 ? (size_t) info.st_size : 0;
+}
+
+static std::atomic<uint32_t> * mapped(int fd) {
+    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the kernel waits for a number of 32 bits");
+    void * at = mmap(nullptr, table_at, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return at == MAP_FAILED ? nullptr : (std::atomic<uint32_t> *) at;
+}
+
+void memory_pool::unmap::operator()(std::atomic<uint32_t> * at) const {
+    munmap(at, table_at);
 }
 
 bool memory_pool::is_supported() {
@@ -200,17 +259,50 @@ memory_pool::memory_pool(int64_t router_pid, int router_port) {
     if (!file) {
         throw std::runtime_error("cannot open " + path + ": " + file_error(errno));
     }
+    const table_lock one_process(file.get());
+    if (bytes_of(file.get()) >= table_at || ftruncate(file.get(), (off_t) table_at) == 0) {
+        n_wakes.reset(mapped(file.get())); // there is something behind its pages
+    }
+}
+
+void memory_pool::wake() {
+    if (n_wakes != nullptr) {
+        n_wakes->fetch_add(1);
+        syscall(SYS_futex, n_wakes.get(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+    }
+}
+
+uint32_t memory_pool::wakes() const {
+    return n_wakes != nullptr ? n_wakes->load() : 0;
+}
+
+bool memory_pool::wait(uint32_t seen, int timeout_ms) const {
+    using std::chrono::milliseconds;
+    using std::chrono::steady_clock;
+    if (n_wakes == nullptr) {
+        std::this_thread::sleep_for(milliseconds(std::min(timeout_ms, 20)));
+        return false;
+    }
+    const auto end = steady_clock::now() + milliseconds(timeout_ms);
+    while (n_wakes->load() == seen) {
+        const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(end - steady_clock::now()).count();
+        if (left <= 0) {
+            return false;
+        }
+        const struct timespec most = { (time_t) (left / 1000000000), (long) (left % 1000000000) };
+        syscall(SYS_futex, n_wakes.get(), FUTEX_WAIT, seen, &most, nullptr, 0);
+    }
+    return true;
 }
 
 void memory_pool::with(const std::function<void(pool_table &)> & change) {
-    struct table_lock {
-        explicit table_lock(int fd) : fd(fd) {
-            while (flock(fd, LOCK_EX) != 0 && errno == EINTR) {
-            }
-        }
-        ~table_lock() { flock(fd, LOCK_UN); }
-        int fd;
-    };
+    if (changes(change)) {
+        wake(); // without the locks, which those who wake want
+    }
+}
+
+// Whether it wrote.
+bool memory_pool::changes(const std::function<void(pool_table &)> & change) {
     const std::lock_guard<std::mutex> one_thread(of_threads);
     const table_lock one_process(file.get());
 
@@ -224,11 +316,14 @@ void memory_pool::with(const std::function<void(pool_table &)> & change) {
         throw std::runtime_error("more than " + std::to_string(members_max) + " servers of one router share memory");
     }
     const std::vector<uint8_t> after = written(table);
-    if (after != before &&
-        (write_exact(file.get(), const_cast<uint8_t *>(after.data()), after.size(), 0).done < after.size() ||
-         ftruncate(file.get(), (off_t) after.size()) != 0)) {
+    if (after == before) {
+        return false;
+    }
+    if (write_exact(file.get(), const_cast<uint8_t *>(after.data()), after.size(), table_at).done < after.size() ||
+        ftruncate(file.get(), (off_t) (table_at + after.size())) != 0) {
         throw std::runtime_error("the table of shared memory cannot be written: " + file_error(errno));
     }
+    return true;
 }
 
 void memory_pool::remove() {
@@ -249,7 +344,20 @@ memory_pool::memory_pool(int64_t, int) {
     throw std::runtime_error("servers cannot share memory on this system");
 }
 
+void memory_pool::unmap::operator()(std::atomic<uint32_t> *) const {}
+
 void memory_pool::with(const std::function<void(pool_table &)> &) {}
+
+void memory_pool::wake() {}
+
+uint32_t memory_pool::wakes() const {
+    return 0;
+}
+
+bool memory_pool::wait(uint32_t, int timeout_ms) const {
+    std::this_thread::sleep_for(std::chrono::milliseconds(timeout_ms));
+    return false;
+}
 
 void memory_pool::remove() {}
 

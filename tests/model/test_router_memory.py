@@ -31,12 +31,21 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> dict[str, Path]:
     """Two of about 50 MB."""
-    folder = tmp_path_factory.mktemp("models")
-    found = {}
-    for seed, name in enumerate(("first", "second"), 1):
-        spec = make_model.Spec(kind="dense", n_layer=16, n_embd=512, n_ff=1536, seed=seed)
-        found[name] = folder / f"{name}.gguf"
-        make_model.make_model(found[name], demo_model, spec)
+    return two_models(tmp_path_factory.mktemp("models"), demo_model, n_layer=16)
+
+
+@pytest.fixture(scope="module")
+def deep_models(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> dict[str, Path]:
+    """Two of about 140 MB, most of it in layers."""
+    return two_models(tmp_path_factory.mktemp("models"), demo_model, n_layer=64)
+
+
+def two_models(folder: Path, vocabulary: Path, n_layer: int) -> dict[str, Path]:
+    found = {name: folder / f"{name}.gguf" for name in ("first", "second")}
+    for seed, path in enumerate(found.values(), 1):
+        make_model.make_model(
+            path, vocabulary, make_model.Spec(kind="dense", n_layer=n_layer, n_embd=512, n_ff=1536, seed=seed)
+        )
     return found
 
 
@@ -132,6 +141,88 @@ def test_the_one_that_is_asked_for_has_the_most(models: dict[str, Path], tmp_pat
             most = min(mine["full_bytes"], 110 * MIB - others["lease_bytes"])
             assert most - MIB <= mine["lease_bytes"] <= most  # a move is worth a MiB
             assert others["lease_bytes"] >= others["least_bytes"] > 0
+
+
+def model_of(server: HttpServer, name: str) -> dict[str, Any]:
+    """Of a server that does nothing: what it says of its model."""
+    status, found = server.request(f"/superllama?model={name}")
+    assert status == 200, found
+    return dict(found)
+
+
+def settled(server: HttpServer, name: str) -> dict[str, Any]:
+    """The same, once nobody's share moves and nothing is read ahead."""
+    until(lambda: not any(m["active"] for m in pool(server)["members"]))
+    until(lambda: model_of(server, name)["metrics"]["prefetch_pending"] == 0)
+    return model_of(server, name)
+
+
+def test_a_first_pass_takes_no_more_than_its_part(deep_models: dict[str, Path], tmp_path: Path) -> None:
+    with router(deep_models, tmp_path, "200MiB", "async-prefetch = true") as server:
+        for name, other in (("first", "second"), ("second", "first")):
+            ask(server, name, "the", 1)
+            for _ in range(3):
+                ask(server, other, "the cat", 40)
+            before = settled(server, name)
+            mine, others = member(server, name), member(server, other)
+            assert mine and others and mine["lease_bytes"] <= mine["least_bytes"] + MIB < 70 * MIB
+            assert others["lease_bytes"] >= 200 * MIB - mine["lease_bytes"] - MIB
+            ask(server, name, "the", 1)
+            after = settled(server, name)
+            mine, others = member(server, name), member(server, other)
+            assert mine and others
+            assert all(99 * MIB <= m["lease_bytes"] <= 100 * MIB for m in (mine, others))
+            # the graph ran under the new share: what was missing was read once, and the ring filled for the next one
+            missing = sum(layer["bytes"] - layer["bytes_resident"] for layer in before["layers"])
+            read = after["metrics"]["weight_bytes_read"] - before["metrics"]["weight_bytes_read"]
+            assert read <= missing + after["metrics"]["memory_by_tag"]["ring"]
+            # and the next one of that kind moves nothing
+            ask(server, other, "the", 1)
+            settled(server, other)
+            leases = [m["lease_bytes"] for m in pool(server)["members"]]
+            ask(server, name, "the", 1)
+            settled(server, name)
+            assert [m["lease_bytes"] for m in pool(server)["members"]] == leases
+
+
+def lock_is_free(folder: Path) -> bool:
+    """Of the table; a server may have stopped while it looks at it."""
+    import fcntl  # there is none where these tests are skipped
+
+    (path,) = folder.glob("superllama-*/router-*.pool")
+    with path.open() as table:
+        try:
+            fcntl.flock(table, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_nobody_waits_for_a_share_that_does_not_come(deep_models: dict[str, Path], tmp_path: Path) -> None:
+    with router(deep_models, tmp_path, "200MiB") as server:
+        ask(server, "second", "the", 1)
+        text = ask(server, "second", "the cat", 12)
+        for _ in range(3):
+            ask(server, "first", "the cat", 40)
+        settled(server, "second")
+        had = member(server, "first")
+        assert had
+        os.kill(had["pid"], signal.SIGSTOP)
+        try:
+            while not lock_is_free(tmp_path):
+                os.kill(had["pid"], signal.SIGCONT)
+                os.kill(had["pid"], signal.SIGSTOP)
+            assert ask(server, "second", "the cat", 12) == text
+            now = member(server, "first")
+            assert now and now["lease_bytes"] == had["lease_bytes"]  # it could give nothing
+        finally:
+            os.kill(had["pid"], signal.SIGCONT)
+        until(
+            lambda: (
+                (ask(server, "second", "the cat", 40), (member(server, "first") or had)["lease_bytes"])[1]
+                < had["lease_bytes"]
+            )
+        )
 
 
 def test_too_small_for_both_at_once(models: dict[str, Path], tmp_path: Path) -> None:

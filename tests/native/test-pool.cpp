@@ -54,6 +54,24 @@ static void examples() {
     waiting.waiting_ms = 1;
     CHECK((shares({ member(50, 50, 80, false, 5), waiting }, 100) == numbers{ 0, 60 }));
     CHECK((shares({ member(50, 50, 80, true), waiting }, 100) == numbers{ 80, 0 }));
+    // in its first pass one takes what is free, and from others what is beyond their part
+    const auto first_pass = [](pool_member m) {
+        m.is_first_pass = 1;
+        return m;
+    };
+    CHECK((shares({ member(80, 10, 80), first_pass(member(20, 10, 200, true)) }, 100) == numbers{ 50, 50 }));
+    CHECK((shares({ member(40, 10, 80), first_pass(member(20, 10, 200, true)) }, 100) == numbers{ 40, 60 }));
+    CHECK((shares({ member(80, 10, 80), first_pass(member(20, 10, 40, true)) }, 100) == numbers{ 60, 40 }));
+    CHECK((shares({ member(80, 10, 80), first_pass(member(10, 70, 90, true)) }, 100) == numbers{ 30, 70 }));
+    pool_member light = member(80, 10, 80);
+    heavy = first_pass(heavy);
+    CHECK((shares({ light, heavy }, 100) == numbers{ 25, 75 }));
+    // three of which one has nothing: it has no part
+    CHECK((shares({ member(80, 10, 80), member(0, 10, 80), first_pass(member(20, 10, 200, true)) }, 100) ==
+           numbers{ 50, 0, 50 }));
+    // beside one that is past its first pass, the others keep what they need
+    CHECK((shares({ member(80, 10, 80), first_pass(member(10, 10, 200, true)), member(10, 10, 200, true) }, 100) ==
+           numbers{ 10, 45, 45 }));
     // one that has given all back wants nothing
     CHECK((shares({ member(0, 50, 80), member(50, 50, 80) }, 100) == numbers{ 0, 50 }));
 }
@@ -98,11 +116,12 @@ static void schedule(unsigned seed) {
             if (m.is_busy) {
                 m.is_busy = m.is_active = 0;
             } else if (m.waiting_ms == 0) {
-                m.is_active = 1;
+                m.is_active = m.is_first_pass = 1;
                 m.active_ms = now;
                 (m.lease > 0 ? m.is_busy : m.waiting_ms) = now;
             }
         }
+        members[rng() % members.size()].is_first_pass = 0; // it goes on
         step(rng() % members.size());
     }
     for (pool_member & m : members) { // all that runs ends: whoever waits is served, one after the other
@@ -170,11 +189,60 @@ static void table() {
     CHECK(rmdir(inner.c_str()) == 0 && rmdir(folder) == 0);
 }
 
+// Two processes that wake each other in turns. Where a wake is lost, one waits for a minute, and the other one too.
+static void wakes() {
+    char folder[] = "/tmp/superllama-pool-XXXXXX";
+    CHECK(mkdtemp(folder) != nullptr);
+    setenv("XDG_RUNTIME_DIR", folder, 1);
+    memory_pool pool(1, 3);
+    const uint64_t n_turns = 500;
+    // whoever finds an odd or an even total makes it one more
+    const auto play = [&](memory_pool & mine, uint64_t parity) {
+        for (;;) {
+            const uint32_t seen = mine.wakes();
+            uint64_t total = 0;
+            mine.with([&](pool_table & table) {
+                table.asked += table.asked < n_turns && table.asked % 2 == parity ? 1 : 0;
+                total = table.asked;
+            });
+            if (total >= n_turns) {
+                return true;
+            }
+            if (!mine.wait(seen, 60000)) {
+                return false;
+            }
+        }
+    };
+    if (fork() == 0) {
+        memory_pool mine(1, 3);
+        _exit(play(mine, 1) ? 0 : 1);
+    }
+    CHECK(play(pool, 0));
+    int status = 1;
+    wait(&status);
+    CHECK(status == 0);
+
+    const uint32_t before = pool.wakes();
+    pool.with([](pool_table &) {});
+    CHECK(pool.wakes() == before); // a look wakes nobody
+    CHECK(!pool.wait(before, 1));
+    std::thread other([&] { pool.wake(); }); // of this process, as a server's requests
+    CHECK(pool.wait(before, 60000));
+    other.join();
+    CHECK(pool.wait(before, 60000));                                       // what came before the wait counts
+    pool.with([&](pool_table & table) { CHECK(table.asked == n_turns); }); // a wake changes nothing in the table
+    pool.remove();
+    const std::string inner = std::string(folder) + "/superllama-" + std::to_string(getuid());
+    CHECK(rmdir(inner.c_str()) == 0 && rmdir(folder) == 0);
+}
+
 int main() {
     examples();
     for (unsigned seed = 0; seed < 50; ++seed) {
         schedule(seed);
     }
     table();
+    wakes();
+    puts("ok");
     return 0;
 }

@@ -15,7 +15,7 @@ from native_build import native_programs
 UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
 UNITS += ["engine", "string-pattern", "batch"]
 if sys.platform == "linux":
-    UNITS += ["files", "rpc-secret"]
+    UNITS += ["files", "rpc-secret", "pool"]
 
 
 @pytest.mark.parametrize("variant", ["", "-asan", "-tsan"])
