@@ -135,8 +135,33 @@ void dense_stream::apply(const dense_budget & budget) {
             loader.drop(id);
         }
     }
+    pinned_max = n_pinned;
     const bool streams = budget.bytes > n_pinned;
     store.limit_ring(budget.ring + (streams ? left : 0)); // and what was too small for another block
+}
+
+// Blocks of this graph that come only now stay where they are read to. The ring keeps its size: what is in it is in
+// use, or on its way.
+size_t dense_stream::pin_more(size_t bytes) {
+    const auto is_on_its_way_out = [this](uint32_t id) {
+        return loader[id].state != block_state::absent && misplaced(id);
+    };
+    if (policy != SUPERLLAMA_LAYER_POLICY_PIN || !fits(0) ||
+        std::any_of(pin_order.begin(), pin_order.end(), is_on_its_way_out)) {
+        return bytes;
+    }
+    for (uint32_t id : pin_order) {
+        const size_t size = loader.bytes_of(id);
+        if (!pinned[id] && !loader[id].elsewhere && loader[id].state == block_state::absent && size <= bytes) {
+            pinned[id] = true;
+            pinned_max += size;
+            bytes -= size;
+        }
+    }
+    if (graph != nullptr) {
+        pump();
+    }
+    return bytes;
 }
 
 // ------------------------------------------------------------------------------------------- room in the ring

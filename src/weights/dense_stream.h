@@ -33,6 +33,9 @@ class dense_stream : public block_owner {
     // Between two graphs, or while one runs: pins the longest prefix of pin_order that fits; what is not where it
     // belongs now goes at once.
     void apply(const dense_budget & budget);
+    // While a graph runs, so much more is pinned of what is not there yet; the rest waits for apply(). Returns what is
+    // not used of it; all, where more is in memory than the last budget had room for.
+    size_t pin_more(size_t bytes);
     bool make_room(size_t bytes, block_loader::guard & lock); // at the cost of blocks that no node uses now
     void make_room_now();                                     // of what is idle, without waiting
     bool is_passing(uint32_t id) const;                       // on its way, wanted by nobody and not pinned
@@ -49,6 +52,7 @@ class dense_stream : public block_owner {
 
     bool is_pinned(uint32_t id) const { return pinned[id]; }
     size_t pinned_bytes() const { return pinned_used; } // in memory, or on their way
+    size_t pinned_limit() const { return pinned_max; }  // as applied last
     size_t blocks_bytes() const { return n_bytes; }
     double stall_ms() const { return waited_ms; }
 
@@ -73,6 +77,7 @@ class dense_stream : public block_owner {
     recency used;                   // under the lru policy
     size_t n_bytes = 0;
     size_t pinned_used = 0; // in memory or on their way, those in the ring left out
+    size_t pinned_max = 0;  // of those that are pinned, whether they are there yet or not
     double waited_ms = 0;
 
     const layer_graph * graph = nullptr;

@@ -50,9 +50,10 @@ void layer_sched::expect(const std::vector<block_use> & uses) {
 }
 
 void layer_sched::set_budget(size_t bytes, int n_ubatch_new, bool keeps_rows_new) {
+    bool less = false;
     {
         auto lock = loader.lock();
-        const bool less = bytes < bytes_max;
+        less = bytes < bytes_planned; // else what a larger one that came meanwhile promised was never there
         bytes_max = bytes;
         n_ubatch = n_ubatch_new;
         keeps_rows = keeps_rows_new;
@@ -62,9 +63,12 @@ void layer_sched::set_budget(size_t bytes, int n_ubatch_new, bool keeps_rows_new
         }
     }
     apply_budget_if_idle();
+    if (!less) {
+        grow();
+    }
 }
 
-// A larger budget that comes while a graph runs waits for its end.
+// What of a larger budget a graph that runs cannot use waits for its end.
 void layer_sched::apply_budget_if_idle() {
     while (budget_new && turn.try_lock()) {
         const std::lock_guard<std::mutex> ends(turn, std::adopt_lock);
@@ -74,6 +78,7 @@ void layer_sched::apply_budget_if_idle() {
 }
 
 void layer_sched::apply_plan() {
+    bytes_planned = bytes_max;
     const pool_budget e = experts.plan(n_ubatch);
     size_t rest = bytes_max - std::min(bytes_max, e.least);
     dense_budget d = dense.plan(rest);
@@ -110,6 +115,17 @@ void layer_sched::shrink(block_loader::guard & lock) {
     loader.call_off(passing, lock);
     dense.make_room_now();
     experts.make_room_now();
+}
+
+// While a graph runs. Experts and the ring keep what they have, so that all of it stays under the new budget.
+void layer_sched::grow() {
+    const auto lock = loader.lock();
+    if (!budget_new || bytes_max <= bytes_planned || !experts.is_within_limit()) {
+        return; // the graph has ended, or has to give back still
+    }
+    const size_t planned = plan_locked(bytes_max, n_ubatch).pinned_bytes;
+    const size_t more = std::min(bytes_max - bytes_planned, planned - std::min(planned, dense.pinned_limit()));
+    bytes_planned += more - dense.pin_more(more);
 }
 
 // ------------------------------------------------------------------------------------------------- moving

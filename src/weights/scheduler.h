@@ -54,8 +54,9 @@ class layer_sched {
     layer_sched(weight_store & store, const config & cfg);
     ~layer_sched();
 
-    // Memory for blocks. Less takes effect at once, but for what the graph that runs is using; more at the next
-    // begin_graph(). n_ubatch bounds the experts in use at once. Any thread may call.
+    // Memory for blocks. Less takes effect at once, but for what the graph that runs is using. More does so for dense
+    // blocks that this graph has not come to yet; all of it between two graphs. n_ubatch bounds the experts in use at
+    // once. Any thread may call.
     weights_budget plan(size_t bytes, int n_ubatch) const;
     void set_budget(size_t bytes, int n_ubatch, bool keeps_rows); // and rows have what they keep of it
     size_t block_bytes() const { return dense.blocks_bytes() + experts.blocks_bytes(); }
@@ -135,13 +136,15 @@ class layer_sched {
     weights_budget plan_locked(size_t bytes, int n_ubatch) const;
     void apply_plan();
     void shrink(block_loader::guard & lock);
+    void grow();
     void apply_budget(block_loader::guard & lock);
     void apply_budget_if_idle();
 
     weight_store & store;
     std::mutex turn; // held from begin_graph() to end_graph()
 
-    size_t bytes_max = 0; // as set
+    size_t bytes_max = 0;     // as set
+    size_t bytes_planned = 0; // of it, those that blocks have their limits by
     int n_ubatch = 512;
     bool keeps_rows = false; // from the next apply_budget() on
     std::atomic<bool> budget_new{ false };

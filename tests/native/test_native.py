@@ -81,6 +81,16 @@ def test_a_read_that_fails_late_is_no_error_of_the_next_graph(
     assert report["failed"] > 0
 
 
+@pytest.mark.parametrize("repack", ["1", "0"])
+def test_more_memory_counts_in_the_graph_that_runs(repack: str, demo_model: Path) -> None:
+    program = native_programs() / "grow-in-graph"
+    done = subprocess.run([program, demo_model, repack], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    # the pass itself, and the next one: what the first one read after the change is there
+    assert report["read_with_more"] < 1.4 * report["read_of_a_pass"]
+
+
 @pytest.mark.parametrize("repack", [1, 0])
 def test_two_thousand_steps_of_experts_that_share_pages(repack: int, demo_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "moe.gguf"

@@ -56,6 +56,7 @@ class expert_pool : public block_owner {
     };
     const heat & heat_of(uint32_t id) const { return heats[id]; }
     size_t blocks_bytes() const { return n_bytes; }
+    bool is_within_limit() const { return n_used <= bytes_max; }
 
   private:
     void take_memory(uint32_t id) override;
