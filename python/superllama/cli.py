@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Error, __version__
+from ._cluster import command as cluster_command
 from ._commands.front_doors import DOORS, add_to, enter
 from ._control import default_url
 from ._words import as_flags
@@ -87,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
         _names_server(life)
         life.add_argument("--json", action="store_true", help="for programs")
 
+    cluster_command.add_to(commands)
+
     models = commands.add_parser(
         "list", help="models of other programs on this machine: ollama, LM Studio, Hugging Face"
     )
@@ -133,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(answer(parser(), words[1:]))
         return 0
+    words, flags = cluster_command.without_flags(words)
     args = parser().parse_args(words)
     try:
         if args.command == "plan":
@@ -155,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _pull(args)
         if args.command == "completion":
             return _completion(args)
+        if args.command == "cluster":
+            return cluster_command.run(args, flags)
         if args.command in DOORS:
             return enter(args.command, args.words)
         return _cache(args)
