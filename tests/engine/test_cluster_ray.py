@@ -118,12 +118,17 @@ def test_one_group(nodes: Nodes, demo_model: Path, tmp_path: Path) -> None:
             assert answer.headers["content-type"].startswith("text/event-stream")
             events = [line for line in answer.read().decode().splitlines() if line]
         assert len(events) >= 6 and events[-1] == "data: [DONE]"
-        assert "part" not in json.dumps(nodes.get("/v1/models"))
+        assert nodes.get("/v1/models")["data"]
+        generated = engine_of(nodes)["metrics"]["generated_tokens"]
+        body = {"prompt": PROMPT, "n_predict": 400, "ignore_eos": True, "stream": True}
+        with nodes.ask("/completion", body) as answer:
+            assert answer.readline().startswith(b"data: {")
+        until(lambda: engine_of(nodes)["requests_in_flight"] == 0)  # its client has left
+        assert engine_of(nodes)["metrics"]["generated_tokens"] < generated + 400
         until(lambda: [group.get("state") for group in nodes.get("/health")["groups"]] == ["ready"])
         assert nodes.get("/health")["status"] == "ok"
 
         # ------------------------------------------------ a node is killed in the middle of a stream
-        body = {"prompt": PROMPT, "n_predict": 400, "ignore_eos": True, "stream": True}
         with nodes.ask("/completion", body) as answer:
             for _ in range(3):
                 assert answer.readline().startswith(b"data: {")
@@ -166,6 +171,10 @@ def test_one_group(nodes: Nodes, demo_model: Path, tmp_path: Path) -> None:
             assert single.complete(PROMPT, n_predict=16, return_tokens=True)["tokens"] == found
             layers = single.request("/superllama")[1]["layers"]
     assert [layer["device"] for layer in layers if layer["tier"] == "device"] == where
+
+
+def engine_of(nodes: Nodes) -> Any:
+    return nodes.get("/superllama")["engine"]
 
 
 def part_of(nodes: Nodes) -> Any:

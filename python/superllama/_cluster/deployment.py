@@ -33,6 +33,7 @@ from .sessions import GROUPS, session_of
 FACTS_S = 1.0  # between two looks at what a group is doing
 HEALTH_S = 5.0
 STARTS = 3  # of a group that cannot start, before its reason is told
+HEAD = "node:__internal_head__"  # a resource of that node: where Ray itself ends, no other one takes the front along
 FRONT_REQUESTS = 4096  # that one front has open at once
 # of the engine; what changes its memory is the group's, and what is of one server says nothing of several
 NOT_FOR_CLIENTS = ("/superllama", "/slots", "/lora-adapters", "/props", "/metrics")
@@ -291,7 +292,7 @@ def application(
     )(GroupReplica)
     front = serve.deployment(
         name=f"{name}-front",
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}},
         max_ongoing_requests=FRONT_REQUESTS,
         graceful_shutdown_timeout_s=drain_s,
     )(Front)
