@@ -146,7 +146,7 @@ def test_a_cable_that_is_pulled(net: Network, model_file: Path, tmp_path: Path) 
         status, out, errors = client.ends()
         assert (status, out) == (0, "5\n"), errors
         with Client(net, DECODE, model_file, endpoint) as next_one:
-            assert next_one.hears() == "5"
+            assert next_one.hears() == "5", next_one.ends()
 
 
 HALF = """
@@ -174,7 +174,7 @@ def test_a_client_whose_machine_is_gone(net: Network, model_file: Path, tmp_path
         wait_for(log, ENDED)
         net.mend()
         with Client(net, DECODE, model_file, f"{SERVER}:{PORT}") as next_one:
-            assert next_one.hears() == "5"
+            assert next_one.hears() == "5", next_one.ends()
 
 
 def test_a_server_that_cannot_be_reached(net: Network, model_file: Path) -> None:
