@@ -33,6 +33,9 @@ class Network:
 
     def mend(self) -> None:
         _ip("-n", self.server, "link", "set", "cable", "up")
+        # who asked for the other's address meanwhile would hear "no route" a moment from now, and all who ask with it
+        for name in (self.server, self.client):
+            _ip("-n", name, "neighbour", "flush", "dev", "cable")
 
 
 def inside(namespace: str, *command: object) -> list[str]:
