@@ -4,6 +4,7 @@ share one budget in a memory cgroup.
 
 bench/control_plane.py pause MODEL.gguf [--tokens 4000] [--rounds 3]
 bench/control_plane.py models FIRST.gguf SECOND.gguf --budget 900MiB --limit 1400MiB [--requests 1000] [--switches 10]
+                                [--tokens 1 32]
 
 Prints Markdown tables.
 """
@@ -25,10 +26,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import disk_speed
 from bench.cgroup import Group, group
 from bench.sizes import parse_size
 from bench.undo import Journal
@@ -65,6 +68,18 @@ class Server:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
         with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)
+
+    def first_piece(self, path: str, body: dict[str, object]) -> float:
+        """Seconds until a streamed answer begins; returns at its end."""
+        data = json.dumps(body | {"stream": True}).encode()
+        begin = time.perf_counter()
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data), timeout=600
+        ) as answer:
+            answer.readline()
+            seconds = time.perf_counter() - begin
+            answer.read()
+        return seconds
 
     def close(self) -> None:
         self.process.terminate()
@@ -126,13 +141,40 @@ def preset(folder: Path, models: dict[str, Path]) -> Path:
     return path
 
 
-def first_token(server: Server, name: str) -> float:
-    body = {"model": name, "prompt": "the old men", "max_tokens": 1, "temperature": 0, "cache_prompt": False}
-    return timed(lambda: server.ask("/v1/completions", body))[0]
+def first_token(server: Server, name: str, n_tokens: int) -> float:
+    body = {"model": name, "prompt": "the old men", "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True}
+    return server.first_piece("/v1/completions", body | {"cache_prompt": False})
 
 
-def switching(models: dict[str, Path], budget: int, n: int, models_max: int) -> list[float]:
-    """Seconds until the first token of the model that was not asked last."""
+@dataclass(frozen=True)
+class Switch:
+    seconds: float  # until the first token
+    bytes_all: int = 0  # of the weights that come and go
+    bytes_there: int = 0  # of them, in memory before the request
+    bytes_read: int = 0  # for the answer, and ahead for the next token
+
+
+def quiet(server: Server, name: str) -> Any:
+    """What a server says of its model, once it reads nothing."""
+    while (found := server.ask(f"/superllama?model={name}"))["metrics"]["prefetch_pending"] > 0:
+        time.sleep(0.01)
+    return found
+
+
+def switch(server: Server, name: str, n_tokens: int, looks: bool) -> Switch:
+    before = quiet(server, name) if looks else None
+    seconds = first_token(server, name, n_tokens)
+    if before is None:
+        return Switch(seconds)
+    read = quiet(server, name)["metrics"]["weight_bytes_read"] - before["metrics"]["weight_bytes_read"]
+    there, everything = (sum(layer[key] for layer in before["layers"]) for key in ("bytes_resident", "bytes"))
+    return Switch(seconds, everything, there, read)
+
+
+def switching(
+    models: dict[str, Path], budget: int, n: int, models_max: int, n_tokens: int
+) -> tuple[list[Switch], float]:
+    """First tokens of the model that was not asked last, where answers have so many; and of one that was."""
     names = list(models)
     with tempfile.TemporaryDirectory() as folder:
         flags = [
@@ -144,18 +186,48 @@ def switching(models: dict[str, Path], budget: int, n: int, models_max: int) -> 
             models_max,
         ]
         with serving(flags) as server:
-            for name in names:
-                first_token(server, name)
             found = []
-            for k in range(n):
-                time.sleep(1.5)  # the other one is idle by then
-                found.append(first_token(server, names[k % 2]))
-            return found
+            for k in range(2 + n + n % 2):
+                found.append(switch(server, names[k % 2], n_tokens, models_max > 1 and k >= 2))
+                time.sleep(1.5)  # it is idle by then
+            again = [first_token(server, names[1], 8) for _ in range(4)]
+            return found[2:], statistics.median(again[1:])  # without the loads, and once it has what it needs
+
+
+def disk_speed_of(files: dict[str, Path]) -> float:
+    return statistics.median(disk_speed.measure(file).bytes_per_s for file in files.values() for _ in range(2))
+
+
+def switches(files: dict[str, Path], budget: int, a: argparse.Namespace) -> None:
+    print("| tokens of each answer | unload and load, s | both stay, s | ratio | without a switch, s |", end="")
+    print(f" there before, MiB | read, MiB | the disk alone, s | all: unload and load | both stay |\n{'|---' * 10}|")
+    mid = statistics.median
+    for n_tokens in a.tokens:
+        speeds = [disk_speed_of(files)]
+        both, again = switching(files, budget, a.switches, 4, n_tokens)
+        speeds.append(disk_speed_of(files))
+        one, _ = switching(files, budget, a.switches, 1, n_tokens)
+        ours, theirs = (mid(s.seconds for s in found) for found in (both, one))
+        there, everything = mid(s.bytes_there for s in both), both[0].bytes_all
+        bounds = "-".join(f"{(everything - there) / speed:.2f}" for speed in sorted(speeds, reverse=True))
+        each = " | ".join(", ".join(f"{s.seconds:.2f}" for s in found) for found in (one, both))
+        print(
+            f"| {n_tokens} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.1f} | {again:.2f} "
+            f"| {there / MIB:.0f} of {everything / MIB:.0f} | {mid(s.bytes_read for s in both) / MIB:.0f} | {bounds} "
+            f"| {each} |",
+            flush=True,
+        )
 
 
 def models(a: argparse.Namespace) -> None:
     files = {"first": a.first, "second": a.second}
     budget, limit = parse_size(a.budget), parse_size(a.limit)
+    if a.requests > 0:
+        random_requests(files, budget, limit, a.requests)
+    switches(files, budget, a)
+
+
+def random_requests(files: dict[str, Path], budget: int, limit: int, n_requests: int) -> None:
     rng = random.Random(1)
     with Journal() as journal, group(journal, limit) as inside, tempfile.TemporaryDirectory() as folder:
         flags = ["--models-preset", preset(Path(folder), files), "--mem-budget", budget]
@@ -172,7 +244,7 @@ def models(a: argparse.Namespace) -> None:
             watcher.start()
             expected: dict[Any, str] = {}
             wrong, begin = 0, time.perf_counter()
-            for _ in range(a.requests):
+            for _ in range(n_requests):
                 name, n = rng.choice(list(files)), rng.randrange(1, 12)
                 prompt = " ".join(rng.choices(WORDS, k=2)) if rng.random() < 0.2 else "the old men"
                 body = {"model": name, "prompt": prompt, "max_tokens": n, "temperature": 0, "cache_prompt": False}
@@ -185,14 +257,7 @@ def models(a: argparse.Namespace) -> None:
     print("| requests | seconds | other texts | over the budget, bytes | OOM kills | peak of the group | limit |")
     print(f"{'|---' * 7}|")
     sizes = f"{peak / MIB:.0f} MiB | {limit / MIB:.0f} MiB"
-    print(f"| {a.requests} | {seconds:.0f} | {wrong} | {over[0]} | {kills} | {sizes} |\n")
-
-    ours = switching(files, budget, a.switches, 4)
-    unloaded = switching(files, budget, a.switches, 1)
-    print("| first token of the other model | median, s | all |\n|---|---|---|")
-    for label, values in (("both stay, one budget", ours), ("one is unloaded for the other", unloaded)):
-        print(f"| {label} | {statistics.median(values):.2f} | {', '.join(f'{v:.2f}' for v in values)} |")
-    print(f"\nratio of the medians: {statistics.median(unloaded) / statistics.median(ours):.1f}")
+    print(f"| {n_requests} | {seconds:.0f} | {wrong} | {over[0]} | {kills} | {sizes} |\n")
 
 
 def main() -> None:
@@ -210,6 +275,7 @@ def main() -> None:
     two.add_argument("--limit", required=True, help="of the memory cgroup")
     two.add_argument("--requests", type=int, default=1000)
     two.add_argument("--switches", type=int, default=10)
+    two.add_argument("--tokens", type=int, nargs="+", default=[1, 32], help="of each answer between two switches")
     two.set_defaults(run=models)
     a = parser.parse_args()
     a.run(a)
