@@ -3,8 +3,8 @@
     from superllama.compat import Llama                  # instead of: from llama_cpp import Llama
 
 `install()` makes it the module `llama_cpp`, for packages that import that. Constructor, methods and the dicts that they
-return are those of llama-cpp-python; options of `superllama.LLM` may be given beside (mem_budget=...). What needs
-Python between two tokens (stopping_criteria, eval() and sample()) is in superllama.Context.
+return are those of llama-cpp-python; options of `superllama.LLM` may be given beside (mem_budget=...). What decodes
+token by token (eval() and sample()) is in superllama.Context.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from ._closing import Closing
 from ._engine.compat_hub import hub_file
 from ._engine.compat_images import chat_format_module, projector_of
 from ._engine.compat_options import THEIRS, completion_logprobs, engine_options, usage_of
+from ._engine.compat_stopping import Criteria, joined
 from ._engine.llm import LLM
 from ._engine.options import places_layers
+from ._engine.processors import processors_of
+from ._engine.results import Chunk, Completion
 from ._errors import ModelError, RequestError
 from ._facts import ModelFacts
 from ._model import Model
 
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF
-NO_TOKENS_BETWEEN = (
-    "{name} looks at each token, which the engine does not wait for; superllama.Context decodes token by token, and "
-    "logits_processor=, grammar=, logit_bias= and stop= work here"
-)
 
 
 class LlamaGrammar:
@@ -75,7 +74,12 @@ class LogitsProcessorList(list[Any]):
 
 
 class StoppingCriteriaList(list[Any]):
-    """For code that names it; see NO_TOKENS_BETWEEN."""
+    """Functions that say whether a text ends before its next token."""
+
+    def __call__(self, input_ids: Any, logits: Any) -> bool:
+        """Whether one of them says so; each is asked."""
+        said = [bool(function(input_ids, logits)) for function in self]
+        return any(said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,17 +189,24 @@ class Llama(Closing):
         logit_bias: Mapping[Any, float] | None = None,
     ) -> Any:
         """A completion as OpenAI's first API has it; with `stream`, an iterator of such with parts of the text."""
-        _only_between(stopping_criteria=stopping_criteria, tfs_z=_off(tfs_z))
+        _check_tfs_z(tfs_z)
         request = self._request(locals())
         request["max_tokens"] = max_tokens if max_tokens and max_tokens > 0 else None
         if suffix is not None:
+            if stopping_criteria:
+                raise ValueError("with a suffix there are no stopping_criteria; stop= ends a text there too")
             return self._infill(prompt, suffix, request, echo, stream, model)
         shown = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "replace")
         head = self._head("text_completion", "cmpl", model)
         prompt = prompt or [self.token_bos()]
         if stream:
-            return self._completion_chunks(prompt, request, head, shown if echo else "")
-        found = self._engine.generate(prompt, **request)
+            chunks = self._chunks(prompt, request, stopping_criteria)
+            return self._completion_chunks(chunks, head, shown if echo else "")
+        found: Completion | Chunk
+        if stopping_criteria:
+            found = joined(self._chunks(prompt, request, stopping_criteria))
+        else:
+            found = self._engine.generate(prompt, **request)
         offset = len(shown)
         choice = {
             "text": (shown if echo else "") + found.text,
@@ -207,13 +218,18 @@ class Llama(Closing):
 
     __call__ = create_completion
 
-    def _completion_chunks(
-        self, prompt: str | list[int], request: Mapping[str, Any], head: Mapping[str, Any], echo: str
-    ) -> Iterator[Any]:
+    def _chunks(self, prompt: str | list[int], request: Mapping[str, Any], stopping_criteria: Any) -> Iterator[Chunk]:
+        if not stopping_criteria:
+            yield from (chunk for chunk in self._engine.stream(prompt, **request) if chunk.progress is None)
+            return
+        criteria = Criteria(stopping_criteria)  # which see the scores as the other functions leave them
+        functions = [*processors_of(request["logits_processor"]), criteria]
+        chunks = self._engine.stream(prompt, **{**request, "logits_processor": functions})
+        yield from criteria.until((chunk for chunk in chunks if chunk.progress is None), self.detokenize)
+
+    def _completion_chunks(self, chunks: Iterator[Chunk], head: Mapping[str, Any], echo: str) -> Iterator[Any]:
         offset = 0
-        for chunk in self._engine.stream(prompt, **request):
-            if chunk.progress is not None:
-                continue
+        for chunk in chunks:
             text, echo = echo + chunk.text, ""
             logprobs = completion_logprobs(chunk.logprobs, offset) if chunk.logprobs else None
             offset += len(chunk.text)
@@ -264,7 +280,7 @@ class Llama(Closing):
         top_logprobs: int | None = None,
     ) -> Any:
         """An answer as OpenAI's chat API has it; with `stream`, an iterator of its chunks."""
-        _only_between(tfs_z=_off(tfs_z))
+        _check_tfs_z(tfs_z)
         if functions is not None or function_call is not None:
             raise ValueError("functions and function_call became tools and tool_choice in OpenAI's API; give those")
         request = self._request(locals() | {"logprobs": (top_logprobs or 1) if logprobs else None})
@@ -436,16 +452,9 @@ _IGNORED = ("n_parts", "f16_kv", "low_vram", "mul_mat_q")  # of former versions,
 llama_chat_format = chat_format_module()
 
 
-def _off(tfs_z: float) -> Any:
-    return None if tfs_z == 1.0 else tfs_z
-
-
-def _only_between(**given: Any) -> None:
-    for name, value in given.items():
-        if value:
-            if name == "tfs_z":
-                raise ValueError("tfs_z: llama.cpp has removed tail-free sampling; leave it at 1.0")
-            raise NotImplementedError(NO_TOKENS_BETWEEN.format(name=name))
+def _check_tfs_z(tfs_z: float) -> None:
+    if tfs_z not in (0, 1):
+        raise ValueError("tfs_z: llama.cpp has removed tail-free sampling; leave it at 1.0")
 
 
 def install() -> None:

@@ -14,7 +14,7 @@ from .._progress import ProgressCallback
 from . import calls, conversation, text, vectors
 from .base import Base
 from .calls import Call, Prompt, Stream
-from .handle import Request, events_of, whole_answer
+from .handle import Request
 from .llm import PREEMPTED_S, Messages
 from .names import rest_by_name
 from .results import ChatCompletion, Chunk, Completion, Ranked
@@ -188,7 +188,7 @@ class AsyncLLM(Base):
             request = self._submit(call.method, call.path, call.body, call.processors)
             try:
                 data = b"".join([piece async for piece in self._pieces(request)])
-                return call.read(whole_answer(data, request.status))
+                return call.read(request.answer_of(data))
             except PreemptedError:
                 await asyncio.sleep(PREEMPTED_S)
             finally:
@@ -216,7 +216,7 @@ class AsyncLLM(Base):
             request = self._submit("POST", stream.path, stream.body, stream.processors)
             try:
                 async for piece in self._pieces(request):
-                    for event in events_of(piece, request.status):
+                    for event in request.events_of(piece):
                         for chunk in read(event):
                             if span:
                                 span.chunk(chunk)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .results import Completion
+from .results import Chunk, Completion
 
 _TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl", 30: "bf16"}
 _SPLIT = {0: "none", 1: "layer", 2: "row"}
@@ -86,8 +86,9 @@ def _typed(value: object) -> str:
     return f"{'int' if isinstance(value, int) else 'float' if isinstance(value, float) else 'str'}:{value}"
 
 
-def usage_of(answer: Completion) -> dict[str, int]:
-    """Tokens, as OpenAI's API counts them."""
+def usage_of(answer: Completion | Chunk) -> dict[str, int]:
+    """Tokens, as OpenAI's API counts them. Of a chunk, one that ends a text."""
+    assert answer.usage is not None
     n_prompt, n_generated = answer.usage.prompt_tokens, answer.usage.generated_tokens
     return {"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": n_prompt + n_generated}
 

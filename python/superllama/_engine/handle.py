@@ -168,13 +168,7 @@ class Request(Closing):
         return 0 if self._c is None else int(library().superllama_request_status(self._c))
 
     def poll(self, timeout_ms: int = POLL_MS) -> bytes | None:
-        """The next piece; b"" at the end, None where none came in time. Raises: what a logits_processor has raised."""
-        piece = self._next(timeout_ms)
-        if self._processors is not None and self._processors.error is not None:
-            raise self._processors.error
-        return piece
-
-    def _next(self, timeout_ms: int) -> bytes | None:
+        """The next piece; b"" at the end, None where none came in time."""
         data, size = ctypes.c_void_p(), ctypes.c_size_t()
         with self._reader:
             if self._c is None:
@@ -197,14 +191,38 @@ class Request(Closing):
         if piece is None:
             return None
         try:
-            return whole_answer(piece, self.status)  # all of it: answers that do not stream are one piece
+            return self.answer_of(piece)  # all of it: answers that do not stream are one piece
         except PreemptedError as e:
             return e
 
     def events(self) -> Iterator[Any]:
         """The JSON of each event of an answer that streams. Raises: what an event, or the whole answer, says."""
         for piece in self.pieces():
-            yield from events_of(piece, self.status)
+            yield from self.events_of(piece)
+
+    def answer_of(self, data: bytes) -> Any:
+        """The JSON of a whole answer. Raises: what it says, or what a logits_processor has raised."""
+        try:
+            return whole_answer(data, self.status)
+        except Error as e:
+            raise self._cause_of(e) from None
+
+    def events_of(self, piece: bytes) -> Iterator[Any]:
+        """The JSON of the events in a piece. Raises: what an event says, or what a logits_processor has raised, after
+        what came before it."""
+        events = _events_of(piece, self.status)
+        while True:
+            try:
+                event = next(events, None)
+            except Error as e:
+                raise self._cause_of(e) from None
+            if event is None:
+                return
+            yield event
+
+    def _cause_of(self, error: Error) -> BaseException:
+        own = None if self._processors is None else self._processors.error
+        return error if own is None else own
 
 
 def whole_answer(data: bytes, status: int) -> Any:
@@ -218,7 +236,7 @@ def whole_answer(data: bytes, status: int) -> Any:
     return answer
 
 
-def events_of(piece: bytes, status: int) -> Iterator[Any]:
+def _events_of(piece: bytes, status: int) -> Iterator[Any]:
     """The JSON of the events in a piece of a streamed answer. Raises: what an error among them says."""
     if status != 200 and not piece.startswith(b"data:"):
         raise failure(json.loads(piece)["error"])
