@@ -26,6 +26,9 @@ from ._engine.compat_hub import hub_file
 from ._engine.compat_images import chat_format_module, projector_of
 from ._engine.compat_options import THEIRS, completion_logprobs, engine_options, usage_of
 from ._engine.compat_stopping import Criteria, joined
+from ._engine.compat_tokens import LlamaTokenizer as LlamaTokenizer
+from ._engine.compat_tokens import llama_model_get_vocab as llama_model_get_vocab
+from ._engine.compat_tokens import llama_token_to_piece as llama_token_to_piece
 from ._engine.llm import LLM
 from ._engine.options import places_layers
 from ._engine.processors import processors_of
@@ -338,6 +341,15 @@ class Llama(Closing):
             before = self._facts.detokenize_bytes(prev_tokens, special=special)
             return self._facts.detokenize_bytes([*prev_tokens, *tokens], special=special)[len(before) :]
         return self._facts.detokenize_bytes(tokens, special=special)
+
+    def tokenizer(self) -> LlamaTokenizer:
+        """What others take for a tokenizer."""
+        return LlamaTokenizer(self)
+
+    @property
+    def model(self) -> ModelFacts:
+        """What llama_model_get_vocab() of this module takes."""
+        return self._facts
 
     def token_bos(self) -> int:
         """The token that begins a text, -1 if there is none."""

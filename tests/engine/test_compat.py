@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import pickle
@@ -37,6 +38,26 @@ def test_tokens(llama: Llama) -> None:
     assert llama.token_eos() == 2 and llama.n_ctx() == 512 and llama.n_vocab() == 49152 and llama.n_embd() == 576
     assert llama.metadata["general.architecture"] == "llama"
     assert llama.context_params.n_ctx == 512 and llama.model_params.n_gpu_layers == 0
+
+
+def test_what_others_look_up_of_the_vocabulary(llama: Llama) -> None:
+    text = "Hello World"
+    tokenizer = llama.tokenizer()
+    tokens = tokenizer.encode(text)
+    assert tokens == llama.tokenize(text.encode()) and tokenizer.decode(tokens) == text
+    assert tokenizer.tokenize(b"<|im_start|>", special=True) == [1]
+
+    vocabulary = compat.llama_model_get_vocab(llama.model)
+    buffer = (ctypes.c_char * 8)()
+    n = compat.llama_token_to_piece(vocabulary, tokens[1], buffer, 8, 0, True)
+    assert buffer[:n] == b" World"
+    n = compat.llama_token_to_piece(vocabulary, tokens[1], buffer, 8, 1, True)
+    assert buffer[:n] == b"World"
+    assert compat.llama_token_to_piece(vocabulary, tokens[1], buffer, 5, 0, True) == -6
+    assert compat.llama_token_to_piece(vocabulary, 1, buffer, 8, 0, False) == 0
+    whole = (ctypes.c_char * 32)()
+    n = compat.llama_token_to_piece(vocabulary, 1, whole, 32, 0, True)
+    assert whole[:n] == b"<|im_start|>"
 
 
 def test_vocab_only(demo_model: Path) -> None:
