@@ -237,6 +237,47 @@ LLAMA_API int32_t superllama_plan(const char * path, struct llama_model_params m
                                   struct llama_context_params cparams, const uint64_t * budgets, int32_t n_budgets,
                                   struct superllama_plan * out);
 
+// The same for a model whose layers may be on other machines, which lend their memory over RPC. Sizes are those of
+// servers that compute with a processor.
+struct superllama_plan_node {
+    uint64_t free_bytes;   // of the device's memory, before the model is loaded
+    uint64_t budget_bytes; // as --vram-budget; 0 = automatic, of what is free
+};
+
+struct superllama_node_share {
+    uint64_t budget_bytes;  // of the device
+    uint64_t weight_bytes;  // there, always resident
+    uint64_t kv_bytes;      // of its layers
+    uint64_t compute_bytes; // compute buffers there
+    uint64_t token_bytes;   // of weight_bytes, what one token uses: experts as if every one were as likely
+
+    uint64_t load_bytes;        // sent to it when its layers come, with what is around them in messages
+    uint64_t load_hashed_bytes; // both ways, if it has the file (--model-dir)
+    int64_t n_load_asks;        // then: questions that wait for an answer
+
+    // One token, in a context that is full to its end.
+    uint64_t sent_bytes;     // to it
+    uint64_t received_bytes; // from it
+    int64_t n_waits;         // answers that the token waits for, each a round trip
+
+    int32_t n_layers;
+};
+
+struct superllama_plan_layer {
+    uint64_t weight_bytes; // as they would be on a device
+    uint64_t kv_bytes;
+    int32_t node; // -1 = the host
+};
+
+// For each of n_cases: nodes[case][n_nodes] and mem_budgets[case] of the host. Fills host[case], shares[case][n_nodes]
+// and layers[case][n_layers_max], the output matrix the last; returns how many layers there are. `plan` of the host
+// has its own layers only.
+LLAMA_API int32_t superllama_plan_nodes(const char * path, struct llama_model_params mparams,
+                                        struct llama_context_params cparams, const struct superllama_plan_node * nodes,
+                                        int32_t n_nodes, const uint64_t * mem_budgets, int32_t n_cases,
+                                        struct superllama_plan * host, struct superllama_node_share * shares,
+                                        struct superllama_plan_layer * layers, int32_t n_layers_max);
+
 // How fast this CPU multiplies weights of a type with one token's vector: bytes of weights per second, 0 on failure.
 LLAMA_API double superllama_measure_cpu(enum ggml_type type, bool repack, int32_t n_threads);
 

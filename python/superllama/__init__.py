@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ._model import Lora, Model
     from ._params import ContextParams, ModelParams, SamplingParams
     from ._plan import Plan, plan
+    from ._plan_nodes import NodesPlan, plan_nodes
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ _HOME = {
     "ModelParams": "_params",
     "Piece": "_generation",
     "Plan": "_plan",
+    "NodesPlan": "_plan_nodes",
     "Ranked": "_engine.results",
     "SamplingParams": "_params",
     "Server": "_engine.server",
@@ -82,6 +84,7 @@ _HOME = {
     "devices": "_memory",
     "memory": "_memory",
     "plan": "_plan",
+    "plan_nodes": "_plan_nodes",
 }
 
 __all__ = [
@@ -109,6 +112,7 @@ __all__ = [
     "Model",
     "ModelError",
     "ModelParams",
+    "NodesPlan",
     "PausedError",
     "Piece",
     "Plan",
@@ -132,6 +136,7 @@ __all__ = [
     "devices",
     "memory",
     "plan",
+    "plan_nodes",
 ]
 
 

@@ -239,12 +239,8 @@ def library_plan(
 ) -> list[SimpleNamespace]:
     """A copy of the C struct superllama_plan for each budget. Raises: ModelError."""
     owned: list[Any] = []
-    n_threads = context.n_threads or n_physical_cores()
-    c = context.to_c(owned, n_ctx=context.n_ctx or 0, n_threads=n_threads, at_once=at_once)
-    c.n_batch = max(c.n_batch, c.n_ubatch)  # the library would cut the ubatch to it
-    c.n_outputs_max = n_outputs
-    m = params.to_c(owned)
-    m.load_mode = lib.LLAMA_LOAD_MODE_NONE  # what dynamic layers take whatever is asked; a dry run cannot map
+    c = context_to_c(context, owned, at_once, n_outputs)
+    m = model_to_c(params, owned)
     out = ffi.new("struct superllama_plan[]", len(budgets))
     with collected_errors() as errors:
         status = lib.superllama_plan(os.fsencode(path), m, c, budgets, len(budgets), out)
@@ -252,6 +248,22 @@ def library_plan(
         raise ModelError(f"cannot plan for {path}: {reason(errors, last_error())}")
     names = [name for name, _ in ffi.typeof("struct superllama_plan").fields]
     return [SimpleNamespace(**{name: getattr(p, name) for name in names}) for p in out]
+
+
+def context_to_c(context: ContextParams, owned: list[Any], at_once: bool, n_outputs: int) -> Any:
+    """The C struct for a plan."""
+    n_threads = context.n_threads or n_physical_cores()
+    c = context.to_c(owned, n_ctx=context.n_ctx or 0, n_threads=n_threads, at_once=at_once)
+    c.n_batch = max(c.n_batch, c.n_ubatch)  # the library would cut the ubatch to it
+    c.n_outputs_max = n_outputs
+    return c
+
+
+def model_to_c(params: ModelParams, owned: list[Any]) -> Any:
+    """The C struct for a plan."""
+    m = params.to_c(owned)
+    m.load_mode = lib.LLAMA_LOAD_MODE_NONE  # what dynamic layers take whatever is asked; a dry run cannot map
+    return m
 
 
 def measure(path: Path, repack: bool, n_threads: int) -> tuple[Machine, float]:

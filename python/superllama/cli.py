@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--for", dest="use", choices=USES, default="generate", help="what it is for (default: generate)")
     plan.add_argument("-np", "--parallel", metavar="N", type=int, help="sequences of a server (default: 4)")
     plan.add_argument("--no-repack", action="store_true", help="with the weights in the layout of the file")
+    plan.add_argument("--nodes", metavar="SPEC.toml", type=Path, help="on several machines, which lend memory over RPC")
     plan.add_argument("--json", action="store_true", help="for programs")
 
     doctor = commands.add_parser("doctor", help="what this machine and this build can do")
@@ -273,21 +274,23 @@ def _plan(args: argparse.Namespace) -> int:
 
     from ._demo import demo_model
     from ._plan import plan
+    from ._plan_nodes import NodesPlan, plan_nodes
 
     if args.model and args.model_option:
         print("superllama plan: one model at a time: MODEL, or -m MODEL", file=sys.stderr)
         return 2
     try:
-        found = plan(
-            args.model or args.model_option or demo_model(),
-            mem_budget=args.mem_budget,
-            n_ctx=args.ctx_size,
-            n_ubatch=args.ubatch_size,
-            n_threads=args.threads,
-            repack=not args.no_repack,
-            use=args.use,
-            n_parallel=args.parallel,
-        )
+        model = args.model or args.model_option or demo_model()
+        asked = {
+            "mem_budget": args.mem_budget,
+            "n_ctx": args.ctx_size,
+            "n_ubatch": args.ubatch_size,
+            "n_threads": args.threads,
+            "repack": not args.no_repack,
+            "use": args.use,
+            "n_parallel": args.parallel,
+        }
+        found = plan(model, **asked) if args.nodes is None else plan_nodes(model, args.nodes, **asked)
     except ValidationError as e:
         wrong = e.errors()[0]
         what = wrong["msg"].removeprefix("Value error, ")
@@ -299,9 +302,12 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        from ._look.plan import show_plan
+        from ._look.plan import show_nodes, show_plan
 
-        show_plan(found)
+        if isinstance(found, NodesPlan):
+            show_nodes(found)
+        else:
+            show_plan(found)
     return 0
 
 

@@ -25,65 +25,81 @@ static llama_model_ptr load(const char * path, const llama_model_params & params
     return model;
 }
 
-void plan_rows(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
-               const uint64_t * budgets, int32_t n_budgets, struct superllama_plan * out) {
-    struct superllama_plan common = {};
-
-    // what a context takes: from a dry run of upstream's
+llama_model_ptr plan_dry_model(const char * path, struct llama_model_params mparams) {
     mparams.no_alloc = true;
     mparams.load_mode = LLAMA_LOAD_MODE_NONE; // a dry run must not map the file
     mparams.superllama.dynamic_layers = false;
-    const llama_model_ptr dry = load(path, mparams);
-    const llama_context_ptr ctx(llama_init_from_model(dry.get(), cparams));
-    if (ctx == nullptr) {
-        throw std::runtime_error("no context of this size can be made; the log says why");
-    }
-    for (const auto & entry : ctx->memory_breakdown()) {
+    return load(path, mparams);
+}
+
+llama_model_ptr plan_laid_out(const char * path, struct llama_model_params mparams) {
+    mparams.no_alloc = false;
+    mparams.load_mode = LLAMA_LOAD_MODE_NONE;
+    mparams.superllama.dynamic_layers = true;
+    mparams.superllama.async_prefetch = false;
+    mparams.superllama.plan_only = true;
+    return load(path, mparams);
+}
+
+void plan_context(llama_context & ctx, struct superllama_plan & common) {
+    for (const auto & entry : ctx.memory_breakdown()) {
         if (ggml_backend_buft_is_host(entry.first)) {
             common.kv_bytes += entry.second.context;
             common.compute_bytes += entry.second.compute;
         }
     }
-    common.compute_bytes += context_hooks::output_bytes(*ctx) + context_hooks::work_bytes(*ctx);
-    common.n_ubatch = (int32_t) ctx->n_ubatch();
-    common.n_layers = (int32_t) dry->hparams.n_layer();
-    common.n_experts = (int32_t) dry->hparams.n_expert;
-    common.n_experts_used = (int32_t) dry->hparams.n_expert_used_max();
+    common.compute_bytes += context_hooks::output_bytes(ctx) + context_hooks::work_bytes(ctx);
+    common.n_ubatch = (int32_t) ctx.n_ubatch();
+    const llama_hparams & hparams = ctx.get_model().hparams;
+    common.n_layers = (int32_t) hparams.n_layer();
+    common.n_experts = (int32_t) hparams.n_expert;
+    common.n_experts_used = (int32_t) hparams.n_expert_used_max();
+}
+
+struct superllama_plan plan_row(const dynamic_model & weights, const struct superllama_plan & common, uint64_t budget) {
+    const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes;
+    const uint64_t usable = dynamic_model::without_page_tables(budget);
+    const weights_budget b = weights.plan(usable - std::min(usable, taken), common.n_ubatch);
+    struct superllama_plan row = common;
+
+    row.mem_budget_bytes = budget;
+    row.mem_least_bytes = dynamic_model::with_page_tables(taken + b.min_bytes);
+    row.mem_full_bytes = dynamic_model::with_page_tables(taken + b.full_bytes());
+    row.works = budget >= row.mem_least_bytes;
+    row.dense_bytes = b.dense_bytes;
+    row.expert_bytes = b.expert_bytes;
+    row.pinned_bytes = b.pinned_bytes;
+    row.ring_bytes = b.ring_bytes;
+    row.expert_pool_bytes = b.pool_bytes;
+    row.streamed_bytes = b.streamed_bytes;
+    row.expert_used_bytes =
+        common.n_experts > 0 ? b.expert_bytes / (uint64_t) common.n_experts * (uint64_t) common.n_experts_used : 0;
+    return row;
+}
+
+void plan_rows(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
+               const uint64_t * budgets, int32_t n_budgets, struct superllama_plan * out) {
+    struct superllama_plan common = {};
+
+    // what a context takes: from a dry run of upstream's
+    const llama_model_ptr dry = plan_dry_model(path, mparams);
+    const llama_context_ptr ctx(llama_init_from_model(dry.get(), cparams));
+    if (ctx == nullptr) {
+        throw std::runtime_error("no context of this size can be made; the log says why");
+    }
+    plan_context(*ctx, common);
 
     // the layout of the weights: as in a load that stops before it reads
-    mparams.no_alloc = false;
-    mparams.superllama.dynamic_layers = true;
-    mparams.superllama.async_prefetch = false;
-    mparams.superllama.plan_only = true;
-    const llama_model_ptr model = load(path, mparams);
+    const llama_model_ptr model = plan_laid_out(path, mparams);
     dynamic_model & weights = *model->superllama;
     if (ggml_cgraph * gf = context_hooks::largest_graph(*ctx)) {
         weights.expect(gf);
     }
-
     common.fixed_bytes = weights.fixed_bytes();
     common.repacked_bytes = weights.converted_bytes();
     common.n_blocks = (int32_t) weights.n_blocks();
-    const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes;
-
     for (int32_t i = 0; i < n_budgets; ++i) {
-        const uint64_t usable = dynamic_model::without_page_tables(budgets[i]);
-        const weights_budget b = weights.plan(usable - std::min(usable, taken), common.n_ubatch);
-        struct superllama_plan & row = out[i];
-
-        row = common;
-        row.mem_budget_bytes = budgets[i];
-        row.mem_least_bytes = dynamic_model::with_page_tables(taken + b.min_bytes);
-        row.mem_full_bytes = dynamic_model::with_page_tables(taken + b.full_bytes());
-        row.works = budgets[i] >= row.mem_least_bytes;
-        row.dense_bytes = b.dense_bytes;
-        row.expert_bytes = b.expert_bytes;
-        row.pinned_bytes = b.pinned_bytes;
-        row.ring_bytes = b.ring_bytes;
-        row.expert_pool_bytes = b.pool_bytes;
-        row.streamed_bytes = b.streamed_bytes;
-        row.expert_used_bytes =
-            common.n_experts > 0 ? b.expert_bytes / (uint64_t) common.n_experts * (uint64_t) common.n_experts_used : 0;
+        out[i] = plan_row(weights, common, budgets[i]);
     }
 }
 

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "api/grammar_limits.h"
 #include "api/plan.h"
+#include "api/plan_nodes.h"
 #include "api/budget_text.h"
 
 #include <algorithm>
@@ -290,6 +291,16 @@ int32_t superllama_plan(const char * path, struct llama_model_params mparams, st
     return guarded([&] {
         plan_rows(path, mparams, cparams, budgets, n_budgets, out);
         return 0;
+    });
+}
+
+int32_t superllama_plan_nodes(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
+                              const struct superllama_plan_node * nodes, int32_t n_nodes, const uint64_t * mem_budgets,
+                              int32_t n_cases, struct superllama_plan * host, struct superllama_node_share * shares,
+                              struct superllama_plan_layer * layers, int32_t n_layers_max) {
+    return guarded([&] {
+        return plan_nodes(path, mparams, cparams,
+                          { nodes, n_nodes, mem_budgets, n_cases, host, shares, layers, n_layers_max });
     });
 }
 

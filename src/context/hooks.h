@@ -1,6 +1,7 @@
 // One object per llama_context; the only thing that the patched call sites in upstream talk to.
 #pragma once
 
+#include "ggml-backend.h"
 #include "llama.h"
 
 #include <functional>
@@ -42,6 +43,22 @@ class context_hooks {
     static uint64_t output_bytes(const llama_context & ctx);
     static uint64_t work_bytes(llama_context & ctx);
     static ggml_cgraph * largest_graph(llama_context & ctx); // that it was measured with; null: none
+
+    // For a plan with devices. Whether ubatches are computed one behind the other on several, and to do so whatever the
+    // placement says: it is decided once, and layers may leave a device after that.
+    static bool is_pipelined(const llama_context & ctx);
+    static void pipeline(llama_context & ctx);
+
+    // What one token sends between devices, in a context that is full to its end.
+    struct crossing {
+        ggml_backend_dev_t from, to; // the host is the CPU's
+        size_t bytes;
+    };
+    struct token_crossings {
+        std::vector<crossing> copies;          // each a message to a device, or an answer of one
+        std::vector<ggml_backend_dev_t> parts; // of the graph, in the order in which they are computed
+    };
+    static token_crossings crossings_of_token(llama_context & ctx);
 
     bool before_outputs(size_t bytes); // of the buffer of logits and embeddings; false: there is no memory for it
 

@@ -54,6 +54,34 @@ static layer_kv *& current_kv() {
     return kv;
 }
 
+struct layer_kv_sizes::impl {
+    layer_kv::layer_buffer_types types;
+    std::map<int, size_t> bytes;
+};
+
+static layer_kv_sizes *& current_sizes() {
+    static thread_local layer_kv_sizes * sizes = nullptr;
+    return sizes;
+}
+
+layer_kv_sizes::layer_kv_sizes() : pimpl(std::make_unique<impl>()) {
+    current_sizes() = this;
+}
+
+layer_kv_sizes::~layer_kv_sizes() {
+    current_sizes() = nullptr;
+}
+
+std::vector<size_t> layer_kv_sizes::bytes(size_t n_layers) const {
+    std::vector<size_t> result(n_layers);
+    for (const auto & [il, n] : pimpl->bytes) {
+        if (il >= 0 && (size_t) il < n_layers) {
+            result[(size_t) il] = n;
+        }
+    }
+    return result;
+}
+
 layer_kv::layer_kv(device_tier & tier, std::function<void()> finish) :
     compute_need(tier.n_devices()),
     compute_now(tier.n_devices()),
@@ -79,6 +107,9 @@ void layer_kv::ready() {
 }
 
 ggml_backend_buffer_type_t layer_kv::buffer_type(int il, ggml_backend_buffer_type_t otherwise) {
+    if (current_sizes() != nullptr) {
+        return current_sizes()->pimpl->types.get(il);
+    }
     return current_kv() != nullptr ? current_kv()->types->get(il) : otherwise;
 }
 
@@ -89,6 +120,15 @@ static int layer_of_cache(ggml_context * ctx) {
 }
 
 void layer_kv::add(buffers & allocated) {
+    if (layer_kv_sizes * sizes = current_sizes()) {
+        for (auto & [ctx, buffer] : allocated) { // a dry run's have no bytes yet
+            const size_t there = ggml_backend_buffer_get_size(buffer.get());
+            ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buffer.get());
+            sizes->pimpl->bytes[layer_of_cache(ctx.get())] +=
+                there > 0 ? there : ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft);
+        }
+        return;
+    }
     layer_kv * self = current_kv();
     if (self == nullptr) {
         return;

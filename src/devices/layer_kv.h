@@ -16,6 +16,20 @@ namespace superllama {
 
 class device_tier;
 
+// For a plan: the bytes of each layer's part of the caches that this thread creates while it lives, as layer_kv would
+// place them. They are on the host, or have sizes only.
+class layer_kv_sizes {
+  public:
+    layer_kv_sizes();
+    ~layer_kv_sizes();
+    std::vector<size_t> bytes(size_t n_layers) const;
+
+  private:
+    friend class layer_kv;
+    struct impl;
+    std::unique_ptr<impl> pimpl;
+};
+
 class layer_kv {
   public:
     using buffers = std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>>;
@@ -47,14 +61,14 @@ class layer_kv {
     std::vector<size_t> compute_need;
     std::vector<size_t> compute_now;
 
+    struct layer_buffer_types;
+
   private:
     struct part {
         int il;
         ggml_context * ctx;
         ggml_backend_buffer_ptr * buffer;
     };
-
-    struct layer_buffer_types;
 
     device_tier & tier;
     std::function<void()> finish;

@@ -122,18 +122,32 @@ bool device_tier::has_room() const {
     return true;
 }
 
-// From the output downwards, and from the last device to the first: the device that a layer is to be on.
 std::vector<int> device_tier::target() const {
+    std::vector<uint64_t> budgets;
+    std::vector<size_t> kv, compute;
+    for (size_t d = 0; d < n_devices(); ++d) {
+        budgets.push_back(places[d].budget_now);
+        compute.push_back(compute_need(d));
+    }
+    for (int il = 0; il < (int) layers.size(); ++il) {
+        kv.push_back(kv_bytes(il));
+    }
+    return target(budgets, kv, compute);
+}
+
+// From the output downwards, and from the last device to the first: the device that a layer is to be on.
+std::vector<int> device_tier::target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
+                                     const std::vector<size_t> & compute) const {
     std::vector<int> to(layers.size(), -1);
     std::vector<size_t> left(n_devices());
     std::vector<int32_t> n_left = cfg.n_layers;
     for (size_t d = 0; d < n_devices(); ++d) {
-        left[d] = places[d].budget_now - std::min<uint64_t>(places[d].budget_now, compute_need(d));
+        left[d] = budgets[d] - std::min<uint64_t>(budgets[d], compute[d]);
     }
     int dev = (int) n_devices() - 1;
     const int first = std::max(0, (int) layers.size() - cfg.n_layers_max);
     for (int il = (int) layers.size() - 1; il >= first; --il) {
-        const size_t bytes = layers[(size_t) il].bytes + kv_bytes(il);
+        const size_t bytes = layers[(size_t) il].bytes + kv[(size_t) il];
         while (dev >= 0 && (bytes > left[(size_t) dev] || left[(size_t) dev] == 0 || n_left[(size_t) dev] == 0)) {
             dev--;
         }
@@ -155,8 +169,12 @@ void device_tier::set_budget(size_t dev, uint64_t bytes, size_t free, size_t tot
         p.budget_now = p.budget_max;
     } else {
         p.budget_max = total;
-        p.budget_now = used_bytes(dev) + (uint64_t) ((double) free * (double) cfg.mem_pressure);
+        p.budget_now = automatic_budget(used_bytes(dev), free, cfg.mem_pressure);
     }
+}
+
+uint64_t device_tier::automatic_budget(uint64_t used, uint64_t free, float mem_pressure) {
+    return used + (uint64_t) ((double) free * (double) mem_pressure);
 }
 
 void device_tier::ask(const std::vector<uint64_t> & budgets) {
@@ -325,6 +343,29 @@ void device_tier::on_host(layer & l) {
     }
     l.buffer.reset();
     l.device = -1;
+}
+
+void device_tier::place_on_paper(const std::vector<int> & to) {
+    for (size_t il = 0; il < layers.size(); ++il) {
+        layer & l = layers[il];
+        on_host(l);
+        if (to[il] >= 0) {
+            l.buffer.reset(ggml_backend_buft_alloc_buffer(buft(to[il]), 0));
+            l.device = to[il];
+        }
+        for (weight & w : l.weights) {
+            store.hold_resident(w.tensor, to[il] < 0);
+            w.tensor->buffer = to[il] < 0 ? w.host.buffer : l.buffer.get();
+        }
+    }
+}
+
+std::vector<const ggml_tensor *> device_tier::weights_of(int il) const {
+    std::vector<const ggml_tensor *> found;
+    for (const weight & w : layers[(size_t) il].weights) {
+        found.push_back(w.tensor);
+    }
+    return found;
 }
 
 bool device_tier::move_kv(int il, size_t dev, bool up) {

@@ -75,6 +75,14 @@ class device_tier {
     bool has_room() const;               // for the compute buffers, where no layers were on the devices
     size_t used_bytes(size_t dev) const; // weights, KV, compute buffers
 
+    // For a plan, in which nothing has memory: where layers would be, of which each has so much KV, on devices with
+    // these budgets and compute buffers; and as if they were there, for the accounts of the host.
+    std::vector<int> target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
+                            const std::vector<size_t> & compute) const;
+    void place_on_paper(const std::vector<int> & to);
+    std::vector<const ggml_tensor *> weights_of(int il) const; // what a device gets
+    static uint64_t automatic_budget(uint64_t used, uint64_t free, float mem_pressure);
+
     struct layer_info {
         ggml_backend_dev_t device;
         size_t bytes;

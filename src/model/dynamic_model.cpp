@@ -293,6 +293,23 @@ void dynamic_model::create_tier() {
     devices = std::make_unique<device_tier>(store, cfg);
 }
 
+device_tier & dynamic_model::paper_tier() {
+    if (devices == nullptr) {
+        create_tier();
+    }
+    if (devices == nullptr) {
+        throw std::runtime_error("with --gpu-layers 0 no layer goes to another machine");
+    }
+    return *devices;
+}
+
+void dynamic_model::place_on_paper(const std::vector<int> & to) {
+    devices->place_on_paper(to);
+    for (int32_t il = 0; il < (int32_t) to.size(); ++il) {
+        scheduler->layer_on_paper(il);
+    }
+}
+
 std::vector<struct superllama_expert> dynamic_model::experts() const {
     std::vector<struct superllama_expert> found;
     for (const layer_sched::expert & e : scheduler->experts_by_layer()) {

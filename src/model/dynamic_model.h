@@ -8,6 +8,7 @@
 #include "weights/store.h"
 #include "llama.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <condition_variable>
@@ -90,6 +91,9 @@ class dynamic_model {
     size_t converted_bytes() const; // of blocks that need a repacked copy on disk to stream
     size_t n_blocks() const { return store.blocks().size(); }
     weights_budget plan(size_t bytes, int n_ubatch) const { return scheduler->plan(bytes, n_ubatch); }
+    device_tier & paper_tier();                       // of the devices that it was loaded with, which have no memory
+    void place_on_paper(const std::vector<int> & to); // the device of each layer: fixed_bytes() and plan() follow
+    size_t n_experts_of(const ggml_tensor * t) const { return (size_t) std::max(0, store.n_experts(t)); }
 
     layer_sched & sched() { return *scheduler; }
     device_tier * tier() { return devices.get(); } // null: no device to use

@@ -140,6 +140,21 @@ void layer_sched::set_elsewhere(uint32_t id, bool elsewhere, block_loader::guard
     }
 }
 
+bool layer_sched::none_here(uint32_t id) const {
+    const auto & slices = store.blocks()[id].slices;
+    return std::none_of(slices.begin(), slices.end(),
+                        [this](const weight_slice & s) { return store.is_here(s.tensor); });
+}
+
+void layer_sched::layer_on_paper(int32_t layer) {
+    const auto lock = loader.lock();
+    for (uint32_t id = 0; id < loader.size(); ++id) {
+        if (store.blocks()[id].layer == layer) {
+            loader[id].elsewhere = none_here(id);
+        }
+    }
+}
+
 void layer_sched::layer_moved(int32_t layer) {
     const std::lock_guard<std::mutex> no_graph(turn);
     auto lock = loader.lock();
@@ -147,10 +162,7 @@ void layer_sched::layer_moved(int32_t layer) {
         if (store.blocks()[id].layer != layer) {
             continue;
         }
-        const auto & slices = store.blocks()[id].slices;
-        const bool none_here = std::none_of(slices.begin(), slices.end(),
-                                            [this](const weight_slice & s) { return store.is_here(s.tensor); });
-        set_elsewhere(id, none_here, lock);
+        set_elsewhere(id, none_here(id), lock);
     }
     current = layer_graph();
     dense.forget();

@@ -83,6 +83,7 @@ class layer_sched {
     // Tensors of a layer point to a device now, or no longer do: which blocks are needed in host memory. Not between
     // begin_graph() and end_graph().
     void layer_moved(int32_t layer);
+    void layer_on_paper(int32_t layer);     // the same for plan(), where nothing is in memory
     void hold_whole(const ggml_tensor * t); // one of which only rows or pieces are there, from the next graph on
     // Where a tensor's blocks are in memory, if all of them are; then they stay until layer_moved() for their layer.
     std::vector<const uint8_t *> keep(const ggml_tensor * t);
@@ -132,6 +133,7 @@ class layer_sched {
     bool acquire_if_there(const layer_stop & s);
     bool acquire_all();
     bool run_stop(const layer_stop & s, std::string * error);
+    bool none_here(uint32_t id) const; // of a block's tensors
     void set_elsewhere(uint32_t id, bool elsewhere, block_loader::guard & lock);
     weights_budget plan_locked(size_t bytes, int n_ubatch) const;
     void apply_plan();

@@ -145,6 +145,33 @@ def plan_view(plan: Mapping[str, Any]) -> str:
     return _page("plan.html", title=Path(plan["model"]).name, facts=facts, rows=rows, notes=notes, legend=legend)
 
 
+def nodes_view(plan: Mapping[str, Any]) -> str:
+    """A notebook's view of NodesPlan.as_dict(): the machines, their layers and bytes, and what a token takes."""
+    rows = []
+    for s in plan["shares"]:
+        times = [s["seconds_compute"], s["seconds_disk"], s["seconds_network"]]
+        known = None not in times
+        rows.append(
+            {
+                "name": s["name"],
+                "layers": f"{s['first_layer']}-{s['last_layer']}" if s["n_layers"] else "none",
+                "budget": memory(s["budget_bytes"]),
+                "weights": memory(s["weight_bytes"]),
+                "reads": memory(s["streamed_bytes"]) if s["streamed_bytes"] else "",
+                "network": memory(s["sent_bytes"] + s["received_bytes"]) if s["name"] != "head" else "",
+                "ms": number(1e3 * (max(times[:2]) + times[2])) if known else "",
+            }
+        )
+    speed = plan["tokens_per_s"]
+    facts = [
+        f"{plan['n_layers']} layers with the output, {plan['n_ctx']} tokens of context",
+        f"{number(speed)} tokens/s, no placement gives more than {number(plan['bound_tokens_per_s'])}"
+        if speed
+        else f"too little memory on the head: works from {memory(plan['head_least_bytes'])}",
+    ]
+    return _page("plan_nodes.html", title=Path(plan["model"]).name, facts=facts, rows=rows)
+
+
 def _plan_row(row: Mapping[str, Any], full: int) -> dict[str, Any]:
     parts = [
         (name, min(row[key], full) if row["works"] else 0, colour, memory(row[key])) for name, key, colour in _CLASSES

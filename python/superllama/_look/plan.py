@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._plan import Plan, Row
+from .._plan_nodes import NodesPlan
 from .amounts import size
 from .marks import FULL, bar
 
@@ -109,3 +110,65 @@ def _notes(plan: Plan, console: Console) -> None:
     console.print(
         "speeds are expected ones, with --async-prefetch; other programs and long contexts cost some", style="dim"
     )
+
+
+def show_nodes(plan: NodesPlan, console: Console | None = None) -> None:
+    """Print a plan of several machines."""
+    console = console or Console()
+    console.print(
+        f"{plan.model.name}: {size(plan.model_bytes)}, {plan.n_layers} layers with the output, {plan.n_ctx} tokens of "
+        "context",
+        soft_wrap=True,
+    )
+    table = Table(box=None, header_style="dim")
+    for name in ("", "layers", "budget", "weights", "KV", "compute", "reads/token", "network/token", "ms/token"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for s in plan.shares:
+        seconds = [s.seconds_compute, s.seconds_disk, s.seconds_network]
+        parts = [part for part in seconds if part is not None]
+        table.add_row(
+            s.name,
+            f"{s.first_layer}-{s.last_layer}" if s.n_layers else "none",
+            size(s.budget_bytes),
+            size(s.weight_bytes),
+            size(s.kv_bytes),
+            size(s.compute_bytes),
+            size(s.streamed_bytes) if s.streamed_bytes else "",
+            f"{size(s.sent_bytes + s.received_bytes)}, {s.n_round_trips} waits" if s.name != "head" else "",
+            f"{1e3 * (max(parts[:2]) + parts[2]):.2f}" if len(parts) == 3 else "",
+        )
+    console.print(table)
+    if plan.seconds_per_token is None:
+        least = -(-plan.head_least_bytes >> 20) + 1
+        console.print(
+            f"the head's {size(plan.shares[0].budget_bytes)} are too little: with these layers the least that works is "
+            f"{least} MiB",
+            soft_wrap=True,
+        )
+    else:
+        compute, disk, network = (
+            sum(getattr(s, f"seconds_{part}") for s in plan.shares) for part in ("compute", "disk", "network")
+        )
+        console.print(
+            f"a token: {1e3 * plan.seconds_per_token:.2f} ms, {plan.tokens_per_s:.2f} tokens/s (compute "
+            f"{1e3 * compute:.2f} ms, disk {1e3 * disk:.2f} ms meanwhile, network {1e3 * network:.2f} ms); no "
+            f"placement gives more than {plan.bound_tokens_per_s:.2f}",
+            soft_wrap=True,
+        )
+    for s in plan.shares[1:]:
+        if s.n_layers:
+            console.print(
+                f"first load of {s.name}: {size(s.load_bytes)} cross the network, {size(s.load_model_dir_bytes)} with "
+                f"--model-dir; {s.load_seconds:.1f} s as planned",
+                soft_wrap=True,
+            )
+    for m in plan.more:
+        speed = "does not work" if m.tokens_per_s is None else f"{m.tokens_per_s:.2f} tokens/s"
+        factor = f" ({m.faster:.2f}x)" if m.faster is not None else ""
+        console.print(f"1 GiB more on {m.name}: {m.n_layers} layers on nodes, {speed}{factor}", soft_wrap=True)
+    if plan.machine is not None:
+        console.print(
+            f"measured here, for what the file does not say: disk {plan.machine.read_bytes_per_s / 1e9:.2f} GB/s, CPU "
+            f"{plan.machine.cpu_bytes_per_s / 1e9:.2f} GB/s of weights, also of nodes without `compute`",
+            soft_wrap=True,
+        )
