@@ -40,8 +40,8 @@ def step(**said):
     print(json.dumps(said), flush=True)
     sys.stdin.readline()
 model = superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=budgets)
-step()
 ctx = superllama.Context(model, n_ctx=1024, n_ubatch=128, n_threads=n_threads)
+step()
 ctx.decode([1] * 900)
 for _ in range(3):
     ctx.decode([1])

@@ -251,7 +251,7 @@ struct superllama_node_share {
     uint64_t compute_bytes; // compute buffers there
     uint64_t token_bytes;   // of weight_bytes, what one token uses: experts as if every one were as likely
 
-    uint64_t load_bytes;        // sent to it when its layers come, with what is around them in messages
+    uint64_t load_bytes;        // sent to it until a context is there: also layers that then leave for its buffers
     uint64_t load_hashed_bytes; // both ways, if it has the file (--model-dir)
     int64_t n_load_asks;        // then: questions that wait for an answer
 

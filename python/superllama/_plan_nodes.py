@@ -93,7 +93,7 @@ class Share:
     seconds_compute: float | None  # of each token; None: the placement does not work
     seconds_disk: float | None  # of the head, meanwhile
     seconds_network: float | None  # bytes and round trips
-    load_bytes: int  # that cross the network at the first load, if its server has no files
+    load_bytes: int  # that cross the network until a context is there, if its server has no files
     load_model_dir_bytes: int  # if it has the file (--model-dir)
     load_seconds: float  # of its first load, as model_dir says
 

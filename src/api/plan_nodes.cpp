@@ -34,8 +34,9 @@ struct dry_context {
 };
 
 struct placement {
-    std::vector<int> to;         // of each layer
-    std::vector<size_t> compute; // compute buffers of each node: the most of all that were tried
+    std::vector<int> to;                          // of each layer
+    std::vector<size_t> compute;                  // compute buffers of each node: the most of all that were tried
+    std::vector<std::vector<int64_t>> n_arrivals; // of each layer on each node, until it is where it stays
     const dry_context * context;
 };
 
@@ -53,7 +54,7 @@ class planner {
 
   private:
     const dry_context & at(const std::vector<int> & to, bool op_offload, bool pipelined);
-    void add_load(const ggml_tensor * t, struct superllama_node_share & s) const;
+    static void add_load(const ggml_tensor * t, int64_t n_arrivals, struct superllama_node_share & s);
 
     const char * path;
     llama_model_params mparams;
@@ -161,12 +162,24 @@ const dry_context & planner::at(const std::vector<int> & to, bool op_offload, bo
 placement planner::place(const std::vector<uint64_t> & budgets) {
     const std::vector<size_t> nothing(nodes.size());
     std::vector<size_t> need = nothing;
+    std::vector<std::vector<int64_t>> n_arrivals(nodes.size(), std::vector<int64_t>(kv.size()));
+    std::vector<int> now(kv.size(), -1);
+    const auto move = [&](const std::vector<int> & to) {
+        for (size_t il = 0; il < to.size(); ++il) {
+            if (to[il] >= 0 && to[il] != now[il]) {
+                n_arrivals[(size_t) to[il]][il]++;
+            }
+        }
+        now = to;
+    };
     bool op_offload = cparams.op_offload;
     const std::vector<int> loaded = tier->target(budgets, std::vector<size_t>(kv.size()), nothing);
+    move(loaded);
     const bool all = std::none_of(loaded.begin(), loaded.end(), [](int node) { return node < 0; });
     const bool pipelined = all && nodes.size() > 1 && at(loaded, op_offload, false).pipelined;
     for (;;) {
         const std::vector<int> to = tier->target(budgets, kv, need);
+        move(to);
         const dry_context & ctx = at(to, op_offload, pipelined);
         bool fits = true, room = true;
         for (size_t d = 0; d < nodes.size(); ++d) {
@@ -180,7 +193,7 @@ placement planner::place(const std::vector<uint64_t> & budgets) {
             continue;
         }
         if (fits) {
-            return { to, need, &ctx };
+            return { to, need, n_arrivals, &ctx };
         }
     }
 }
@@ -197,8 +210,8 @@ struct superllama_plan planner::host(const placement & p, uint64_t mem_budget) {
 }
 
 // What an upload sends: units that are asked for by hash where the server has files, smaller ones as they are.
-void planner::add_load(const ggml_tensor * t, struct superllama_node_share & s) const {
-    const size_t bytes = ggml_nbytes(t), slices = rpc_slices(t), slice = bytes / slices;
+void planner::add_load(const ggml_tensor * t, int64_t n_arrivals, struct superllama_node_share & s) {
+    const size_t slice = ggml_nbytes(t) / rpc_slices(t), slices = rpc_slices(t) * (size_t) n_arrivals;
     for (size_t at = 0; at < slice; at += rpc_unit_bytes) {
         const size_t n = std::min(rpc_unit_bytes, slice - at);
         const bool asks = n >= rpc_unit_least;
@@ -214,6 +227,10 @@ struct superllama_node_share planner::share(const placement & p, int node, uint6
     s.compute_bytes = p.compute[(size_t) node];
     const size_t n_used = model->hparams.n_expert_used_max();
     for (int il = 0; il < n_layers(); ++il) {
+        const int64_t n_arrivals = p.n_arrivals[(size_t) node][(size_t) il];
+        for (const ggml_tensor * t : tier->weights_of(il)) {
+            add_load(t, n_arrivals, s);
+        }
         if (p.to[(size_t) il] != node) {
             continue;
         }
@@ -223,7 +240,6 @@ struct superllama_node_share planner::share(const placement & p, int node, uint6
         for (const ggml_tensor * t : tier->weights_of(il)) {
             const size_t n_experts = weights->n_experts_of(t);
             s.token_bytes += n_experts > 0 ? ggml_nbytes(t) / n_experts * std::min(n_used, n_experts) : ggml_nbytes(t);
-            add_load(t, s);
         }
     }
     ggml_backend_dev_t dev = nodes.device((size_t) node);
