@@ -248,7 +248,7 @@ struct superllama_node_share {
     uint64_t budget_bytes;  // of the device
     uint64_t weight_bytes;  // there, always resident
     uint64_t kv_bytes;      // of its layers
-    uint64_t compute_bytes; // compute buffers there
+    uint64_t compute_bytes; // compute buffers there; without layers, those that left no room for one
     uint64_t token_bytes;   // of weight_bytes, what one token uses: experts as if every one were as likely
 
     uint64_t load_bytes;        // sent to it until a context is there: also layers that then leave for its buffers

@@ -85,7 +85,7 @@ class Share:
     budget_bytes: int  # of its memory, that is used
     weight_bytes: int  # resident weights
     kv_bytes: int  # of its layers
-    compute_bytes: int  # buffers
+    compute_bytes: int  # buffers; on a node without layers, those for which it has none
     streamed_bytes: int  # read from disk for each token: of the head only
     sent_bytes: int  # to it, for each token, in a context that is full
     received_bytes: int  # from it, for each token

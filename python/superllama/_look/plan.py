@@ -120,8 +120,8 @@ def show_nodes(plan: NodesPlan, console: Console | None = None) -> None:
         "context",
         soft_wrap=True,
     )
-    table = Table(box=None, header_style="dim")
-    for name in ("", "layers", "budget", "weights", "KV", "compute", "reads/token", "network/token", "ms/token"):
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))  # fits into 80 columns
+    for name in ("", "layers", "budget", "weights", "KV, buffers", "reads", "network", "waits", "ms/token"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for s in plan.shares:
         seconds = [s.seconds_compute, s.seconds_disk, s.seconds_network]
@@ -131,10 +131,10 @@ def show_nodes(plan: NodesPlan, console: Console | None = None) -> None:
             f"{s.first_layer}-{s.last_layer}" if s.n_layers else "none",
             size(s.budget_bytes),
             size(s.weight_bytes),
-            size(s.kv_bytes),
-            size(s.compute_bytes),
+            size(s.kv_bytes + s.compute_bytes),
             size(s.streamed_bytes) if s.streamed_bytes else "",
-            f"{size(s.sent_bytes + s.received_bytes)}, {s.n_round_trips} waits" if s.name != "head" else "",
+            size(s.sent_bytes + s.received_bytes) if s.name != "head" else "",
+            str(s.n_round_trips) if s.name != "head" else "",
             f"{1e3 * (max(parts[:2]) + parts[2]):.2f}" if len(parts) == 3 else "",
         )
     console.print(table)
