@@ -249,7 +249,6 @@ struct superllama_node_share {
     uint64_t weight_bytes;  // there, always resident
     uint64_t kv_bytes;      // of its layers
     uint64_t compute_bytes; // compute buffers there; without layers, those that left no room for one
-    uint64_t token_bytes;   // of weight_bytes, what one token uses: experts as if every one were as likely
 
     uint64_t load_bytes;        // sent to it until a context is there: also layers that then leave for its buffers
     uint64_t load_hashed_bytes; // both ways, if it has the file (--model-dir)
@@ -265,6 +264,7 @@ struct superllama_node_share {
 
 struct superllama_plan_layer {
     uint64_t weight_bytes; // as they would be on a device
+    uint64_t token_bytes;  // of them, what one token uses: experts as if every one were as likely
     uint64_t kv_bytes;
     int32_t node; // -1 = the host
 };

@@ -406,7 +406,7 @@ def shares_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> tup
         sent_bytes=0,
         received_bytes=0,
         n_round_trips=0,
-        seconds_compute=(h.fixed_bytes + h.dense_bytes + h.expert_used_bytes) / cpu if h.works else None,
+        seconds_compute=_of_token(case, -1) / cpu if h.works else None,
         seconds_disk=(h.streamed_bytes + expert_read) / disk if h.works else None,
         seconds_network=0.0 if h.works else None,
         load_bytes=0,
@@ -435,7 +435,7 @@ def shares_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> tup
                 sent_bytes=s.sent_bytes,
                 received_bytes=s.received_bytes,
                 n_round_trips=s.n_waits,
-                seconds_compute=s.token_bytes / (node.compute_bytes_per_s or cpu) if h.works else None,
+                seconds_compute=_of_token(case, i) / (node.compute_bytes_per_s or cpu) if h.works else None,
                 seconds_disk=0.0 if h.works else None,
                 seconds_network=network if h.works else None,
                 load_bytes=s.load_bytes,
@@ -444,6 +444,11 @@ def shares_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> tup
             )
         )
     return tuple(found)
+
+
+def _of_token(case: SimpleNamespace, node: int) -> int:
+    """Bytes of weights that one token uses there."""
+    return sum(layer.token_bytes for layer in case.layers if layer.node == node)
 
 
 def _ends(where: list[int], node: int) -> dict[str, int | None]:
@@ -464,11 +469,11 @@ def seconds_of(shares: tuple[Share, ...]) -> float | None:
 def bound_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> float:
     """Seconds that a token takes at least, wherever the layers are."""
     h = case.host
-    of_token = h.fixed_bytes + h.dense_bytes + h.expert_used_bytes + sum(s.token_bytes for s in case.shares)
+    of_token = sum(layer.token_bytes for layer in case.layers)
     need = h.mem_full_bytes + sum(s.weight_bytes + s.kv_bytes + s.compute_bytes for s in case.shares)
     room = h.mem_budget_bytes + sum(s.budget_bytes for s in case.shares)
     # of experts, a token reads only those that it uses
-    all_weights = h.fixed_bytes + h.dense_bytes + h.expert_bytes + sum(s.weight_bytes for s in case.shares)
+    all_weights = sum(layer.weight_bytes for layer in case.layers)
     read = max(0, need - room) * min(1.0, of_token / max(1, all_weights))
     fastest = max(cpu, *(node.compute_bytes_per_s or cpu for node in spec.nodes))
     trip = min(node.round_trip_s for node in spec.nodes) if need > h.mem_budget_bytes else 0.0

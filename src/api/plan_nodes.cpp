@@ -225,7 +225,6 @@ struct superllama_node_share planner::share(const placement & p, int node, uint6
     struct superllama_node_share s = {};
     s.budget_bytes = budget;
     s.compute_bytes = p.compute[(size_t) node];
-    const size_t n_used = model->hparams.n_expert_used_max();
     for (int il = 0; il < n_layers(); ++il) {
         const int64_t n_arrivals = p.n_arrivals[(size_t) node][(size_t) il];
         for (const ggml_tensor * t : tier->weights_of(il)) {
@@ -237,10 +236,6 @@ struct superllama_node_share planner::share(const placement & p, int node, uint6
         s.n_layers++;
         s.weight_bytes += tier->info(il).bytes;
         s.kv_bytes += kv[(size_t) il];
-        for (const ggml_tensor * t : tier->weights_of(il)) {
-            const size_t n_experts = weights->n_experts_of(t);
-            s.token_bytes += n_experts > 0 ? ggml_nbytes(t) / n_experts * std::min(n_used, n_experts) : ggml_nbytes(t);
-        }
     }
     ggml_backend_dev_t dev = nodes.device((size_t) node);
     for (const auto & copy : p.context->crossings.copies) {
@@ -257,7 +252,13 @@ struct superllama_node_share planner::share(const placement & p, int node, uint6
 }
 
 struct superllama_plan_layer planner::layer(const placement & p, int il) const {
-    return { tier->info(il).bytes, kv[(size_t) il], p.to[(size_t) il] };
+    const size_t n_used = model->hparams.n_expert_used_max();
+    uint64_t token_bytes = 0;
+    for (const ggml_tensor * t : tier->weights_of(il)) {
+        const size_t n_experts = weights->n_experts_of(t);
+        token_bytes += n_experts > 0 ? ggml_nbytes(t) / n_experts * std::min(n_used, n_experts) : ggml_nbytes(t);
+    }
+    return { tier->info(il).bytes, token_bytes, kv[(size_t) il], p.to[(size_t) il] };
 }
 
 int32_t plan_nodes(const char * path, struct llama_model_params mparams, struct llama_context_params cparams,
