@@ -46,7 +46,7 @@ class City(pydantic.BaseModel):
     """A city."""
 
     name: str = pydantic.Field(max_length=20)
-    population: int
+    is_large: bool  # of a number, a model without a seed may write digits without end
 
 
 # ---------------------------------------------------------------- LangChain
