@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import tempfile
 import time
 import urllib.error
@@ -17,16 +16,15 @@ from typing import Any
 from .. import _control
 from .._closing import Closing
 from .._engine.options import arguments
-from .._errors import Error, ModelError
+from .._engine.starting import free_port, wait_until_healthy
+from .._errors import Error
 from .._look.status import state_of
 from .._programs import find_program, program_environment, secret_first
 from .part import secret_file
 from .tied import Tied
 
 HOST = "127.0.0.1"
-POLL_S = 0.05
 FAILED = re.compile(r" E llama_init_from_model: failed to initialize the context: (.*)")
-ASK_S = 10  # for an answer that needs no model
 
 
 class Engine(Closing):
@@ -49,7 +47,7 @@ class Engine(Closing):
         self._folder = tempfile.TemporaryDirectory(prefix="superllama-group-")
         try:
             self.key = secrets.token_urlsafe(16)
-            self.port = _free_port()
+            self.port = free_port(HOST)
             command = [*arguments(model, options), *words, "--host", HOST, "--port", str(self.port)]
             if endpoints:
                 file = secret_file(Path(self._folder.name), secret)
@@ -62,7 +60,13 @@ class Engine(Closing):
             self._folder.cleanup()
             raise
         try:
-            self._wait(time.monotonic() + start_timeout)
+            wait_until_healthy(
+                self.url,
+                time.monotonic() + start_timeout,
+                ended=self._not_started,
+                late=lambda: f"the engine of a group is not ready in time: {self.process.last_words()}",
+                pause=self.process.wait,
+            )
         except BaseException:
             self.close()
             raise
@@ -119,21 +123,6 @@ class Engine(Closing):
         self.process.close()
         self._folder.cleanup()
 
-    def _wait(self, deadline: float) -> None:
-        while True:
-            if (why := self.failure) is not None:
-                raise ModelError(f"the engine of a group does not start: {why}")
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=ASK_S):
-                    return
-            except OSError:  # 503 while it loads
-                pass
-            if time.monotonic() > deadline:
-                raise ModelError(f"the engine of a group is not ready in time: {self.process.last_words()}")
-            self.process.wait(POLL_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    def _not_started(self) -> str | None:
+        why = self.failure
+        return None if why is None else f"the engine of a group does not start: {why}"

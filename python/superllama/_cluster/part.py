@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from .._closing import Closing
+from .._engine.starting import free_port
 from .._errors import Error
 from .._programs import find_program, program_environment, server_environment
 from .tied import Tied
@@ -31,7 +32,10 @@ class RpcServer(Closing):
         try:
             if model_dir is not None and not Path(model_dir).is_dir():
                 raise Error(f"model_dir={os.fspath(model_dir)!r} is no folder on the node {host}")
-            self.endpoint = f"{host}:{_port(host, port)}"
+            try:
+                self.endpoint = f"{host}:{free_port(host, port)}"
+            except OSError as e:
+                raise Error(f"no port of {host} is free for an RPC server: {e}") from e
             program = find_program("ggml-rpc-server")
             words = [str(program), "-H", host, "-p", self.endpoint.rpartition(":")[2], "-t", str(threads)]
             words += ["--rpc-secret", str(secret_file(Path(self._folder.name), secret))]
@@ -80,12 +84,3 @@ def secret_file(folder: Path, secret: str) -> Path:
     path.touch(0o600)
     path.write_text(secret)
     return path
-
-
-def _port(host: str, wanted: int) -> int:
-    for port in (wanted, 0) if wanted else (0,):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the one before may linger
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    raise Error(f"no port of {host} is free for an RPC server")

@@ -80,9 +80,9 @@ class Tied(Closing):
 
     def last_words(self) -> str:
         """What it has written of an error, or at all, at the end."""
-        lines = self.words().splitlines()
-        errors = [line for line in lines if " E " in line or "error" in line.lower()]
-        return "\n".join((errors or lines)[-5:]) or "it wrote nothing"
+        from .._engine.starting import last_words  # a process that becomes a program needs none of it
+
+        return last_words(self.words())
 
     def close(self) -> None:
         """End it, and wait for that. Twice is fine."""

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._closing import Closing
-from .._errors import ModelError
 from .._programs import find_program, program_environment
 from .options import arguments
+from .starting import free_port, last_words, wait_until_healthy
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .options import EngineOptions
-
-POLL_S = 0.05
 
 
 class Server(Closing):
@@ -47,7 +42,7 @@ class Server(Closing):
         **options: Unpack[EngineOptions],
     ) -> None:
         self.api_key = secrets.token_urlsafe(16) if api_key is None else api_key
-        self.host, self.port = host, port or _free_port(host)
+        self.host, self.port = host, port or free_port(host)
         words = arguments(os.fspath(model), dict(options))
         words += ["--host", host, "--port", str(self.port)]
         program = Path(find_program("llama-server"))
@@ -58,7 +53,12 @@ class Server(Closing):
             [str(program), *words], env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         try:
-            self._wait(time.monotonic() + start_timeout)
+            wait_until_healthy(
+                self.url.removesuffix("/v1"),
+                time.monotonic() + start_timeout,
+                ended=self._ended,
+                late=lambda: f"the server is not ready in time: {last_words(self.log)}",
+            )
         except BaseException:
             self.close()
             raise
@@ -93,25 +93,7 @@ class Server(Closing):
         if process is not None and process.poll() is None:
             self.close()
 
-    def _wait(self, deadline: float) -> None:
-        while True:
-            if self.closed:
-                raise ModelError(f"the server ended while it started (code {self._process.returncode}): {self._end()}")
-            try:
-                with urllib.request.urlopen(f"http://{self.host}:{self.port}/health", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):  # 503 while it loads
-                pass
-            if time.monotonic() > deadline:
-                raise ModelError(f"the server is not ready in time: {self._end()}")
-            time.sleep(POLL_S)
-
-    def _end(self) -> str:
-        errors = [line for line in self.log.splitlines() if " E " in line or "error" in line.lower()]
-        return "\n".join((errors or self.log.splitlines())[-5:]) or "it wrote nothing"
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    def _ended(self) -> str | None:
+        if not self.closed:
+            return None
+        return f"the server ended while it started (code {self._process.returncode}): {last_words(self.log)}"
