@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import superllama
-from superllama import _plan_nodes
+from superllama import _plan_spec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -90,7 +90,7 @@ def main() -> None:
         {"name": f"n{i}", "memory": "1TiB", "budget": budget, "network": "2GB/s", "round_trip": trip}
         for i, budget in enumerate(budgets)
     ]
-    plan = superllama.plan_nodes(args.model, _plan_nodes.parse_spec({"node": nodes}), n_threads=args.threads, **CONTEXT)
+    plan = superllama.plan_nodes(args.model, _plan_spec.parse_spec({"node": nodes}), n_threads=args.threads, **CONTEXT)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         counters = []

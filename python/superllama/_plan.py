@@ -158,6 +158,65 @@ def plan(
     Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values,
     ForkedError in a fork of a process that had a context or made a plan.
     """
+    q = question(path, params, context_params, mem_budget, n_ctx, n_ubatch, n_threads, repack, use, n_parallel)
+    params, context = q.params, q.context
+    budget = size_bytes(params.mem_budget) or int(memory().host_available * params.mem_pressure)
+
+    need = library_plan(q.file, params, context, [budget], q.at_once, q.n_outputs)[0]
+    marks = {f"{share} %": need.mem_full_bytes * share // 100 for share in SHARES}
+    budgets = {"asked": budget, "least": need.mem_least_bytes, **marks}
+    plans = library_plan(q.file, params, context, list(budgets.values()), q.at_once, q.n_outputs)
+    found = dict(zip(budgets, plans, strict=True))
+    other_params = merged(ModelParams, params, {"use_extra_bufts": not params.use_extra_bufts})
+    other = library_plan(q.file, other_params, context, [budget], q.at_once, q.n_outputs)[0]
+
+    machine, other_rate = measure(q.file, params.use_extra_bufts, context.n_threads or n_physical_cores())
+    rows = {label: row(label, p, machine.read_bytes_per_s, machine.cpu_bytes_per_s) for label, p in found.items()}
+    other_row = row("asked", other, machine.read_bytes_per_s, other_rate)
+    asked = rows.pop("asked")
+    return Plan(
+        model=q.file,
+        model_bytes=model_bytes(q.file),
+        n_ctx=q.n_ctx,
+        n_layers=need.n_layers,
+        n_blocks=need.n_blocks,
+        n_experts=need.n_experts,
+        n_experts_used=need.n_experts_used,
+        mem_least_bytes=need.mem_least_bytes,
+        mem_full_bytes=need.mem_full_bytes,
+        asked=asked,
+        table=tuple(sorted(rows.values(), key=lambda r: r.mem_budget_bytes)),
+        prompt=prompt_of(found["asked"], asked, q.n_ctx, machine.read_bytes_per_s),
+        repack=repack_of(params.use_extra_bufts, need, asked, other, other_row),
+        machine=machine,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is planned for."""
+
+    file: Path
+    params: ModelParams
+    context: ContextParams  # as its use wants it
+    n_ctx: int  # tokens
+    at_once: bool  # whether a text is computed in one ubatch
+    n_outputs: int  # the most logits at once, 0 = of every token
+
+
+def question(
+    path: str | os.PathLike[str],
+    params: ModelParams | None,
+    context_params: ContextParams | None,
+    mem_budget: int | str | None,
+    n_ctx: int | None,
+    n_ubatch: int | None,
+    n_threads: int | None,
+    repack: bool | None,
+    use: Use,
+    n_parallel: int | None,
+) -> Question:
+    """What the arguments of plan() ask for. Raises: as plan()."""
     model_kwargs = {"mem_budget": mem_budget, "use_extra_bufts": repack}
     context_kwargs = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
     params = merged(ModelParams, params, {k: v for k, v in model_kwargs.items() if v is not None})
@@ -168,36 +227,7 @@ def plan(
         file, n_train, at_once = model.path, model.n_ctx_train, context.at_once(model.architecture, model.metadata)
     if context.n_ctx is None:
         context = merged(ContextParams, context, {"n_ctx": min(n_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)})
-    budget = size_bytes(params.mem_budget) or int(memory().host_available * params.mem_pressure)
-
-    need = library_plan(file, params, context, [budget], at_once, n_outputs)[0]
-    marks = {f"{share} %": need.mem_full_bytes * share // 100 for share in SHARES}
-    budgets = {"asked": budget, "least": need.mem_least_bytes, **marks}
-    plans = library_plan(file, params, context, list(budgets.values()), at_once, n_outputs)
-    found = dict(zip(budgets, plans, strict=True))
-    other_params = merged(ModelParams, params, {"use_extra_bufts": not params.use_extra_bufts})
-    other = library_plan(file, other_params, context, [budget], at_once, n_outputs)[0]
-
-    machine, other_rate = measure(file, params.use_extra_bufts, context.n_threads or n_physical_cores())
-    rows = {label: row(label, p, machine.read_bytes_per_s, machine.cpu_bytes_per_s) for label, p in found.items()}
-    other_row = row("asked", other, machine.read_bytes_per_s, other_rate)
-    asked = rows.pop("asked")
-    return Plan(
-        model=file,
-        model_bytes=model_bytes(file),
-        n_ctx=context.n_ctx or n_train,
-        n_layers=need.n_layers,
-        n_blocks=need.n_blocks,
-        n_experts=need.n_experts,
-        n_experts_used=need.n_experts_used,
-        mem_least_bytes=need.mem_least_bytes,
-        mem_full_bytes=need.mem_full_bytes,
-        asked=asked,
-        table=tuple(sorted(rows.values(), key=lambda r: r.mem_budget_bytes)),
-        prompt=prompt_of(found["asked"], asked, context.n_ctx or n_train, machine.read_bytes_per_s),
-        repack=repack_of(params.use_extra_bufts, need, asked, other, other_row),
-        machine=machine,
-    )
+    return Question(file, params, context, context.n_ctx or n_train, at_once, n_outputs)
 
 
 def for_use(context: ContextParams, use: Use, n_parallel: int | None) -> tuple[ContextParams, int]:
@@ -246,8 +276,12 @@ def library_plan(
         status = lib.superllama_plan(os.fsencode(path), m, c, budgets, len(budgets), out)
     if status < 0:
         raise ModelError(f"cannot plan for {path}: {reason(errors, last_error())}")
-    names = [name for name, _ in ffi.typeof("struct superllama_plan").fields]
-    return [SimpleNamespace(**{name: getattr(p, name) for name in names}) for p in out]
+    return [copied("superllama_plan", p) for p in out]
+
+
+def copied(name: str, c: Any) -> SimpleNamespace:
+    """The fields of a C struct, which may go then."""
+    return SimpleNamespace(**{field: getattr(c, field) for field, _ in ffi.typeof(f"struct {name}").fields})
 
 
 def context_to_c(context: ContextParams, owned: list[Any], at_once: bool, n_outputs: int) -> Any:
@@ -288,12 +322,16 @@ def measure(path: Path, repack: bool, n_threads: int) -> tuple[Machine, float]:
 # ---------------------------------------------------------------- arithmetic
 
 
+def expert_read_of(p: SimpleNamespace) -> int:
+    """Bytes of experts that a token reads: those that it uses and that are not in the pool."""
+    return int(p.expert_used_bytes * (1 - p.expert_pool_bytes / p.expert_bytes)) if p.expert_bytes else 0
+
+
 def row(label: str, p: SimpleNamespace, read_rate: float, cpu_rate: float) -> Row:
     """A superllama_plan with what it takes per token."""
     expert_read, seconds_disk, seconds_cpu = 0, None, None
     if p.works:
-        if p.expert_bytes:
-            expert_read = int(p.expert_used_bytes * (1 - p.expert_pool_bytes / p.expert_bytes))
+        expert_read = expert_read_of(p)
         seconds_disk = (p.streamed_bytes + expert_read) / read_rate
         seconds_cpu = (p.fixed_bytes + p.dense_bytes + p.expert_used_bytes) / cpu_rate
     return Row(

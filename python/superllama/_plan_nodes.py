@@ -9,69 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ._context_base import DEFAULT_N_CTX_MAX
-from ._errors import Error, ModelError
+from ._errors import ModelError
 from ._files import model_bytes
 from ._memory import memory, n_physical_cores
-from ._model import Model
 from ._native import collected_errors, ffi, last_error, lib, reason
-from ._params import ContextParams, ModelParams, merged
-from ._plan import Machine, Use, context_to_c, for_use, measure, model_to_c
-from ._process import check_can_compute
+from ._params import ContextParams, ModelParams
+from ._plan import Machine, Use, context_to_c, copied, expert_read_of, measure, model_to_c, question
+from ._plan_spec import Node, Spec, read_spec
 from ._sizes import size_bytes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MORE_BYTES = 1 << 30  # what one more of would give
 N_LAYERS_MAX = 1024
-N_NODES_MAX = 12
-_RATE = re.compile(r"([0-9.]+) ?([kMGT]?)(B|bit)/s")
-_RATE_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_TIME = re.compile(r"([0-9.]+) ?(us|ms|s)")
-_TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_HEAD_KEYS = ("memory", "disk", "compute")
-_NODE_KEYS = ("name", "memory", "budget", "disk", "network", "round_trip", "compute", "model_dir")
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """The machine that serves: it has the model file, and what is on no node."""
-
-    memory_bytes: int = 0  # its budget; 0 = automatic, of what this machine has
-    disk_bytes_per_s: float | None = None  # None: measured here
-    compute_bytes_per_s: float | None = None  # of weights; None: measured here
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A machine with a superllama-rpc-server."""
-
-    name: str  # unlike the others'
-    memory_bytes: int  # free there, before the model is loaded
-    network_bytes_per_s: float  # between the head and it
-    round_trip_s: float  # of the smallest message and its answer
-    budget_bytes: int = 0  # as --vram-budget; 0 = automatic, of what is free
-    disk_bytes_per_s: float | None = None  # for what it reads itself, with model_dir; None: as the head's
-    compute_bytes_per_s: float | None = None  # of weights; None: as the head's
-    model_dir: bool = False  # whether its server has the file (--model-dir)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What a file of `superllama plan --nodes` says."""
-
-    head: Head  # the machine that serves
-    nodes: tuple[Node, ...]  # in the order of --rpc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +48,13 @@ class Share:
     load_bytes: int  # that cross the network until a context is there, if its server has no files
     load_model_dir_bytes: int  # if it has the file (--model-dir)
     load_seconds: float  # of its first load, as model_dir says
+
+    @property
+    def seconds(self) -> float | None:
+        """Of each token: on the head, reading and computing overlap. None: the placement does not work."""
+        if self.seconds_compute is None or self.seconds_disk is None or self.seconds_network is None:
+            return None
+        return max(self.seconds_compute, self.seconds_disk) + self.seconds_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,121 +95,7 @@ class NodesPlan:
         """What a notebook shows: each machine with its layers, and the parts of a token's time."""
         from ._look.html import nodes_view
 
-        return nodes_view(self.as_dict())
-
-
-# ---------------------------------------------------------------- the file
-
-
-def read_spec(path: str | os.PathLike[str]) -> Spec:
-    """The machines that a TOML file describes: a table [head], and [[node]] for each node.
-
-    Raises: Error that names the key and what it has to be; OSError where the file cannot be read.
-    """
-    try:
-        top = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise Error(f"{path}: {e}") from e
-    return parse_spec(top, str(path))
-
-
-def parse_spec(top: Mapping[str, Any], where: str = "nodes") -> Spec:
-    """The same of what such a file holds. Raises: Error."""
-    for key in top:
-        if key not in ("head", "node"):
-            raise Error(f"{where}: {key}: there are [head] and [[node]]")
-    head, nodes = top.get("head", {}), top.get("node", [])
-    if not isinstance(head, dict):
-        raise Error(f"{where}: head: is a table, [head]")
-    if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
-        raise Error(f"{where}: node: is a table for each node, [[node]]")
-    if not 1 <= len(nodes) <= N_NODES_MAX:
-        raise Error(f"{where}: node: {len(nodes)} of them, a plan has 1 to {N_NODES_MAX}")
-    h = _Table(where, "head", head, _HEAD_KEYS)
-    found = []
-    for i, values in enumerate(nodes):
-        name = str(values.get("name", f"node{i + 1}"))
-        t = _Table(where, f"node {name}", values, _NODE_KEYS)
-        found.append(
-            Node(
-                name=name,
-                memory_bytes=t.size("memory"),
-                network_bytes_per_s=t.rate("network"),
-                round_trip_s=t.seconds("round_trip"),
-                budget_bytes=t.size("budget", auto=True),
-                disk_bytes_per_s=t.rate_or_none("disk"),
-                compute_bytes_per_s=t.rate_or_none("compute"),
-                model_dir=t.flag("model_dir"),
-            )
-        )
-    names = [node.name for node in found]
-    for name in names:
-        if names.count(name) > 1 or name == "head":
-            raise Error(f"{where}: node {name}: name: is taken, each node has one of its own")
-    return Spec(
-        Head(h.size("memory", auto=True), h.rate_or_none("disk"), h.rate_or_none("compute")),
-        tuple(found),
-    )
-
-
-class _Table:
-    """The keys of one machine."""
-
-    def __init__(self, where: str, name: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-        self.where, self.name, self.values = where, name, values
-        for key in values:
-            if key not in keys:
-                raise self.error(key, f"is no key of it: there are {', '.join(keys)}")
-
-    def error(self, key: str, what: str) -> Error:
-        return Error(f"{self.where}: {self.name}: {key}: {what}")
-
-    def get(self, key: str, what: str) -> Any:
-        if key not in self.values:
-            raise self.error(key, f"is missing: {what}")
-        return self.values[key]
-
-    def size(self, key: str, auto: bool = False) -> int:
-        if auto and self.values.get(key, "auto") == "auto":
-            return 0
-        what = 'a size, "8GiB" or bytes'
-        value = self.get(key, what)
-        try:
-            n = size_bytes(value) if isinstance(value, int | str) and "%" not in str(value) else 0
-        except ValueError as e:
-            raise self.error(key, str(e)) from e
-        if n <= 0:
-            raise self.error(key, f"{value!r} is not {what}")
-        return n
-
-    def rate(self, key: str) -> float:
-        what = 'a rate above 0, "1Gbit/s", "2GB/s" or bytes per second'
-        return self._number(key, what, _RATE, lambda m: float(m[1]) * _RATE_UNITS[m[2]] / (8 if m[3] == "bit" else 1))
-
-    def rate_or_none(self, key: str) -> float | None:
-        return self.rate(key) if key in self.values else None
-
-    def seconds(self, key: str) -> float:
-        return self._number(
-            key, 'a time above 0, "0.3ms", "200us" or seconds', _TIME, lambda m: float(m[1]) * _TIME_UNITS[m[2]]
-        )
-
-    def flag(self, key: str) -> bool:
-        value = self.values.get(key, False)
-        if not isinstance(value, bool):
-            raise self.error(key, f"{value!r} is neither true nor false")
-        return value
-
-    def _number(self, key: str, what: str, pattern: re.Pattern[str], convert: Any) -> float:
-        value = self.get(key, what)
-        match = pattern.fullmatch(value) if isinstance(value, str) else None
-        try:
-            n = convert(match) if match else float(value) if isinstance(value, int | float) else 0.0
-        except ValueError:  # digits with two points
-            n = 0.0
-        if isinstance(value, bool) or not 0 < n < 1e18:
-            raise self.error(key, f"{value!r} is not {what}")
-        return float(n)
+        return nodes_view(self)
 
 
 # ---------------------------------------------------------------- the plan
@@ -282,16 +127,8 @@ def plan_nodes(
     pydantic.ValidationError for wrong values.
     """
     spec = nodes if isinstance(nodes, Spec) else read_spec(nodes)
-    model_kwargs = {"mem_budget": mem_budget, "use_extra_bufts": repack}
-    context_kwargs = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
-    params = merged(ModelParams, params, {k: v for k, v in model_kwargs.items() if v is not None})
-    context = merged(ContextParams, context_params, {k: v for k, v in context_kwargs.items() if v is not None})
-    context, n_outputs = for_use(context, use, n_parallel)
-    check_can_compute()
-    with Model(path, vocab_only=True, progress=False) as model:
-        file, n_train, at_once = model.path, model.n_ctx_train, context.at_once(model.architecture, model.metadata)
-    if context.n_ctx is None:
-        context = merged(ContextParams, context, {"n_ctx": min(n_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)})
+    q = question(path, params, context_params, mem_budget, n_ctx, n_ubatch, n_threads, repack, use, n_parallel)
+    params, context = q.params, q.context
     asked = size_bytes(params.mem_budget) or spec.head.memory_bytes
     budget = asked or int(memory().host_available * params.mem_pressure)
 
@@ -304,11 +141,11 @@ def plan_nodes(
             budget_bytes=node.budget_bytes + MORE_BYTES if node.budget_bytes else 0,
         )
         cases.append(((*spec.nodes[:i], more, *spec.nodes[i + 1 :]), budget))
-    found = library_plan_nodes(file, params, context, cases, at_once, n_outputs)
+    found = library_plan_nodes(q.file, params, context, cases, q.at_once, q.n_outputs)
 
     machine = None
     if spec.head.disk_bytes_per_s is None or spec.head.compute_bytes_per_s is None:
-        machine, _ = measure(file, params.use_extra_bufts, context.n_threads or n_physical_cores())
+        machine, _ = measure(q.file, params.use_extra_bufts, context.n_threads or n_physical_cores())
     disk = spec.head.disk_bytes_per_s or (machine.read_bytes_per_s if machine else 0)
     cpu = spec.head.compute_bytes_per_s or (machine.cpu_bytes_per_s if machine else 0)
 
@@ -328,9 +165,9 @@ def plan_nodes(
         )
     names = [node.name for node in spec.nodes]
     return NodesPlan(
-        model=file,
-        model_bytes=model_bytes(file),
-        n_ctx=context.n_ctx or n_train,
+        model=q.file,
+        model_bytes=model_bytes(q.file),
+        n_ctx=q.n_ctx,
         n_layers=len(first.layers),
         placement=tuple(names[layer.node] if layer.node >= 0 else "head" for layer in first.layers),
         head_least_bytes=first.host.mem_least_bytes,
@@ -374,16 +211,12 @@ def library_plan_nodes(
         raise ModelError(f"cannot plan for {path}: {reason(errors, last_error())}")
     return [
         SimpleNamespace(
-            host=_copy("superllama_plan", host[i]),
-            shares=[_copy("superllama_node_share", shares[i * n_nodes + k]) for k in range(n_nodes)],
-            layers=[_copy("superllama_plan_layer", layers[i * N_LAYERS_MAX + k]) for k in range(n_layers)],
+            host=copied("superllama_plan", host[i]),
+            shares=[copied("superllama_node_share", shares[i * n_nodes + k]) for k in range(n_nodes)],
+            layers=[copied("superllama_plan_layer", layers[i * N_LAYERS_MAX + k]) for k in range(n_layers)],
         )
         for i in range(len(cases))
     ]
-
-
-def _copy(name: str, c: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{field: getattr(c, field) for field, _ in ffi.typeof(f"struct {name}").fields})
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -392,7 +225,7 @@ def _copy(name: str, c: Any) -> SimpleNamespace:
 def shares_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> tuple[Share, ...]:
     """The head and the nodes, with what each takes for a token. `disk` and `cpu` are rates of the head."""
     h = case.host
-    expert_read = int(h.expert_used_bytes * (1 - h.expert_pool_bytes / h.expert_bytes)) if h.expert_bytes else 0
+    read = h.streamed_bytes + expert_read_of(h)
     where = [layer.node for layer in case.layers]
     head = Share(
         name="head",
@@ -402,12 +235,12 @@ def shares_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> tup
         weight_bytes=h.fixed_bytes + h.pinned_bytes + h.ring_bytes + h.expert_pool_bytes,
         kv_bytes=h.kv_bytes,
         compute_bytes=h.compute_bytes,
-        streamed_bytes=h.streamed_bytes + expert_read if h.works else 0,
+        streamed_bytes=read if h.works else 0,
         sent_bytes=0,
         received_bytes=0,
         n_round_trips=0,
         seconds_compute=_of_token(case, -1) / cpu if h.works else None,
-        seconds_disk=(h.streamed_bytes + expert_read) / disk if h.works else None,
+        seconds_disk=read / disk if h.works else None,
         seconds_network=0.0 if h.works else None,
         load_bytes=0,
         load_model_dir_bytes=0,
@@ -457,12 +290,12 @@ def _ends(where: list[int], node: int) -> dict[str, int | None]:
 
 
 def seconds_of(shares: tuple[Share, ...]) -> float | None:
-    """Of one token: the machines one after another, and on the head the slower of disk and processor."""
+    """Of one token: the machines one after another."""
     total = 0.0
     for s in shares:
-        if s.seconds_compute is None or s.seconds_disk is None or s.seconds_network is None:
+        if s.seconds is None:
             return None
-        total += max(s.seconds_compute, s.seconds_disk) + s.seconds_network
+        total += s.seconds
     return total
 
 

@@ -13,7 +13,7 @@ import pytest
 from rpc_devices import PRELUDE, limited_server
 from running import Runner
 
-from superllama import _plan_nodes
+from superllama import _plan_nodes, _plan_spec
 from superllama._params import ContextParams, ModelParams
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="dynamic layers need Linux")
@@ -37,7 +37,7 @@ print(json.dumps({
 
 
 def planned(path: Path, totals: list[int]) -> Any:
-    nodes = tuple(_plan_nodes.Node(f"n{i}", total, 1e9, 1e-4) for i, total in enumerate(totals))
+    nodes = tuple(_plan_spec.Node(f"n{i}", total, 1e9, 1e-4) for i, total in enumerate(totals))
     (found,) = _plan_nodes.library_plan_nodes(path, ModelParams(), ContextParams(**CONTEXT), [(nodes, 1 << 40)])
     return found
 

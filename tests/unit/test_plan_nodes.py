@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import superllama
-from superllama import _plan_nodes, cli
+from superllama import _plan_spec, cli
 
 MIB = 1 << 20
 HEAD: dict[str, Any] = {"memory": "64MiB", "disk": "1GB/s", "compute": "10GB/s"}
@@ -39,10 +39,10 @@ def test_a_file_says_what_machines_there_are(tmp_path: Path) -> None:
         network = 125000000
         round_trip = 0.001
     """)
-    found = _plan_nodes.read_spec(file)
-    assert found.head == _plan_nodes.Head(4 << 30, 2.5e9, None)
-    assert found.nodes[0] == _plan_nodes.Node("attic", 8 << 30, 1.25e9, pytest.approx(2e-4), 6 << 30, None, 5e9, True)
-    assert found.nodes[1] == _plan_nodes.Node("node2", 1 << 30, 1.25e8, 1e-3)
+    found = _plan_spec.read_spec(file)
+    assert found.head == _plan_spec.Head(4 << 30, 2.5e9, None)
+    assert found.nodes[0] == _plan_spec.Node("attic", 8 << 30, 1.25e9, pytest.approx(2e-4), 6 << 30, None, 5e9, True)
+    assert found.nodes[1] == _plan_spec.Node("node2", 1 << 30, 1.25e8, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_a_file_says_what_machines_there_are(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(node: dict[str, Any], words: str) -> None:
     with pytest.raises(superllama.Error, match=words):
-        _plan_nodes.parse_spec(spec(node))
+        _plan_spec.parse_spec(spec(node))
 
 
 def test_what_is_missing_or_too_much_is_named() -> None:
     for key in ("memory", "network", "round_trip"):
         node = {k: v for k, v in NODE.items() if k != key}
         with pytest.raises(superllama.Error, match=f"node node1: {key}: is missing"):
-            _plan_nodes.parse_spec({"node": [node]})
+            _plan_spec.parse_spec({"node": [node]})
     for top, words in (
         ({}, "node: 0 of them, a plan has 1 to 12"),
         ({"node": [NODE] * 13}, "node: 13 of them"),
@@ -83,11 +83,11 @@ def test_what_is_missing_or_too_much_is_named() -> None:
         ({"head": {"memory": -1}, "node": [NODE]}, "head: memory: "),
     ):
         with pytest.raises(superllama.Error, match=words):
-            _plan_nodes.parse_spec(top)
+            _plan_spec.parse_spec(top)
 
 
 def plan_of(path: Path, top: dict[str, Any], **kwargs: Any) -> superllama.NodesPlan:
-    return superllama.plan_nodes(path, _plan_nodes.parse_spec(top), n_ctx=256, n_ubatch=64, n_threads=1, **kwargs)
+    return superllama.plan_nodes(path, _plan_spec.parse_spec(top), n_ctx=256, n_ubatch=64, n_threads=1, **kwargs)
 
 
 def test_all_layers_go_where_there_is_room(tiny_model: Path) -> None:

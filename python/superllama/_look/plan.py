@@ -124,8 +124,6 @@ def show_nodes(plan: NodesPlan, console: Console | None = None) -> None:
     for name in ("", "layers", "budget", "weights", "KV, buffers", "reads", "network", "waits", "ms/token"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for s in plan.shares:
-        seconds = [s.seconds_compute, s.seconds_disk, s.seconds_network]
-        parts = [part for part in seconds if part is not None]
         table.add_row(
             s.name,
             f"{s.first_layer}-{s.last_layer}" if s.n_layers else "none",
@@ -135,7 +133,7 @@ def show_nodes(plan: NodesPlan, console: Console | None = None) -> None:
             size(s.streamed_bytes) if s.streamed_bytes else "",
             size(s.sent_bytes + s.received_bytes) if s.name != "head" else "",
             str(s.n_round_trips) if s.name != "head" else "",
-            f"{1e3 * (max(parts[:2]) + parts[2]):.2f}" if len(parts) == 3 else "",
+            f"{1e3 * s.seconds:.2f}" if s.seconds is not None else "",
         )
     console.print(table)
     if plan.seconds_per_token is None:
