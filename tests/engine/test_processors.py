@@ -10,29 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from processors import Ids, MineError, Scores, forced
 from serving import http_server
 
 import superllama
 from superllama.compat import Llama, LogitsProcessorList
 
-Ids = npt.NDArray[np.int32]
-Scores = npt.NDArray[np.float32]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
-
-
-class MineError(Exception):
-    """What a function of a caller raises."""
-
-
-def forced(token: int) -> Any:
-    def only(ids: Ids, scores: Scores) -> Scores:
-        found = np.full_like(scores, -np.inf)
-        found[token] = 0
-        return found
-
-    return only
 
 
 def moved(ids: Ids, scores: Scores) -> Scores:

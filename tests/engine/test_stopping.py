@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from processors import Ids, MineError, Scores, forced
 
 import superllama
 from superllama.compat import Llama, LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
-
-Ids = npt.NDArray[np.int32]
-Scores = npt.NDArray[np.float32]
-
-
-class MineError(Exception):
-    """What a function of a caller raises."""
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +38,6 @@ def texts(llama: Llama, **request: Any) -> tuple[dict[str, Any], list[dict[str, 
     assert "".join(part["text"] for part in parts) == whole["text"]
     assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + [whole["finish_reason"]]
     return whole, parts
-
-
-def forced(token: int) -> Any:
-    def only(tokens: Ids, scores: Scores) -> Scores:
-        found = np.full_like(scores, -np.inf)
-        found[token] = 0
-        return found
-
-    return only
 
 
 def after(n_tokens: int) -> Any:
