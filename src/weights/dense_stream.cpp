@@ -141,7 +141,8 @@ void dense_stream::apply(const dense_budget & budget) {
 }
 
 // Blocks of this graph that come only now stay where they are read to. The ring keeps its size: what is in it is in
-// use, or on its way.
+// use, or on its way. Reads are begun by the graph's thread and by nobody else: while it waits for room for a block, no
+// other thread may begin that block.
 size_t dense_stream::pin_more(size_t bytes) {
     const auto is_on_its_way_out = [this](uint32_t id) {
         return loader[id].state != block_state::absent && misplaced(id);
@@ -157,9 +158,6 @@ size_t dense_stream::pin_more(size_t bytes) {
             pinned_max += size;
             bytes -= size;
         }
-    }
-    if (graph != nullptr) {
-        pump();
     }
     return bytes;
 }

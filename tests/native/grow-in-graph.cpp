@@ -1,13 +1,15 @@
 // A budget that is raised in the middle of a graph: it counts for what that graph reads from then on, and what is in
-// memory stays under it at every node.
+// memory stays under it at every node. And one that goes up and down all the time: the graph waits for room meanwhile.
 //
-//   grow-in-graph MODEL REPACK
+//   grow-in-graph MODEL REPACK DECODES
 
 #include "check.h"
 #include "llama.h"
 #include "superllama.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <thread>
@@ -23,7 +25,8 @@ static bool on_node(void *) {
 }
 
 int main(int argc, char ** argv) {
-    CHECK(argc == 3);
+    CHECK(argc == 4);
+    const int n_decodes = atoi(argv[3]);
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     ggml_backend_load_all();
     llama_backend_init();
@@ -107,6 +110,18 @@ int main(int argc, char ** argv) {
     printf("{\"read_of_a_pass\":%lld,\"read_with_more\":%lld}\n", (long long) of_a_pass, (long long) with_more);
 
     at_node = nullptr;
+    std::atomic<bool> decoding{ true };
+    std::thread other([&] {
+        for (int i = 0; decoding; ++i) {
+            set_budget(i % 3 == 0 ? full : least + (full - least) / 8 * (i % 2));
+            std::this_thread::sleep_for(std::chrono::microseconds(i * 7919 % 2000));
+        }
+    });
+    for (int i = 0; i < n_decodes; ++i) {
+        CHECK(decode() == expected);
+    }
+    decoding = false;
+    other.join();
     llama_free(ctx);
     llama_model_free(model);
     llama_backend_free();

@@ -84,7 +84,7 @@ def test_a_read_that_fails_late_is_no_error_of_the_next_graph(
 @pytest.mark.parametrize("repack", ["1", "0"])
 def test_more_memory_counts_in_the_graph_that_runs(repack: str, demo_model: Path) -> None:
     program = native_programs() / "grow-in-graph"
-    done = subprocess.run([program, demo_model, repack], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([program, demo_model, repack, "200"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     # the pass itself, and the next one: what the first one read after the change is there
