@@ -95,7 +95,7 @@ class NodesPlan:
         """What a notebook shows: each machine with its layers, and the parts of a token's time."""
         from ._look.html import nodes_view
 
-        return nodes_view(self)
+        return nodes_view(self.as_dict(), [s.seconds for s in self.shares])
 
 
 # ---------------------------------------------------------------- the plan

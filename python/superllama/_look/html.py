@@ -20,8 +20,6 @@ from .heat import heat_map
 if TYPE_CHECKING:
     import jinja2
 
-    from .._plan_nodes import NodesPlan
-
 FOLDER = Path(__file__).with_name("templates")
 PATIENCE_S = 1.0  # that a notebook waits for what another thread changes
 
@@ -147,27 +145,28 @@ def plan_view(plan: Mapping[str, Any]) -> str:
     return _page("plan.html", title=Path(plan["model"]).name, facts=facts, rows=rows, notes=notes, legend=legend)
 
 
-def nodes_view(plan: NodesPlan) -> str:
-    """A notebook's view of a plan of several machines: their layers and bytes, and what a token takes."""
+def nodes_view(plan: Mapping[str, Any], seconds: Sequence[float | None]) -> str:
+    """A notebook's view of NodesPlan.as_dict(): machines with their layers and bytes, and what a token takes."""
     rows = [
         {
-            "name": s.name,
-            "layers": f"{s.first_layer}-{s.last_layer}" if s.n_layers else "none",
-            "budget": memory(s.budget_bytes),
-            "weights": memory(s.weight_bytes),
-            "reads": memory(s.streamed_bytes) if s.streamed_bytes else "",
-            "network": memory(s.sent_bytes + s.received_bytes) if s.name != "head" else "",
-            "ms": number(1e3 * s.seconds) if s.seconds is not None else "",
+            "name": s["name"],
+            "layers": f"{s['first_layer']}-{s['last_layer']}" if s["n_layers"] else "none",
+            "budget": memory(s["budget_bytes"]),
+            "weights": memory(s["weight_bytes"]),
+            "reads": memory(s["streamed_bytes"]) if s["streamed_bytes"] else "",
+            "network": memory(s["sent_bytes"] + s["received_bytes"]) if s["name"] != "head" else "",
+            "ms": "" if of_token is None else number(1e3 * of_token),
         }
-        for s in plan.shares
+        for s, of_token in zip(plan["shares"], seconds, strict=True)
     ]
+    speed = plan["tokens_per_s"]
     facts = [
-        f"{plan.n_layers} layers with the output, {plan.n_ctx} tokens of context",
-        f"{number(plan.tokens_per_s)} tokens/s, no placement gives more than {number(plan.bound_tokens_per_s)}"
-        if plan.tokens_per_s
-        else f"too little memory on the head: works from {memory(plan.head_least_bytes)}",
+        f"{plan['n_layers']} layers with the output, {plan['n_ctx']} tokens of context",
+        f"{number(speed)} tokens/s, no placement gives more than {number(plan['bound_tokens_per_s'])}"
+        if speed
+        else f"too little memory on the head: works from {memory(plan['head_least_bytes'])}",
     ]
-    return _page("plan_nodes.html", title=plan.model.name, facts=facts, rows=rows)
+    return _page("plan_nodes.html", title=Path(plan["model"]).name, facts=facts, rows=rows)
 
 
 def _plan_row(row: Mapping[str, Any], full: int) -> dict[str, Any]:
