@@ -21,7 +21,7 @@ UNITS = ("_bytes", "_seconds")
 
 @pytest.fixture(scope="module")
 def server(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    flags = ["-c", 512, "--mem-budget", "200MiB", "--metrics", "--paged-kv"]
+    flags = ["-c", 512, "--mem-budget", "200MiB", "--metrics", "--paged-kv", "-np", 1]
     with http_server(demo_model, tmp_path_factory.mktemp("log") / "log", *flags) as found:
         yield found
 
@@ -56,7 +56,7 @@ def test_the_parser_reads_it_and_names_follow_the_conventions(server: HttpServer
 
 def test_the_numbers_are_those_of_the_status(server: HttpServer) -> None:
     def bytes_are_told() -> bool:  # after some ubatch: looking them up has a thousandth of the time
-        server.complete("the " * 100, n_predict=1)
+        server.complete("the " * 100, n_predict=4)
         return any(held["kv_bytes"] for held in server.request("/superllama")[1]["metrics"]["sequences"])
 
     until(bytes_are_told)
