@@ -34,6 +34,14 @@ int64_t rpc_receive(rpc_socket fd, void * data, size_t bytes, size_t) {
     return ::recv((SOCKET) fd, (char *) data, (int) bytes, 0);
 }
 
+bool rpc_poll(rpc_socket, short, std::chrono::steady_clock::time_point) {
+    return true;
+}
+
+int rpc_connect_by(rpc_socket fd, const void * address, size_t bytes, std::chrono::steady_clock::time_point) {
+    return ::connect((SOCKET) fd, (const sockaddr *) address, (int) bytes) == 0 ? 0 : WSAGetLastError();
+}
+
 int rpc_connect_to(rpc_socket fd, const void * address, size_t bytes) {
     return ::connect((SOCKET) fd, (const sockaddr *) address, (int) bytes);
 }
@@ -160,23 +168,34 @@ int64_t rpc_send(rpc_socket fd, const void * data, size_t bytes) {
     return n;
 }
 
+bool rpc_poll(rpc_socket fd, short events, clock::time_point deadline) {
+    for (;;) {
+        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now()).count();
+        pollfd p = { fd, events, 0 };
+        const int n = poll(&p, 1, (int) std::max<int64_t>(left, 0));
+        if (n >= 0 || errno != EINTR) {
+            return n > 0;
+        }
+    }
+}
+
+int rpc_connect_by(rpc_socket fd, const void * address, size_t bytes, clock::time_point deadline) {
+    int error = ::connect(fd, (const sockaddr *) address, (socklen_t) bytes) == 0 ? 0 : errno;
+    if (error == EINPROGRESS) {
+        socklen_t size = sizeof(error);
+        if (!rpc_poll(fd, POLLOUT, deadline)) {
+            return ETIMEDOUT;
+        }
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    }
+    return error;
+}
+
 int rpc_connect_to(rpc_socket fd, const void * address, size_t bytes) {
     const int flags = fcntl(fd, F_GETFL);
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-    int error = ::connect(fd, (const sockaddr *) address, (socklen_t) bytes) == 0 ? 0 : errno;
-    const auto end = clock::now() + std::chrono::seconds(rpc_connect_s);
-    while (error == EINPROGRESS) {
-        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - clock::now()).count();
-        pollfd p = { fd, POLLOUT, 0 };
-        const int n = poll(&p, 1, (int) std::max<int64_t>(left, 0));
-        socklen_t size = sizeof(error);
-        if (n > 0) {
-            getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
-        } else if (n == 0 || errno != EINTR) {
-            error = ETIMEDOUT;
-        }
-    }
+    const int error = rpc_connect_by(fd, address, bytes, clock::now() + std::chrono::seconds(rpc_connect_s));
     if (error != 0) {
         GGML_LOG_ERROR("RPC: no connection within %d s: %s\n", rpc_connect_s, strerror(error));
         close(fd);

@@ -2,6 +2,7 @@
 // an error after a time that is known. SUPERLLAMA_RPC_TIMEOUT is another number for answers, and the most of all.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 
@@ -32,6 +33,12 @@ using rpc_socket = int;
 // says which. `whole` is the length of what is received, where this is its beginning, else 0.
 int64_t rpc_send(rpc_socket fd, const void * data, size_t bytes);
 int64_t rpc_receive(rpc_socket fd, void * data, size_t bytes, size_t whole);
+
+// Until poll() says `events` of a socket; false: not by then.
+bool rpc_poll(rpc_socket fd, short events, std::chrono::steady_clock::time_point deadline);
+
+// Connects a socket that does not wait. 0, or an error's number: ETIMEDOUT where it is not there by then.
+int rpc_connect_by(rpc_socket fd, const void * address, size_t bytes, std::chrono::steady_clock::time_point deadline);
 
 // As connect(); where it fails the socket is closed. A handshake is what comes next.
 int rpc_connect_to(rpc_socket fd, const void * address, size_t bytes);

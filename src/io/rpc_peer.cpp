@@ -42,21 +42,6 @@ uintptr_t accept_client(uintptr_t listener) {
 
 using clock = std::chrono::steady_clock;
 
-static int left_ms(clock::time_point deadline) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now()).count();
-    return (int) std::max<int64_t>(0, left);
-}
-
-static bool wait_for(int fd, short events, clock::time_point deadline) {
-    for (;;) {
-        pollfd p = { fd, events, 0 };
-        const int n = poll(&p, 1, left_ms(deadline));
-        if (n >= 0 || errno != EINTR) {
-            return n > 0;
-        }
-    }
-}
-
 // ------------------------------------------------------------------------------------- a server to be used
 
 // One short conversation with a deadline; every failure is an exception that says what the peer did.
@@ -97,14 +82,10 @@ class rpc_probe {
             fcntl(fd, F_SETFD, FD_CLOEXEC);
             fcntl(fd, F_SETFL, O_NONBLOCK);
         }
-        int failed = fd < 0 ? errno : ::connect(fd, found->ai_addr, found->ai_addrlen) == 0 ? 0 : errno;
+        const int failed = fd < 0 ? errno : rpc_connect_by(fd, found->ai_addr, found->ai_addrlen, deadline);
         freeaddrinfo(found);
-        if (failed == EINPROGRESS) {
-            socklen_t size = sizeof(failed);
-            if (!wait_for(fd, POLLOUT, deadline)) {
-                fail("no connection within " + std::to_string(timeout_s) + " s");
-            }
-            getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &size);
+        if (failed == ETIMEDOUT) {
+            fail("no connection within " + std::to_string(timeout_s) + " s");
         }
         if (failed != 0) {
             fail(std::string("no connection: ") + strerror(failed));
@@ -147,7 +128,7 @@ class rpc_probe {
   private:
     void receive(void * to, size_t size) {
         for (size_t n = 0; n < size;) {
-            if (!wait_for(fd, POLLIN, deadline)) {
+            if (!rpc_poll(fd, POLLIN, deadline)) {
                 fail("takes a connection, but does not answer within " + std::to_string(timeout_s) +
                      " s; an RPC server has one client at a time: is another one using it?");
             }
@@ -208,7 +189,7 @@ const char * rpc_client_name() {
 static bool speaks(int fd) {
     int words = 24;
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &words, sizeof(words));
-    const bool here = wait_for(fd, POLLIN, clock::now() + std::chrono::seconds(rpc_handshake_s));
+    const bool here = rpc_poll(fd, POLLIN, clock::now() + std::chrono::seconds(rpc_handshake_s));
     words = 1;
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &words, sizeof(words));
     char first = 0;
