@@ -32,6 +32,14 @@ llama_model_ptr plan_dry_model(const char * path, struct llama_model_params mpar
     return load(path, mparams);
 }
 
+llama_context_ptr plan_dry_context(llama_model * dry, const struct llama_context_params & cparams) {
+    llama_context_ptr ctx(llama_init_from_model(dry, cparams));
+    if (ctx == nullptr) {
+        throw std::runtime_error("no context of this size can be made; the log says why");
+    }
+    return ctx;
+}
+
 llama_model_ptr plan_laid_out(const char * path, struct llama_model_params mparams) {
     mparams.no_alloc = false;
     mparams.load_mode = LLAMA_LOAD_MODE_NONE;
@@ -83,10 +91,7 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
 
     // what a context takes: from a dry run of upstream's
     const llama_model_ptr dry = plan_dry_model(path, mparams);
-    const llama_context_ptr ctx(llama_init_from_model(dry.get(), cparams));
-    if (ctx == nullptr) {
-        throw std::runtime_error("no context of this size can be made; the log says why");
-    }
+    const llama_context_ptr ctx = plan_dry_context(dry.get(), cparams);
     plan_context(*ctx, common);
 
     // the layout of the weights: as in a load that stops before it reads

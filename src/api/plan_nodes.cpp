@@ -70,14 +70,6 @@ class planner {
 
 } // namespace
 
-static llama_context_ptr make_context(llama_model * model, const llama_context_params & cparams) {
-    llama_context_ptr ctx(llama_init_from_model(model, cparams));
-    if (ctx == nullptr) {
-        throw std::runtime_error("no context of this size can be made; the log says why");
-    }
-    return ctx;
-}
-
 planner::planner(const char * path, const llama_model_params & params, const llama_context_params & cparams,
                  int32_t n_nodes) :
     path(path),
@@ -96,7 +88,7 @@ planner::planner(const char * path, const llama_model_params & params, const lla
     on_host.n_gpu_layers = 0;
     const llama_model_ptr dry = plan_dry_model(path, on_host);
     const layer_kv_sizes sizes;
-    make_context(dry.get(), cparams);
+    plan_dry_context(dry.get(), cparams);
     kv = sizes.bytes((size_t) n_layers());
 }
 
@@ -137,7 +129,7 @@ const dry_context & planner::at(const std::vector<int> & to, bool op_offload, bo
     }
     llama_context_params c = cparams;
     c.op_offload = op_offload;
-    const llama_context_ptr ctx = make_context(dry.get(), c);
+    const llama_context_ptr ctx = plan_dry_context(dry.get(), c);
     if (pipelined && !context_hooks::is_pipelined(*ctx)) {
         context_hooks::pipeline(*ctx);
     }

@@ -28,6 +28,13 @@ static int32_t guarded(const F & body) {
     return tried([&] { result = body(); }) ? result : -1;
 }
 
+// As many of `found` as there is room for; returns how many there are.
+template <typename T>
+static int32_t fill(T * out, int32_t n_max, const std::vector<T> & found) {
+    std::copy_n(found.begin(), std::max(0, std::min(n_max, (int32_t) found.size())), out);
+    return (int32_t) found.size();
+}
+
 const char * superllama_version(void) {
     return SUPERLLAMA_VERSION;
 }
@@ -142,8 +149,7 @@ int32_t superllama_kv_seq_pages(const struct llama_context * ctx, llama_seq_id s
 int32_t superllama_seq_stats(const struct llama_context * ctx, struct superllama_seq_stats * out, int32_t n_max) {
     return guarded([&] {
         const std::vector<struct superllama_seq_stats> found = ctx->superllama->seq_stats();
-        std::copy_n(found.begin(), std::max(0, std::min(n_max, (int32_t) found.size())), out);
-        return (int32_t) found.size();
+        return fill(out, n_max, found);
     });
 }
 
@@ -187,16 +193,14 @@ int32_t superllama_layers(const struct llama_model * model, struct superllama_la
                 }
             }
         }
-        std::copy_n(layers.begin(), std::max(0, std::min(n_max, (int32_t) layers.size())), out);
-        return (int32_t) layers.size();
+        return fill(out, n_max, layers);
     });
 }
 
 int32_t superllama_experts(const struct llama_model * model, struct superllama_expert * out, int32_t n_max) {
     return guarded([&] {
         const auto experts = model->superllama ? model->superllama->experts() : std::vector<struct superllama_expert>();
-        std::copy_n(experts.begin(), std::max(0, std::min(n_max, (int32_t) experts.size())), out);
-        return (int32_t) experts.size();
+        return fill(out, n_max, experts);
     });
 }
 
@@ -204,8 +208,7 @@ int32_t superllama_devices(const struct llama_model * model, struct superllama_d
     return guarded([&] {
         const device_tier * tier = model->superllama ? model->superllama->tier() : nullptr;
         const auto found = tier != nullptr ? tier->count_devices() : std::vector<struct superllama_device>();
-        std::copy_n(found.begin(), std::max(0, std::min(n_max, (int32_t) found.size())), out);
-        return (int32_t) found.size();
+        return fill(out, n_max, found);
     });
 }
 
