@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <functional>
+#include <utility>
 #include <vector>
 
 namespace superllama {
@@ -108,48 +109,39 @@ static void write_metrics(text & t, const json & metrics) {
     by_tier("kv_pages", "pages of the KV cache by where they are", "kv_pages_gpu", "kv_pages_cpu", "kv_pages_disk");
 }
 
-static void write_sequences(text & t, const json & sequences) {
-    const auto number_of = [&](const char * field, const json & of, const std::string & more = "") {
-        t.sample(of.at(field).get<double>(),
-                 label("sequence", std::to_string(of.at("sequence").get<int64_t>())) + more);
-    };
-    t.family("sequence_tokens_total", "counter", "tokens that were processed, by the slot's sequence");
-    for (const json & s : sequences) {
-        number_of("prompt_tokens", s, "," + label("kind", "prompt"));
-        number_of("generated_tokens", s, "," + label("kind", "generated"));
-    }
-    t.family("sequence_kv_tokens", "gauge", "how long a sequence is");
-    for (const json & s : sequences) {
-        number_of("kv_tokens", s);
-    }
-    t.family("sequence_kv_bytes", "gauge", "memory of its part of a KV cache that comes and goes");
-    for (const json & s : sequences) {
-        number_of("kv_bytes", s);
-    }
-    t.family("sequence_kv_pages", "gauge", "its KV pages by where they are; those of several count for each");
-    for (const json & s : sequences) {
-        number_of("kv_pages_cpu", s, "," + label("tier", "host"));
-        number_of("kv_pages_disk", s, "," + label("tier", "disk"));
+// Of a family, the numbers that each of several has: by the field that names it, and by a label that a field may have.
+static void sample_each(text & t, const json & several, const char * named_by,
+                        const std::vector<std::pair<const char *, std::string>> & fields) {
+    for (const json & one : several) {
+        const json & name = one.at(named_by);
+        const std::string whose = label(named_by, name.is_string() ? name.get<std::string>() : name.dump());
+        for (const auto & [field, more] : fields) {
+            t.sample(one.at(field).get<double>(), whose + (more.empty() ? "" : ",") + more);
+        }
     }
 }
 
+static void write_sequences(text & t, const json & sequences) {
+    t.family("sequence_tokens_total", "counter", "tokens that were processed, by the slot's sequence");
+    sample_each(t, sequences, "sequence",
+                { { "prompt_tokens", label("kind", "prompt") }, { "generated_tokens", label("kind", "generated") } });
+    t.family("sequence_kv_tokens", "gauge", "how long a sequence is");
+    sample_each(t, sequences, "sequence", { { "kv_tokens", "" } });
+    t.family("sequence_kv_bytes", "gauge", "memory of its part of a KV cache that comes and goes");
+    sample_each(t, sequences, "sequence", { { "kv_bytes", "" } });
+    t.family("sequence_kv_pages", "gauge", "its KV pages by where they are; those of several count for each");
+    sample_each(t, sequences, "sequence",
+                { { "kv_pages_cpu", label("tier", "host") }, { "kv_pages_disk", label("tier", "disk") } });
+}
+
 static void write_devices(text & t, const json & devices) {
-    const auto number_of = [&](const char * field, const json & of, const std::string & more = "") {
-        t.sample(of.at(field).get<double>(), label("device", of.at("device").get<std::string>()) + more);
-    };
     t.family("device_used_bytes", "gauge", "memory in use on a device, of the model and its contexts");
-    for (const json & d : devices) {
-        number_of("bytes", d);
-    }
+    sample_each(t, devices, "device", { { "bytes", "" } });
     t.family("device_budget_bytes", "gauge", "memory that the model may use on a device");
-    for (const json & d : devices) {
-        number_of("budget_bytes", d);
-    }
+    sample_each(t, devices, "device", { { "budget_bytes", "" } });
     t.family("device_moved_bytes_total", "counter", "weights and KV that moved to a device, and KV that moved back");
-    for (const json & d : devices) {
-        number_of("bytes_up", d, "," + label("direction", "up"));
-        number_of("bytes_down", d, "," + label("direction", "down"));
-    }
+    sample_each(t, devices, "device",
+                { { "bytes_up", label("direction", "up") }, { "bytes_down", label("direction", "down") } });
 }
 
 std::string prometheus_text(const json & status, int64_t n_refused) {
