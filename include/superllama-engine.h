@@ -34,6 +34,11 @@ SUPERLLAMA_ENGINE_API const char * superllama_engine_flags(void);
 // "draft-simple", as any smaller model of the same vocabulary does. --model-draft alone loads it, and nobody asks it.
 SUPERLLAMA_ENGINE_API const char * superllama_engine_draft_type(const char * path);
 
+// What the projector in a file takes of the host's memory, beside a model, in its budget: its weights, and the buffers
+// of the image that it is warmed up with. Where a device would have them, only what describes its graphs. -1: it cannot
+// be read, see superllama_engine_error().
+SUPERLLAMA_ENGINE_API int64_t superllama_engine_projector_bytes(const char * path);
+
 // Loads a model and starts to serve it. `arguments` are flags of superllama-server with their values, without the name
 // of a program; flags that print something and end are refused, and the environment is not looked at. `progress` is
 // called with 0 to 1 while weights load, in this thread, and stops that by returning false; it may be null. Null: it

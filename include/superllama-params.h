@@ -40,6 +40,9 @@ struct superllama_model_params {
     // hard cap per device, in the order of the model's devices, on weights, KV and compute buffers; 0 = automatic
     uint64_t vram_budget_bytes[SUPERLLAMA_MAX_DEVICES];
 
+    uint64_t
+        projector_bytes; // on the host, of a projector of images and sounds that lies in the budget beside the model
+
     bool plan_only; // lay the weights out in address space and read nothing; superllama_plan() sets it
 };
 

@@ -47,7 +47,7 @@ LLAMA_API int32_t superllama_sampler_accept(struct llama_sampler * smpl, llama_t
 // it, and what was expected there. Without a vocabulary, a token's name ("<token>") is an error.
 LLAMA_API int32_t superllama_check_grammar(const struct llama_vocab * vocab, const char * grammar, const char * root);
 
-#define SUPERLLAMA_N_MEMORY_TAGS 15
+#define SUPERLLAMA_N_MEMORY_TAGS 16
 
 // What bytes of the budget are for: "resident", "rows", "pinned", "ring", ...; NULL for an i that no tag has.
 LLAMA_API const char * superllama_memory_tag(int32_t i);
@@ -228,6 +228,8 @@ struct superllama_plan {
     int32_t n_experts;
     int32_t n_experts_used;
     int32_t n_ubatch; // a prompt streams the weights once per ubatch
+
+    uint64_t projector_bytes; // as mparams.superllama says
 
     bool works; // the budget is at least mem_least_bytes; else the bytes of what would be resident are 0
 };

@@ -149,8 +149,8 @@ class Model(Closing, ModelFacts):
     def memory(self) -> dict[str, int]:
         """Bytes of host memory in use now, by what they are for: weights ("resident", "rows", "pinned", "ring",
         "experts"), "vocabulary", "staging", "kv", "compute", "cpu_work", "outputs", "adapters", "uploads",
-        "prompt_cache" and "page_tables". Their sum is what the budget holds. All 0 for a model that was loaded without
-        dynamic_layers.
+        "prompt_cache", "projector" and "page_tables". Their sum is what the budget holds. All 0 for a model that was
+        loaded without dynamic_layers.
         """
         with self._use() as c:
             return memory_by_tag(c)

@@ -71,6 +71,7 @@ LEFT_OUT = {
     "progress_callback": "Model(progress=...)",
     "progress_callback_user_data": "Model(progress=...)",
     "no_alloc": "a model without weights cannot be used for anything that the package offers",
+    "projector_bytes": "LLM(mmproj=...), plan(mmproj=...)",
     "plan_only": "superllama_plan() sets it for a model that it only measures",
     "ctx_type": "draft contexts (MTP) are a matter of the server's speculative decoding",
     "ctx_other": "draft contexts (MTP) are a matter of the server's speculative decoding",

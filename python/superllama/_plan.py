@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 from ._cache import cache_dir
 from ._context_base import DEFAULT_N_CTX_MAX
+from ._engine.library import projector_bytes
+from ._engine.projector import check_projector
 from ._errors import ModelError
 from ._files import model_bytes
 from ._memory import memory, n_physical_cores
@@ -60,6 +62,7 @@ class Row:
     ring_bytes: int  # for streamed blocks in use and on their way
     expert_pool_bytes: int  # memory for experts
     kv_bytes: int  # of the KV cache
+    projector_bytes: int  # of the projector of images and sounds, with what it computes in; 0 = there is none
     compute_bytes: int  # buffers of graphs, of kernels, of logits
     streamed_bytes: int  # of the layers, read in every pass over the weights
     expert_read_bytes: int  # of experts, read per token: an upper estimate, as if every expert were as likely
@@ -143,6 +146,7 @@ def plan(
     repack: bool | None = None,
     use: Use = "generate",
     n_parallel: int | None = None,
+    mmproj: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """What of a model (a GGUF file, or a name of `superllama list`) would live where under `mem_budget` ("8GiB", "60%",
     bytes; default "auto"), and how fast; no weights are loaded. Takes about two seconds, most of them to measure this
@@ -153,22 +157,23 @@ def plan(
     are and how much is computed at once: "generate" (Context), "completion" (superllama-completion, whose windows are
     as small as they may be), "embed" (a whole text at once), "perplexity" (logits of every token), "server" (LLM,
     superllama-server and -cli, with `n_parallel` sequences, 4 by default, that share the
-    context; what it keeps of finished prompts comes on top, where there is room).
+    context; what it keeps of finished prompts comes on top, where there is room). `mmproj` is the projector that goes
+    with it: it lies in the budget too, unless a device has it.
 
     Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values,
     ForkedError in a fork of a process that had a context or made a plan.
     """
-    q = question(path, params, context_params, mem_budget, n_ctx, n_ubatch, n_threads, repack, use, n_parallel)
+    q = question(path, params, context_params, mem_budget, n_ctx, n_ubatch, n_threads, repack, use, n_parallel, mmproj)
     params, context = q.params, q.context
     budget = size_bytes(params.mem_budget) or int(memory().host_available * params.mem_pressure)
 
-    need = library_plan(q.file, params, context, [budget], q.at_once, q.n_outputs)[0]
+    need = library_plan(q.file, params, context, [budget], q.at_once, q.n_outputs, q.n_projector)[0]
     marks = {f"{share} %": need.mem_full_bytes * share // 100 for share in SHARES}
     budgets = {"asked": budget, "least": need.mem_least_bytes, **marks}
-    plans = library_plan(q.file, params, context, list(budgets.values()), q.at_once, q.n_outputs)
+    plans = library_plan(q.file, params, context, list(budgets.values()), q.at_once, q.n_outputs, q.n_projector)
     found = dict(zip(budgets, plans, strict=True))
     other_params = merged(ModelParams, params, {"use_extra_bufts": not params.use_extra_bufts})
-    other = library_plan(q.file, other_params, context, [budget], q.at_once, q.n_outputs)[0]
+    other = library_plan(q.file, other_params, context, [budget], q.at_once, q.n_outputs, q.n_projector)[0]
 
     machine, other_rate = measure(q.file, params.use_extra_bufts, context.n_threads or n_physical_cores())
     rows = {label: row(label, p, machine.read_bytes_per_s, machine.cpu_bytes_per_s) for label, p in found.items()}
@@ -202,6 +207,7 @@ class Question:
     n_ctx: int  # tokens
     at_once: bool  # whether a text is computed in one ubatch
     n_outputs: int  # the most logits at once, 0 = of every token
+    n_projector: int  # bytes of the projector, 0 = there is none
 
 
 def question(
@@ -215,6 +221,7 @@ def question(
     repack: bool | None,
     use: Use,
     n_parallel: int | None,
+    mmproj: str | os.PathLike[str] | None,
 ) -> Question:
     """What the arguments of plan() ask for. Raises: as plan()."""
     model_kwargs = {"mem_budget": mem_budget, "use_extra_bufts": repack}
@@ -227,7 +234,8 @@ def question(
         file, n_train, at_once = model.path, model.n_ctx_train, context.at_once(model.architecture, model.metadata)
     if context.n_ctx is None:
         context = merged(ContextParams, context, {"n_ctx": min(n_train or DEFAULT_N_CTX_MAX, DEFAULT_N_CTX_MAX)})
-    return Question(file, params, context, context.n_ctx or n_train, at_once, n_outputs)
+    n_projector = projector_bytes(check_projector(mmproj)) if mmproj is not None else 0
+    return Question(file, params, context, context.n_ctx or n_train, at_once, n_outputs, n_projector)
 
 
 def for_use(context: ContextParams, use: Use, n_parallel: int | None) -> tuple[ContextParams, int]:
@@ -266,11 +274,12 @@ def library_plan(
     budgets: list[int],
     at_once: bool = False,
     n_outputs: int = 0,
+    n_projector: int = 0,
 ) -> list[SimpleNamespace]:
     """A copy of the C struct superllama_plan for each budget. Raises: ModelError."""
     owned: list[Any] = []
     c = context_to_c(context, owned, at_once, n_outputs)
-    m = model_to_c(params, owned)
+    m = model_to_c(params, owned, n_projector)
     out = ffi.new("struct superllama_plan[]", len(budgets))
     with collected_errors() as errors:
         status = lib.superllama_plan(os.fsencode(path), m, c, budgets, len(budgets), out)
@@ -293,9 +302,10 @@ def context_to_c(context: ContextParams, owned: list[Any], at_once: bool, n_outp
     return c
 
 
-def model_to_c(params: ModelParams, owned: list[Any]) -> Any:
+def model_to_c(params: ModelParams, owned: list[Any], n_projector: int) -> Any:
     """The C struct for a plan."""
     m = params.to_c(owned)
+    m.superllama.projector_bytes = n_projector
     m.load_mode = lib.LLAMA_LOAD_MODE_NONE  # what dynamic layers take whatever is asked; a dry run cannot map
     return m
 
@@ -343,6 +353,7 @@ def row(label: str, p: SimpleNamespace, read_rate: float, cpu_rate: float) -> Ro
         ring_bytes=p.ring_bytes,
         expert_pool_bytes=p.expert_pool_bytes,
         kv_bytes=p.kv_bytes,
+        projector_bytes=p.projector_bytes,
         compute_bytes=p.compute_bytes,
         streamed_bytes=p.streamed_bytes if p.works else 0,
         expert_read_bytes=expert_read,

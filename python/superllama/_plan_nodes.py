@@ -37,7 +37,7 @@ class Share:
     budget_bytes: int  # of its memory, that is used
     weight_bytes: int  # resident weights
     kv_bytes: int  # of its layers
-    compute_bytes: int  # buffers; on a node without layers, those for which it has none
+    compute_bytes: int  # buffers, and the projector on the head; on a node without layers, those for which it has none
     streamed_bytes: int  # read from disk for each token: of the head only
     sent_bytes: int  # to it, for each token, in a context that is full
     received_bytes: int  # from it, for each token
@@ -114,6 +114,7 @@ def plan_nodes(
     repack: bool | None = None,
     use: Use = "generate",
     n_parallel: int | None = None,
+    mmproj: str | os.PathLike[str] | None = None,
 ) -> NodesPlan:
     """What a model would do on the machines of `nodes` (a Spec, or the TOML file of one): which layers where, what is
     resident and what is read again, what a token takes by part, what the first load sends. No weights are loaded, and
@@ -127,7 +128,7 @@ def plan_nodes(
     pydantic.ValidationError for wrong values.
     """
     spec = nodes if isinstance(nodes, Spec) else read_spec(nodes)
-    q = question(path, params, context_params, mem_budget, n_ctx, n_ubatch, n_threads, repack, use, n_parallel)
+    q = question(path, params, context_params, mem_budget, n_ctx, n_ubatch, n_threads, repack, use, n_parallel, mmproj)
     params, context = q.params, q.context
     asked = size_bytes(params.mem_budget) or spec.head.memory_bytes
     budget = asked or int(memory().host_available * params.mem_pressure)
@@ -141,7 +142,7 @@ def plan_nodes(
             budget_bytes=node.budget_bytes + MORE_BYTES if node.budget_bytes else 0,
         )
         cases.append(((*spec.nodes[:i], more, *spec.nodes[i + 1 :]), budget))
-    found = library_plan_nodes(q.file, params, context, cases, q.at_once, q.n_outputs)
+    found = library_plan_nodes(q.file, params, context, cases, q.at_once, q.n_outputs, q.n_projector)
 
     machine = None
     if spec.head.disk_bytes_per_s is None or spec.head.compute_bytes_per_s is None:
@@ -188,6 +189,7 @@ def library_plan_nodes(
     cases: list[tuple[tuple[Node, ...], int]],
     at_once: bool = False,
     n_outputs: int = 0,
+    n_projector: int = 0,
 ) -> list[SimpleNamespace]:
     """For each case of nodes and the head's budget: `host`, a copy of the C struct superllama_plan; `shares`, of
     superllama_node_share for each node; `layers`, of superllama_plan_layer, the output matrix last. Raises: ModelError.
@@ -195,7 +197,7 @@ def library_plan_nodes(
     owned: list[Any] = []
     n_nodes = len(cases[0][0])
     c = context_to_c(context, owned, at_once, n_outputs)
-    m = model_to_c(params, owned)
+    m = model_to_c(params, owned, n_projector)
     nodes = ffi.new("struct superllama_plan_node[]", len(cases) * n_nodes)
     for i, node in enumerate(node for case, _ in cases for node in case):
         nodes[i].free_bytes, nodes[i].budget_bytes = node.memory_bytes, node.budget_bytes
@@ -234,7 +236,7 @@ def shares_of(case: SimpleNamespace, spec: Spec, disk: float, cpu: float) -> tup
         budget_bytes=h.mem_budget_bytes,
         weight_bytes=h.fixed_bytes + h.pinned_bytes + h.ring_bytes + h.expert_pool_bytes,
         kv_bytes=h.kv_bytes,
-        compute_bytes=h.compute_bytes,
+        compute_bytes=h.compute_bytes + h.projector_bytes,
         streamed_bytes=read if h.works else 0,
         sent_bytes=0,
         received_bytes=0,

@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("-t", "--threads", metavar="N", type=int, help="threads (default: the physical cores)")
     plan.add_argument("--for", dest="use", choices=USES, default="generate", help="what it is for (default: generate)")
     plan.add_argument("-np", "--parallel", metavar="N", type=int, help="sequences of a server (default: 4)")
+    plan.add_argument("-mm", "--mmproj", metavar="FILE", help="the projector of images and sounds that goes with it")
     plan.add_argument("--no-repack", action="store_true", help="with the weights in the layout of the file")
     plan.add_argument("--nodes", metavar="SPEC.toml", type=Path, help="on several machines, which lend memory over RPC")
     plan.add_argument("--json", action="store_true", help="for programs")
@@ -289,6 +290,7 @@ def _plan(args: argparse.Namespace) -> int:
             "repack": not args.no_repack,
             "use": args.use,
             "n_parallel": args.parallel,
+            "mmproj": args.mmproj,
         }
         found = plan(model, **asked) if args.nodes is None else plan_nodes(model, args.nodes, **asked)
     except ValidationError as e:

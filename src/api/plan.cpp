@@ -65,7 +65,7 @@ void plan_context(llama_context & ctx, struct superllama_plan & common) {
 }
 
 struct superllama_plan plan_row(const dynamic_model & weights, const struct superllama_plan & common, uint64_t budget) {
-    const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes;
+    const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes + common.projector_bytes;
     const uint64_t usable = dynamic_model::without_page_tables(budget);
     const weights_budget b = weights.plan(usable - std::min(usable, taken), common.n_ubatch);
     struct superllama_plan row = common;
@@ -103,6 +103,7 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
     common.fixed_bytes = weights.fixed_bytes();
     common.repacked_bytes = weights.converted_bytes();
     common.n_blocks = (int32_t) weights.n_blocks();
+    common.projector_bytes = mparams.superllama.projector_bytes;
     for (int32_t i = 0; i < n_budgets; ++i) {
         out[i] = plan_row(weights, common, budgets[i]);
     }

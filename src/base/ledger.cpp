@@ -4,8 +4,8 @@ namespace superllama {
 
 const char * name_of(memory_tag tag) {
     static const char * const names[n_memory_tags] = {
-        "resident", "rows",     "vocabulary", "pinned",   "ring",    "experts",      "staging",     "kv",
-        "compute",  "cpu_work", "outputs",    "adapters", "uploads", "prompt_cache", "page_tables",
+        "resident", "rows",     "vocabulary", "pinned",   "ring",    "experts",      "staging",   "kv",
+        "compute",  "cpu_work", "outputs",    "adapters", "uploads", "prompt_cache", "projector", "page_tables",
     };
     return names[(size_t) tag];
 }

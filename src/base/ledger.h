@@ -26,6 +26,7 @@ enum class memory_tag : uint8_t {
     adapters,     // LoRA, control vectors
     uploads,      // on the way to a device
     prompt_cache, // states that a server keeps beside its slots
+    projector,    // of images and sounds: its weights, and what it computes with
     page_tables,  // of all of it
 };
 

@@ -5,6 +5,7 @@
 #include "server/control.h"
 #include "server/lifecycle.h"
 #include "server/logits.h"
+#include "server/projector.h"
 #include "server/slots.h"
 #include "arg.h"
 #include "engine/options.h"
@@ -255,6 +256,19 @@ const char * superllama_engine_draft_type(const char * path) {
     return name.c_str();
 }
 
+int64_t superllama_engine_projector_bytes(const char * path) {
+    last_error.clear();
+    try {
+        const superllama::assert_guard guard("the projector's file contradicts itself");
+        common_params params;
+        params.mmproj.path = path;
+        return (int64_t) superllama::projector_bytes(params);
+    } catch (const std::exception & e) {
+        last_error = e.what();
+    }
+    return -1;
+}
+
 struct superllama_engine * superllama_engine_start(int32_t n_arguments, const char * const * arguments,
                                                    bool (*progress)(float done, void * user_data), void * user_data) {
     last_error.clear();
@@ -275,6 +289,7 @@ struct superllama_engine * superllama_engine_start(int32_t n_arguments, const ch
         }
         superllama::requests_stop_themselves();
         superllama::switch_off(params);
+        superllama::count_projector(params);
         llama_backend_init();
         llama_numa_init(params.numa);
         if (!load(*engine, progress, user_data)) {

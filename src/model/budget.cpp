@@ -45,6 +45,7 @@ void dynamic_model::charge_weights() {
     resident.set(store.resident_bytes());
     rows.set(store.row_bytes_now(), store.row_bytes_max(), store.row_bytes_max());
     staging.set(store.staging_bytes());
+    projector.set(params.projector_bytes);
     uploads.set(devices ? device_upload_staging() : 0);
     kv_of_devices.set(devices ? devices->kv_host_bytes() : 0);
 }
@@ -55,6 +56,11 @@ size_t dynamic_model::taken_bytes() const {
 
 size_t dynamic_model::least_bytes() const {
     return with_page_tables(memory.granted() + memory.lent() + scheduler->plan(0, n_ubatch_max()).min_bytes);
+}
+
+// A part of the sums in errors, or "".
+std::string dynamic_model::of_projector() const {
+    return projector.used() > 0 ? format(" (%.0f MiB of the projector)", projector.used() / MiB) : "";
 }
 
 // Without what a server keeps beside its slots: it goes where the budget has no room for it.
@@ -107,10 +113,10 @@ void dynamic_model::change_charges(const std::vector<change> & changes) {
         const size_t in_use = scheduler->plan(0, n_ubatch_max()).min_bytes;
         const std::string why =
             format("--mem-budget: %.0f MiB are too few: %.0f MiB are always resident, %.0f MiB are needed for "
-                   "the blocks in use, %.0f MiB for KV cache and other buffers; the least that works is %.0f MiB "
+                   "the blocks in use, %.0f MiB for KV cache and other buffers%s; the least that works is %.0f MiB "
                    "(less with a smaller --ctx-size or --ubatch-size, or where fewer tokens want logits)",
                    budget_now / MiB, fixed_bytes() / MiB, in_use / MiB,
-                   (memory.granted() + memory.lent() - fixed_bytes()) / MiB, mib_up(need));
+                   (memory.granted() + memory.lent() - fixed_bytes()) / MiB, of_projector().c_str(), mib_up(need));
         for (const change & c : before) {
             c.of->set(c.granted, c.granted, c.promised);
         }

@@ -167,9 +167,10 @@ bool dynamic_model::load() {
     const weights_budget least = scheduler->plan(0, 1);
     if (budget_now < least_bytes()) {
         throw std::runtime_error(format(
-            "--mem-budget: %.0f MiB are too few for this model: %.0f MiB are always resident and %.0f MiB are "
+            "--mem-budget: %.0f MiB are too few for this model: %.0f MiB are always resident%s and %.0f MiB are "
             "needed for the blocks in use; the least that works is %.0f MiB plus the KV cache and compute buffers",
-            budget_now / MiB, taken_bytes() / MiB, least.min_bytes / MiB, mib_up(least_bytes())));
+            budget_now / MiB, taken_bytes() / MiB, of_projector().c_str(), least.min_bytes / MiB,
+            mib_up(least_bytes())));
     }
     store.reserve_ring();
     if (!store.load_resident(&error)) {
@@ -177,7 +178,8 @@ bool dynamic_model::load() {
     }
 
     if (converted_bytes() > 0) {
-        const bool streams = budget_now < with_page_tables(fixed_bytes() + least.dense_bytes + least.expert_bytes);
+        const bool streams =
+            budget_now < with_page_tables(fixed_bytes() + projector.used() + least.dense_bytes + least.expert_bytes);
         weight_sidecar_info info;
         bool cancelled = false;
         const auto report = [&](float done) {

@@ -116,6 +116,7 @@ class dynamic_model {
     size_t taken_bytes() const; // of the budget: all but blocks
     size_t least_bytes() const; // that works at the present placement
     size_t least_without_prompts() const;
+    std::string of_projector() const;
     int n_ubatch_max() const; // of all contexts
     void apply();             // hands what is left to the scheduler
     size_t follow_pressure(); // sets the budget after the memory that is there now; returns what is available
@@ -141,6 +142,7 @@ class dynamic_model {
     charge rows{ memory, memory_tag::rows };
     charge vocabulary{ memory, memory_tag::vocabulary };
     charge staging{ memory, memory_tag::staging };
+    charge projector{ memory, memory_tag::projector }; // which somebody else loads
     charge uploads{ memory, memory_tag::uploads };
     charge kv_of_devices{ memory, memory_tag::kv }; // of layers that could be on a device, and are on the host
     std::map<const void *, int> contexts;           // and their n_ubatch

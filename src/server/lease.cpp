@@ -34,7 +34,7 @@ static uint64_t size_of(const std::string & path) {
     return none ? 0 : bytes;
 }
 
-// Of a server with these parameters. A draft model and a projector are in memory as they are.
+// Of a server with these parameters, its projector included. A draft model is in memory as it is.
 static struct superllama_plan plan_of(common_params & params) {
     const bool embeds = params.embedding || (params.pooling_type != LLAMA_POOLING_TYPE_UNSPECIFIED &&
                                              params.pooling_type != LLAMA_POOLING_TYPE_NONE);
@@ -52,7 +52,7 @@ static struct superllama_plan plan_of(common_params & params) {
         throw std::runtime_error("what " + params.model.path +
                                  " needs of the router's memory cannot be told: " + superllama_last_error());
     }
-    const uint64_t besides = size_of(params.mmproj.path) + size_of(params.speculative.draft.mparams.path);
+    const uint64_t besides = size_of(params.speculative.draft.mparams.path);
     plan.mem_least_bytes += besides;
     plan.mem_full_bytes += besides;
     return plan;

@@ -2,6 +2,7 @@
 
 #include "server/control.h"
 #include "server/lifecycle.h"
+#include "server/projector.h"
 #include "server/router.h"
 #include "server/slots.h"
 
@@ -16,6 +17,7 @@ static std::weak_ptr<lifecycle> served; // by this process, over HTTP
 
 void before_load(common_params & params) {
     switch_off(params);
+    count_projector(params);
     if (const std::shared_ptr<lifecycle> life = served.lock()) {
         life->before_load(params);
     }

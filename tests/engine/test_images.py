@@ -184,7 +184,7 @@ def test_the_same_image_again_is_not_computed(seeing: superllama.LLM) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"dynamic_layers": True, "mem_budget": "16MiB"},
+        {"dynamic_layers": True, "mem_budget": "36MiB"},
         {"paged_kv": True, "kv_page_size": 16, "kv_budget": "2MiB"},
         {"speculative": "ngram"},
     ],

@@ -34,6 +34,7 @@ def c_plan(**kwargs: Any) -> SimpleNamespace:
         "expert_pool_bytes": 0,
         "expert_used_bytes": 0,
         "kv_bytes": GB // 5,
+        "projector_bytes": 0,
         "compute_bytes": GB // 10,
         "repacked_bytes": 4 * GB,
         "n_ubatch": 256,

@@ -7,7 +7,7 @@ import functools
 import os
 from pathlib import Path
 
-from .._errors import Error
+from .._errors import Error, ModelError
 from .._native import ffi
 from .._programs import find_bin_dir
 
@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "superllama_engine_error": (ctypes.c_char_p, []),
     "superllama_engine_flags": (ctypes.c_char_p, []),
     "superllama_engine_draft_type": (ctypes.c_char_p, [ctypes.c_char_p]),
+    "superllama_engine_projector_bytes": (ctypes.c_int64, [ctypes.c_char_p]),
     "superllama_engine_start": (_POINTER, [ctypes.c_int32, ctypes.POINTER(ctypes.c_char_p), _POINTER, _POINTER]),
     "superllama_engine_stop": (None, [_POINTER]),
     "superllama_engine_hold": (_POINTER, [_POINTER]),
@@ -74,6 +75,14 @@ def flags() -> dict[str, bool]:
 def draft_type(path: str | os.PathLike[str]) -> str:
     """How the model in this file drafts for another one: a value of --spec-type."""
     return bytes(library().superllama_engine_draft_type(os.fsencode(path))).decode()
+
+
+def projector_bytes(path: str | os.PathLike[str]) -> int:
+    """What the projector in this file takes of the host's memory. Raises: ModelError if it cannot be read."""
+    found = int(library().superllama_engine_projector_bytes(os.fsencode(path)))
+    if found < 0:
+        raise ModelError(last_error())
+    return found
 
 
 def address(pointer: object) -> int:

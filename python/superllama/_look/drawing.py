@@ -31,6 +31,7 @@ TAG_COLOURS = {
     "staging": GREEN,
     "uploads": OLIVE,
     "adapters": MAUVE,
+    "projector": "#4f8f8f",
 }
 TIER_COLOURS = {"device": PURPLE, "host": BLUE, "disk": GREY}
 TIER_WORDS = {"device": "on devices", "host": "in memory", "disk": "read when needed"}

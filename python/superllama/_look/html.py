@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .amounts import memory, number
-from .drawing import BLUE, CYAN, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, TIER_WORDS, bar, large_tags
+from .drawing import BLUE, CYAN, MAUVE, NAVY, ORANGE, PINK, TEAL, TIER_COLOURS, TIER_WORDS, bar, large_tags
 from .heat import heat_map
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _CLASSES = (
     ("experts", "expert_pool_bytes", TEAL),
     ("KV", "kv_bytes", PINK),
     ("compute", "compute_bytes", ORANGE),
+    ("projector", "projector_bytes", MAUVE),
 )
 
 

@@ -21,6 +21,7 @@ CLASSES = (
     ("experts", "cyan", "E"),
     ("KV", "magenta", "K"),
     ("compute", "red", "C"),
+    ("projector", "bright_blue", "M"),
 )
 
 
@@ -43,7 +44,8 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     row = plan.asked
     console.print(
         f"in memory at any budget: {size(row.fixed_bytes)} of weights, {size(row.kv_bytes)} KV when all of it is "
-        f"used, {size(row.compute_bytes)} compute buffers",
+        f"used, {size(row.compute_bytes)} compute buffers"
+        + (f", {size(row.projector_bytes)} of the projector" if row.projector_bytes else ""),
         soft_wrap=True,
     )
 
@@ -81,7 +83,8 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
 def _bar(row: Row, full_bytes: int, colours: bool) -> Text:
     """The classes of memory of a budget, on the scale of what everything needs."""
     sizes = (
-        row.fixed_bytes, row.pinned_bytes, row.ring_bytes, row.expert_pool_bytes, row.kv_bytes, row.compute_bytes
+        row.fixed_bytes, row.pinned_bytes, row.ring_bytes, row.expert_pool_bytes, row.kv_bytes, row.compute_bytes,
+        row.projector_bytes,
     )  # fmt: skip
     text = Text(f"{row.label:>6} ")
     if not row.works:

@@ -18,6 +18,7 @@ HELP = (
     "             experts   those used last           resident  never leaves memory",
     "             kv        cells of the context      compute, cpu_work   of graphs",
     "             staging   reading and converting    prompt_cache   kept prompts",
+    "             projector   of images and sounds",
     "",
     "+ and -    10 % more or less budget on the host, while the server serves",
     "p          give the model's memory back; p again takes it",
