@@ -8,6 +8,14 @@
 
 namespace superllama {
 
+void keep_heap_small() {
+#if defined(__GLIBC__)
+    const int most_bytes = 1 << 20;
+    mallopt(M_MMAP_THRESHOLD, most_bytes);
+    mallopt(M_TRIM_THRESHOLD, most_bytes);
+#endif
+}
+
 void free_heap() {
 #if defined(__GLIBC__)
     malloc_trim(0);
@@ -24,14 +32,16 @@ static uint64_t bytes_free() {
     return UINT64_MAX;
 }
 
-void heap_watch::look(int64_t n_answered) {
+void heap_watch::look(int64_t n_asked, int n_running) {
     const int64_t period_ms = 10000;
     const uint64_t a_little = 16 << 20;
     const int64_t now_ms = ggml_time_ms();
-    if (n_answered == n_before || now_ms < t_next_ms) {
+    const bool is_busy = n_asked != n_before || n_running > 0;
+    if (now_ms < t_next_ms || !(is_busy || may_be_more)) {
         return;
     }
-    n_before = n_answered;
+    may_be_more = is_busy;
+    n_before = n_asked;
     t_next_ms = now_ms + period_ms;
     if (bytes_free() > a_little) {
         free_heap();

@@ -201,6 +201,9 @@ lifecycle::lifecycle(const common_params & params, server_context & server, cons
     slots_on_disk(server, [this] { return ending.load(); }),
     t_idle_ms(ggml_time_ms()),
     budgets(params.superllama.model) {
+    if (has_process) {
+        keep_heap_small();
+    }
     {
         const std::lock_guard<std::mutex> lock(all_mutex);
         all()[queue] = this;
@@ -288,8 +291,9 @@ void lifecycle::watch() {
     std::unique_lock<std::mutex> lock(mutex);
     while (!ending) {
         if (has_process) { // first: what happens meanwhile is seen below
+            const int n_running = n_requests;
             lock.unlock();
-            heap.look(n_asked);
+            heap.look(n_asked, n_running);
             lock.lock();
         }
         // the parameters, and the share, are the loader's until the slots run

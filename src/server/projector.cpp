@@ -2,25 +2,11 @@
 
 #include "common.h"
 #include "mtmd.h"
+#include "server/free_heap.h"
 
 #include <stdexcept>
 
-#if defined(__GLIBC__)
-#    include <malloc.h>
-#endif
-
 namespace superllama {
-
-// Buffers of this size and above have pages of their own, and give them back. glibc does so too until one of them is
-// freed; from then on it takes such buffers from its heaps, where holes stay, and writes zeros into all of a large
-// table that is hardly used: half a projector more than it has.
-static const int own_pages_bytes = 1 << 20;
-
-static void give_buffers_their_own_pages() {
-#if defined(__GLIBC__)
-    mallopt(M_MMAP_THRESHOLD, own_pages_bytes);
-#endif
-}
 
 // What upstream keeps to describe a graph, for images and for sounds; see clip_ctx::max_nodes.
 static uint64_t described_bytes(const char * path) {
@@ -69,7 +55,7 @@ void count_projector(common_params & params) {
         return; // there is no budget
     }
     if (!params.mmproj.path.empty()) {
-        give_buffers_their_own_pages();
+        keep_heap_small(); // else it takes half a projector more than it has
     }
     try {
         params.superllama.model.projector_bytes = projector_bytes(params);
