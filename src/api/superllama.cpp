@@ -94,11 +94,14 @@ int32_t superllama_sampler_accept(struct llama_sampler * smpl, llama_token token
 }
 
 int32_t superllama_usable_cores(int32_t n) {
-    return usable_cores(n);
+    tried([&] { n = usable_cores(n); });
+    return n;
 }
 
 double superllama_cpu_quota(void) {
-    return cpu_groups().quota();
+    double quota = 0;
+    tried([&] { quota = cpu_groups().quota(); });
+    return quota;
 }
 
 const char * superllama_memory_tag(int32_t i) {

@@ -1,25 +1,21 @@
 #include "base/error.h"
 
-#include <exception>
+#include <new>
 
 namespace superllama {
 
 static thread_local std::string last_error;
 
-void set_error(const std::string & text) {
-    last_error = text;
+void keep_text(std::string & in, const char * text) {
+    try {
+        in = text;
+    } catch (const std::bad_alloc &) {
+        in = "out of memory"; // so short that it needs none
+    }
 }
 
-bool tried(const std::function<void()> & work) {
-    try {
-        work();
-        return true;
-    } catch (const std::exception & e) {
-        set_error(e.what());
-    } catch (...) {
-        set_error("unknown error");
-    }
-    return false;
+void set_error(const char * text) {
+    keep_text(last_error, text);
 }
 
 const char * error_text() {

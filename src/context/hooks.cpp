@@ -119,7 +119,7 @@ context_hooks::~context_hooks() {
         pimpl->weights->remove_context(pimpl.get());
     }
     if (pimpl->writes_lines() && pimpl->ready) { // what failed while it was made has no caches to tell of
-        pimpl->write_line(METRICS_FINAL);
+        tried([this] { pimpl->write_line(METRICS_FINAL); });
         for (metrics_sink * sink : { pimpl->log_sink.get(), pimpl->file_sink.get() }) {
             if (sink != nullptr) {
                 sink->flush();

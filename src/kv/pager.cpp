@@ -195,6 +195,16 @@ ggml_backend_buffer_t kv_pager::alloc_buffer(ggml_backend_buffer_type_t buft, si
     return ggml_backend_buffer_init(buft, buffer_iface(), &self, size);
 }
 
+// Reads or writes bytes of the cache. Upstream does that in destructors, which nothing may leave.
+template <typename F>
+bool kv_pager::reach(const F & bytes) {
+    std::string error;
+    bool ok = false;
+    tried([&] { ok = bytes(&error) || fail(error); });
+    failed |= !ok;
+    return ok;
+}
+
 const ggml_backend_buffer_i & kv_pager::buffer_iface() {
     static const auto self_of = [](ggml_backend_buffer_t buffer) -> kv_pager & {
         return *(kv_pager *) buffer->context;
@@ -210,34 +220,27 @@ const ggml_backend_buffer_i & kv_pager::buffer_iface() {
         i.get_base = [](ggml_backend_buffer_t buffer) -> void * { return self_of(buffer).range->base(); };
         i.memset_tensor = [](ggml_backend_buffer_t buffer, ggml_tensor * t, uint8_t value, size_t offset, size_t size) {
             kv_pager & self = self_of(buffer);
-            std::string error;
-            if (!self.pages->write_bytes((uint8_t *) t->data + offset, size, nullptr, value, &error)) {
-                self.failed = true;
-                self.fail(error);
-            }
+            uint8_t * at = (uint8_t *) t->data + offset;
+            self.reach([&](std::string * error) { return self.pages->write_bytes(at, size, nullptr, value, error); });
         };
         i.set_tensor = [](ggml_backend_buffer_t buffer, ggml_tensor * t, const void * data, size_t offset,
                           size_t size) {
             kv_pager & self = self_of(buffer);
-            std::string error;
             uint8_t * at = (uint8_t *) t->data + offset;
-            if (!self.pages->write_bytes(at, size, data, 0, &error)) {
-                self.failed = true;
-                self.fail(error);
+            const auto write = [&](std::string * error) { return self.pages->write_bytes(at, size, data, 0, error); };
+            if (!self.reach(write)) {
                 // the cells are taken already: whoever reads this stream must hear of it
                 const ggml_tensor * root = t->view_src != nullptr ? t->view_src : t;
                 const size_t stream = (size_t) (at - (uint8_t *) root->data) / root->nb[2];
-                self.broken[std::min(stream, self.broken.size() - 1)] = error;
+                keep_text(self.broken[std::min(stream, self.broken.size() - 1)], error_text());
             }
         };
         i.get_tensor = [](ggml_backend_buffer_t buffer, const ggml_tensor * t, void * data, size_t offset,
                           size_t size) {
             kv_pager & self = self_of(buffer);
-            std::string error;
-            if (!self.pages->read_bytes((const uint8_t *) t->data + offset, size, data, &error)) {
+            const auto * at = (const uint8_t *) t->data + offset;
+            if (!self.reach([&](std::string * error) { return self.pages->read_bytes(at, size, data, error); })) {
                 memset(data, 0, size);
-                self.failed = true;
-                self.fail(error);
             }
         };
         i.clear = [](ggml_backend_buffer_t buffer, uint8_t value) {

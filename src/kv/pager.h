@@ -78,6 +78,8 @@ class kv_pager {
     void sweep(uint32_t stream);
     void end_streaming() { streaming.reset(); }
     bool fail(const std::string & text);
+    template <typename F>
+    bool reach(const F & bytes); // false: what failed is the last error
 
     friend struct kv_paging;
     kv_paging * offer; // null: it is gone

@@ -164,7 +164,7 @@ void dynamic_model::add_adapter(const void * adapter, const ggml_context * tenso
 void dynamic_model::remove_adapter(const void * adapter) {
     const std::lock_guard<std::mutex> lock(mutex);
     adapters.erase(adapter);
-    apply();
+    tried([this] { apply(); });
 }
 
 void dynamic_model::add_context(const void * ctx, int n_ubatch) {
@@ -175,7 +175,7 @@ void dynamic_model::add_context(const void * ctx, int n_ubatch) {
 void dynamic_model::remove_context(const void * ctx) {
     const std::lock_guard<std::mutex> lock(mutex);
     contexts.erase(ctx);
-    apply();
+    tried([this] { apply(); });
 }
 
 bool dynamic_model::serve(ggml_cgraph * gf, std::string * error) {

@@ -56,7 +56,7 @@ class dynamic_model {
     void change_charges(const std::vector<change> & changes);
     void grant(charge & of, uint64_t bytes); // within what it was promised: weights make room, or get it back
     void add_context(const void * ctx, int n_ubatch);
-    void remove_context(const void * ctx); // its charges are gone
+    void remove_context(const void * ctx); // its charges are gone; for destructors, as remove_adapter(): nothing throws
     ledger & accounts() { return memory; }
     // What a server may keep beside its slots, which has so much now: what is left where all weights are in memory, or
     // an eighth of the budget, for which weights stream. Without it a prompt is read again, in passes over the weights.

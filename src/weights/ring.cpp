@@ -71,16 +71,20 @@ void stream_ring::give_back(const uint8_t * place) {
     }
 }
 
+// Allocates nothing: contexts close, and give back, where there is no memory, too.
 void stream_ring::trim() {
-    std::vector<bool> needed(there.size());
-    std::fill_n(needed.begin(), n_limit / page, true);
+    size_t last = there.size();
     for (auto p = places.rbegin(); p != places.rend() && p->first + p->second.bytes > n_limit; ++p) {
-        const size_t end = round_up(p->first + p->second.bytes, page) / page;
-        std::fill(needed.begin() + (ptrdiff_t) (p->first / page), needed.begin() + (ptrdiff_t) end, true);
+        decommit(round_up(p->first + p->second.bytes, page) / page, last);
+        last = p->first / page;
     }
-    for (size_t i = 0; i < there.size(); ++i) {
+    decommit(n_limit / page, last);
+}
+
+void stream_ring::decommit(size_t i, size_t last) {
+    for (; i < last; ++i) {
         const size_t first = i;
-        while (i < there.size() && there[i] && !needed[i]) {
+        while (i < last && there[i]) {
             there[i++] = false;
         }
         if (i > first) {

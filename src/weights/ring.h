@@ -40,6 +40,7 @@ class stream_ring {
     size_t find_room(size_t bytes, size_t first, size_t last) const;
     void commit(size_t at, size_t bytes);
     void trim();
+    void decommit(size_t i, size_t last); // pages that have memory, of those
 
     size_t page;
     address_range range;

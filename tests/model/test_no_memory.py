@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dynamic import MIB, budgets
 from running import Runner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is preloaded")
@@ -70,5 +71,86 @@ def test_no_memory_in_the_middle(
     architectures: dict[str, Path], model: str, kind: str, shim: Path, run_python: Runner
 ) -> None:
     done = run_python(SCRIPT, architectures[model], shim, kind, env=os.environ | {"LD_PRELOAD": str(shim)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 0
+
+
+AROUND = """
+import ctypes, sys
+import numpy as np
+import superllama
+path, shim, what, metrics = sys.argv[1], ctypes.CDLL(sys.argv[2]), sys.argv[3], sys.argv[4]
+least, full = int(sys.argv[5]), int(sys.argv[6])
+shim.new_arm.argtypes = [ctypes.c_long]
+large, small = least + (full - least) // 2, least + (full - least) // 8
+prompt = list(range(5, 60))
+
+def context(model):
+    return superllama.Context(
+        model, n_ctx=256, n_seq_max=2, kv_unified=True, n_ubatch=32, n_threads=1, paged_kv=True,
+        metrics_file=metrics, metrics_interval_ms=60000,
+    )
+
+def steps(model, ctx):
+    if what == "close":
+        yield ctx.close
+    elif what == "make":
+        yield lambda: context(model).close()
+    elif what == "budget":
+        yield lambda: model.set_budget(small)
+        yield lambda: model.set_budget(large)
+    elif what == "state":
+        state = ctx.state_save()
+        yield lambda: ctx.state_save()
+        yield lambda: ctx.state_load(state)
+
+with superllama.Model(path, mem_budget=large, devices=[]) as model, context(model) as other:
+    other.decode(prompt)
+    expected = other.logits().copy()
+    failed = passed = after = 0
+    while passed < 3:
+        ctx = context(model)
+        ctx.decode(prompt)
+        has_failed = False
+        for step in steps(model, ctx):
+            shim.new_arm(after)
+            try:
+                step()
+                has_failed |= bool(shim.new_failed())
+            except (superllama.Error, ValueError) as e:
+                assert shim.new_failed(), e
+                has_failed = True
+        ctx.close()
+        model.set_budget(large)
+        other.clear()
+        other.decode(prompt)
+        assert np.array_equal(other.logits(), expected), after
+        failed += has_failed
+        passed += not has_failed
+        after += 1 if after < 100 else 13
+    held = sum(model.memory().values())
+    assert held <= large, (held, large)
+print(failed)
+"""
+
+
+@pytest.mark.parametrize("what", ["close", "make", "budget", "state"])
+@pytest.mark.parametrize("model", ["llama-dense", "qwen3moe-moe", "lfm2-dense"])
+def test_no_memory_around_a_decode(
+    architectures: dict[str, Path], model: str, what: str, shim: Path, run_python: Runner, tmp_path: Path
+) -> None:
+    """A context made or closed, a budget changed, a state saved or loaded: an error, or done all the same."""
+    least, full = budgets(architectures[model], {"n_ctx": 256, "n_ubatch": 32, "n_threads": 1})
+    least += 16 * MIB  # for three contexts
+    done = run_python(
+        AROUND,
+        architectures[model],
+        shim,
+        what,
+        tmp_path / "metrics",
+        least,
+        full + 16 * MIB,
+        env=os.environ | {"LD_PRELOAD": str(shim)},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) > 0
