@@ -67,10 +67,15 @@ class Server:
 
 @contextlib.contextmanager
 def rpc_server(
-    threads: int = 1, *flags: object, log: Path | None = None, program: Path | None = None, **environment: str
+    threads: int = 1,
+    *flags: object,
+    port: int | None = None,
+    log: Path | None = None,
+    program: Path | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
     """A server with one CPU device, as superllama-rpc-server starts it. `log` is where its words go."""
-    port = free_port()
+    port = port or free_port()
     command = [program or find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads, *flags]
     with _running(port, *command, log=log, environment=environment) as server:
         yield server

@@ -68,7 +68,7 @@ def deployment(
     from ._cluster.bundles import check_options, check_strategy, read_bundles
 
     found = read_bundles(bundles)
-    check_options(options, words, len(found) - 1)
+    check_options(options, words)
     check_strategy(strategy)
     if replicas is not None and autoscaling is not None:
         raise Error("replicas or autoscaling, one of them: min_replicas and max_replicas say how many there are")

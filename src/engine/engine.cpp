@@ -218,6 +218,8 @@ static bool load(superllama_engine & engine, bool (*progress)(float, void *), vo
 static void run_slots(superllama_engine & engine) {
     std::string failure;
     try {
+        // what upstream takes for granted ends the engine where it is not so, and not the process
+        const superllama::assert_guard guard("the engine's slots contradict themselves");
         engine.server.start_loop();
     } catch (const std::exception & e) {
         failure = std::string("the engine has ended: ") + e.what();

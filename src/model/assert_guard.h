@@ -1,5 +1,6 @@
 // Failed assertions of upstream are exceptions while a model is loaded, a context is made, a state is read, a request
 // is taken in, or a batch is decoded, but for its graph: kernels run in several threads, which no exception may leave.
+// What an engine in somebody's program runs is guarded, too: the engine ends, with the reason, the program does not.
 //
 // A check of metadata can only know what it was written for; upstream asserts in some hundred places of its
 // graphs. Within the scope of a guard, in its thread, GGML_ASSERT and GGML_ABORT throw what the callers of a load

@@ -87,6 +87,10 @@ void log_dropped(const char * what, uint64_t bytes) {
     LOG_INF("superllama: %s of %.1f MiB makes room: %s\n", what, (double) bytes / (1 << 20), superllama_last_error());
 }
 
+void log_unreadable(const char * what, uint64_t bytes) {
+    LOG_WRN("superllama: a %s of %.1f MiB is not kept: its state cannot be read\n", what, (double) bytes / (1 << 20));
+}
+
 // ---------------------------------------------------------------------------------------------------------
 
 float known_scale(float scale) {

@@ -4,6 +4,8 @@
 
 #include "api/answer_format.h"
 #include "api/schema_check.h"
+#include "base/error.h"
+#include "model/assert_guard.h"
 #include "server/batch.h"
 #include "server-task.h"
 
@@ -37,6 +39,7 @@ void switch_off(common_params & params);
 bool charge_prompts(uint64_t bytes);     // of prompts; false: the weights cannot make so much room
 bool charge_checkpoints(uint64_t bytes); // of prompts in slots
 void log_dropped(const char * what, uint64_t bytes);
+void log_unreadable(const char * what, uint64_t bytes);
 
 // The prompts that are kept, for when the budget shrinks: their bytes, and the oldest one goes.
 struct kept_prompts {
@@ -77,6 +80,39 @@ bool room_for_prompt(States & states, uint64_t bytes) {
         states.pop_front();
     }
     return true;
+}
+
+// Takes a slot's states for a kept prompt. False where they cannot be read, as when a device is gone: the prompt, which
+// is the last one, is kept no more, for whoever went on from it would do so from bytes that nobody wrote.
+template <class Cache, class Prompt>
+bool saved(Cache & cache, Prompt & prompt, llama_context * target, llama_context * draft, llama_seq_id seq) {
+    const auto is_whole = [seq](llama_context * ctx, auto & data) {
+        return llama_state_seq_get_data_ext(ctx, data.data(), data.size(), seq, 0) == data.size();
+    };
+    if (is_whole(target, prompt.data.main) && (draft == nullptr || is_whole(draft, prompt.data.drft))) {
+        return true;
+    }
+    log_unreadable("prompt", prompt.size());
+    cache.states.pop_back();
+    charge_prompts(bytes_of(cache.states));
+    return false;
+}
+
+// Reads a slot's states for its last checkpoint. False, and that goes, where they cannot be read; upstream ends the
+// process there.
+template <class Checkpoints>
+bool read_checkpoint(Checkpoints & checkpoints, llama_context * target, llama_context * draft, llama_seq_id seq) {
+    auto & last = checkpoints.back();
+    const bool is_whole = tried([&] {
+        const assert_guard guard("a checkpoint cannot be read");
+        last.update_tgt(target, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+        last.update_dft(draft, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    });
+    if (!is_whole) {
+        log_unreadable("checkpoint", last.size());
+        checkpoints.pop_back();
+    }
+    return is_whole;
 }
 
 // Between two batches: the oldest checkpoints of slots go where there is no room for all of them.

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench.counting import Counter
 from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
 from running import Runner
+from serving import http_server
 
 import superllama
 from superllama._programs import find_program
@@ -205,6 +207,64 @@ def test_a_server_that_is_killed(demo_model: Path, server: Server, run_python: R
     assert not seen["gone"]
     assert seen["back"]
     assert seen["same"]
+
+
+def test_a_prompt_is_not_kept_from_a_device_that_is_gone(demo_model: Path, tmp_path: Path) -> None:
+    """What a slot held is read for the kept prompts when another one comes: of a lost device it would be zeros."""
+    with rpc_server() as first:
+        port = int(first.endpoint.rpartition(":")[2])
+        flags = ["-c", 512, "-np", 1, "--rpc", first.endpoint, "--mem-budget", "90MiB", "--cache-ram", 256]
+        with http_server(demo_model, tmp_path / "log", *flags) as server:
+            france = server.complete("The capital of France is Paris. The capital of Italy is", n_predict=12)
+            assert any(layer["tier"] == "device" for layer in server.request("/superllama")[1]["layers"])
+            first.process.kill()
+            first.process.wait()
+            status, refused = server.request("/completion", {"prompt": "Once upon a time", "n_predict": 4})
+            assert (status, "is gone" in str(refused)) == (500, True), refused
+            with rpc_server(port=port):
+                for path in ("pause", "resume"):
+                    assert server.settled(f"/superllama/{path}", {})[0] == 200
+                again = server.complete("The capital of France is Paris. The capital of Italy is", n_predict=12)
+                assert again["content"] == france["content"]
+    assert "a prompt of 0.5 MiB is not kept: its state cannot be read" in (tmp_path / "log").read_text()
+
+
+class Cut(Counter):
+    """Passes everything on until `n_left` more pieces of answers came; None: for ever."""
+
+    n_left: int | None = None
+
+    def allowed(self, data: bytes) -> bytes:
+        if self.n_left is not None:
+            if self.n_left == 0:
+                raise ConnectionError
+            self.n_left -= 1
+        return data
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_lost_at_any_moment(architectures: dict[str, Path], tmp_path: Path) -> None:
+    """A server's slots read and write states between two batches, too: the request fails, the server stays."""
+    flags = ["-c", 256, "-np", 1, "-b", 16, "-ub", 16, "--mem-budget", "90MiB", "--checkpoint-min-step", 1]
+    first, other = [10 + i % 97 for i in range(100)], [10 + i % 89 for i in range(120)]
+    n_cut, statuses, said = 0, [500], ""
+    with rpc_server() as device:
+        while statuses[-1] == 500:
+            with (
+                Cut(device.endpoint) as between,
+                http_server(
+                    architectures["falcon-h1-dense"], tmp_path / "log", *flags, "--rpc", between.endpoint
+                ) as server,
+            ):
+                server.complete(first, n_predict=4)
+                between.n_left = n_cut
+                status, answer = server.request("/completion", {"prompt": other, "n_predict": 4})
+                assert status == 200 or "is gone" in str(answer), (n_cut, answer)
+                assert server.request("/health")[0] == 200
+                statuses.append(status)
+            n_cut += 1
+            said += (tmp_path / "log").read_text(errors="replace")
+    assert "superllama: a checkpoint of" in said  # the server was lost while one was read
 
 
 def test_no_server() -> None:

@@ -54,7 +54,6 @@ def test_the_memory_of_a_bundle_is_a_budget() -> None:
         "mem_budget": 8192 * MIB,
         "vram_budget": [512 * MIB, 1024 * MIB],
         "dynamic_layers": True,
-        "cache_ram": 0,
     }
     assert engine_options(bundles[:1], {"n_threads": 3}, []) == {
         "n_threads": 3,
@@ -104,12 +103,6 @@ def test_what_a_group_decides_is_no_option(options: dict[str, Any]) -> None:
     check_options({"n_ctx": 512, "flags": {"cache_reuse": 256}}, ["--cache-reuse", "256"])
     with pytest.raises(Error, match=r"^--port: not in a group"):
         check_options({}, ["--port=80"])
-
-
-def test_kept_prompts_are_of_one_node() -> None:
-    check_options({"cache_ram": 100}, n_parts=0)
-    with pytest.raises(Error, match="in the moment in which it is lost"):
-        check_options({"cache_ram": 100})
 
 
 # ---------------------------------------------------------------- superllama.ray and the command

@@ -28,11 +28,6 @@ TAKEN = {
     "sleep_idle_seconds": "a group keeps its model; autoscaling= takes away groups that nobody needs",
     "idle_release": "a group keeps its model; autoscaling= takes away groups that nobody needs",
 }
-# the same, where layers may be at other nodes: what was computed there is not to be kept without it
-TAKEN_WITH_PARTS = {
-    "cache_ram": "prompts kept beside the slots would be read from a node in the moment in which it is lost; "
-    "more slots (n_parallel) keep more conversations",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +121,13 @@ def check_strategy(strategy: str) -> str:
     return strategy
 
 
-def check_options(options: Mapping[str, Any], words: Sequence[str] = (), n_parts: int = 1) -> None:
+def check_options(options: Mapping[str, Any], words: Sequence[str] = ()) -> None:
     """Raises: Error for an option of the engine, or a flag, that the group decides, with what decides it."""
-    taken = TAKEN | (TAKEN_WITH_PARTS if n_parts > 0 else {})
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     for name in [*options, *(options.get("flags") or {}), *flags]:
         own = name.removeprefix("--").replace("-", "_")
-        if own in taken:
-            raise Error(f"{name}: not in a group; {taken[own]}")
+        if own in TAKEN:
+            raise Error(f"{name}: not in a group; {TAKEN[own]}")
 
 
 def vram_budgets(bundles: Sequence[Bundle], present: Sequence[bool]) -> list[int | str]:
@@ -149,8 +143,6 @@ def engine_options(bundles: Sequence[Bundle], options: Mapping[str, Any], presen
     """Options of the engine, with what the bundles say. `present` is as long as there are parts."""
     found: dict[str, Any] = {"n_threads": bundles[0].threads, **options}
     found |= {"mem_budget": bundles[0].memory, "dynamic_layers": True}
-    if len(bundles) > 1:
-        found["cache_ram"] = 0
     if budgets := vram_budgets(bundles, present):
         found["vram_budget"] = budgets
     return found
