@@ -31,6 +31,7 @@ from ._errors import (
     StateError,
     TemplateError,
 )
+from ._interrupts import interrupts_wait
 
 if TYPE_CHECKING:
     from ._context import Context
@@ -143,7 +144,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    with interrupts_wait():
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
 
