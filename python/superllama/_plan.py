@@ -36,7 +36,7 @@ SHARES = (25, 50, 75, 90, 100)  # percent of what everything needs
 SAME = 1.02  # speeds within this factor count as equal
 
 Limit = Literal["disk", "CPU"]
-Use = Literal["generate", "completion", "embed", "perplexity", "server"]
+Use = Literal["generate", "llm", "completion", "embed", "perplexity", "server"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +154,12 @@ def plan(
 
     `params` and `context_params` are those that the model and its context would be made with; the keywords are
     fields of them and win (`repack` is use_extra_bufts). `use` is what it is for, which changes how many logits there
-    are and how much is computed at once: "generate" (Context), "completion" (superllama-completion, whose windows are
-    as small as they may be), "embed" (a whole text at once), "perplexity" (logits of every token), "server" (LLM,
-    superllama-server and -cli, with `n_parallel` sequences, 4 by default, that share the
-    context; what it keeps of finished prompts comes on top, where there is room). `mmproj` is the projector that goes
-    with it: it lies in the budget too, unless a device has it.
+    are and how much is computed at once: "generate" (Context), "llm" (LLM, with `n_parallel` sequences, 4 by default,
+    that share the context), "completion" (superllama-completion, whose windows are as small as they may be), "embed" (a
+    whole text at once), "perplexity" (logits of every token), "server" (superllama-server and -cli: as "llm", but
+    sequences whose number is given have a part of the context each, unless kv_unified says otherwise). What the last
+    and "llm" keep of finished prompts comes on top, where there is room. `mmproj` is the projector that goes with it:
+    it lies in the budget too, unless a device has it.
 
     Raises: ModelError if the file cannot be read or planned for, pydantic.ValidationError for wrong values,
     ForkedError in a fork of a process that had a context or made a plan.
@@ -242,26 +243,27 @@ def for_use(context: ContextParams, use: Use, n_parallel: int | None) -> tuple[C
     """The parameters of a context for that use, where they are not given, and the most logits at once, 0 = of every
     token. Raises: ValueError for a use that there is not, and for sequences that it does not have.
     """
-    if n_parallel is not None and (use != "server" or n_parallel < 1):
-        raise ValueError(f"n_parallel={n_parallel}: only the use 'server' has that, and at least one")
-    n_parallel = n_parallel or 4
+    if n_parallel is not None and (use not in ("llm", "server") or n_parallel < 1):
+        raise ValueError(f"n_parallel={n_parallel}: only the uses 'llm' and 'server' have that, and at least one")
+    n_given, n_parallel = n_parallel, n_parallel or 4
     n_texts = max(1, 2048 // (context.n_ctx or 512))  # that perplexity computes at once
     usual: dict[str, dict[str, Any]] = {
         "generate": {},
         "completion": {"n_batch": 2048, "swa_full": False},
         "embed": {"embeddings": True},
         "perplexity": {"n_ctx": 512, "n_batch": 2048, "n_seq_max": n_texts, "swa_full": False},
-        "server": {"n_seq_max": n_parallel, "kv_unified": True, "swa_full": False, "n_batch": 2048},
+        "llm": {"n_seq_max": n_parallel, "kv_unified": True, "swa_full": False, "n_batch": 2048},
     }
+    usual["server"] = {**usual["llm"], "kv_unified": n_given is None}
     if use not in usual:
         raise ValueError(f"use={use!r}: there are {', '.join(usual)}")
-    if use == "server" and context.n_ctx is None:
-        usual["server"]["n_ctx"] = 0  # as the program: the model's own
+    if use in ("llm", "server") and context.n_ctx is None:
+        usual[use]["n_ctx"] = 0  # as both: the model's own
     given = context.model_fields_set
     context = merged(ContextParams, context, {k: v for k, v in usual[use].items() if k not in given})
     if use == "perplexity":
         context = merged(ContextParams, context, {"n_ctx": (context.n_ctx or 512) * n_texts})
-    return context, n_parallel if use == "server" else 0
+    return context, n_parallel if use in ("llm", "server") else 0
 
 
 # ---------------------------------------------------------------- what the library and the machine say

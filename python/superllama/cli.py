@@ -27,7 +27,7 @@ _LIVES = {
     "drain": "let a server finish what runs, and take nothing new",
 }
 SHELLS = ("bash", "zsh", "fish")
-USES = ("generate", "completion", "embed", "perplexity", "server")  # of plan(), which takes a while to import
+USES = ("generate", "llm", "completion", "embed", "perplexity", "server")  # of plan(), which takes a while to import
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("-ub", "--ubatch-size", metavar="N", type=int, help="tokens of a prompt computed at once")
     plan.add_argument("-t", "--threads", metavar="N", type=int, help="threads (default: the physical cores)")
     plan.add_argument("--for", dest="use", choices=USES, default="generate", help="what it is for (default: generate)")
-    plan.add_argument("-np", "--parallel", metavar="N", type=int, help="sequences of a server (default: 4)")
+    plan.add_argument("-np", "--parallel", metavar="N", type=int, help="sequences of an LLM or a server (default: 4)")
+    plan.add_argument("-kvu", "--kv-unified", action="store_true", help="a server's sequences share the context")
     plan.add_argument("-mm", "--mmproj", metavar="FILE", help="the projector of images and sounds that goes with it")
     plan.add_argument("--no-repack", action="store_true", help="with the weights in the layout of the file")
     plan.add_argument("--nodes", metavar="SPEC.toml", type=Path, help="on several machines, which lend memory over RPC")
@@ -274,6 +275,7 @@ def _plan(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from ._demo import demo_model
+    from ._params import ContextParams
     from ._plan import plan
     from ._plan_nodes import NodesPlan, plan_nodes
 
@@ -283,6 +285,7 @@ def _plan(args: argparse.Namespace) -> int:
     try:
         model = args.model or args.model_option or demo_model()
         asked = {
+            "context_params": ContextParams(kv_unified=True) if args.kv_unified else None,
             "mem_budget": args.mem_budget,
             "n_ctx": args.ctx_size,
             "n_ubatch": args.ubatch_size,

@@ -43,7 +43,7 @@ def photo() -> bytes:
 
 def planned(model: Path, mmproj: Path | None, mem_budget: int | str = "1GiB") -> superllama.Plan:
     return superllama.plan(
-        model, mmproj=mmproj, use="server", n_parallel=2, repack=False, mem_budget=mem_budget, **CONTEXT
+        model, mmproj=mmproj, use="llm", n_parallel=2, repack=False, mem_budget=mem_budget, **CONTEXT
     )
 
 

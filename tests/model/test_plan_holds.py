@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from dynamic import layout
+from dynamic import MIB, layout
 from serving import http_server
 
 import superllama
@@ -67,25 +67,40 @@ def test_less_than_the_least_is_refused_by_name(name: str, architectures: dict[s
         Context(model, **context)
 
 
+@pytest.mark.parametrize(
+    ("use", "flags"), [("server", []), ("server", ["-np", 4]), ("llm", ["-np", 4, "--kv-unified"])], ids=str
+)
 @pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "gpt-oss-moe", "falcon-h1-dense"])
-def test_the_least_for_a_server_serves(name: str, architectures: dict[str, Path], tmp_path: Path) -> None:
-    """Four clients at once, prompts of more than an ubatch."""
+def test_the_least_for_a_server_serves(
+    name: str, use: _plan.Use, flags: list[object], architectures: dict[str, Path], tmp_path: Path
+) -> None:
+    """Four clients at once, prompts of more than an ubatch; with less the server does not start."""
     params, c = superllama.ModelParams(), superllama.ContextParams(n_ctx=1024, n_ubatch=64, n_threads=1)
-    context, n_outputs = _plan.for_use(c, "server", None)
+    context, n_outputs = _plan.for_use(c, use, 4 if flags else None)
     (least,) = _plan.library_plan(architectures[name], params, context, [1], n_outputs=n_outputs)
     (all_logits,) = _plan.library_plan(architectures[name], params, context, [1])
     assert least.mem_least_bytes <= all_logits.mem_least_bytes
-    flags = ["-c", 1024, "-ub", 64, "-np", 4, "--kv-unified", "--mem-budget", least.mem_least_bytes]
-    with http_server(architectures[name], tmp_path / "log", *flags) as server, ThreadPoolExecutor(4) as pool:
+    flags = ["-c", 1024, "-ub", 64, *flags]
+    budget = ["--mem-budget", least.mem_least_bytes]
+    with http_server(architectures[name], tmp_path / "log", *flags, *budget) as server, ThreadPoolExecutor(4) as pool:
         prompts = [[*range(10 + i, 110 + i)] for i in range(4)]
         answers = list(pool.map(lambda p: server.complete(p, n_predict=8, ignore_eos=True), prompts))
         assert [a["tokens_predicted"] for a in answers] == [8] * 4
+    budget[1] = least.mem_least_bytes - 2 * MIB
+    with (
+        pytest.raises(AssertionError, match="the least that works is"),
+        http_server(architectures[name], tmp_path / "log", *flags, *budget),
+    ):
+        pass
 
 
 def test_uses_have_parameters_of_their_own() -> None:
     given = superllama.ContextParams(n_ctx=4096, swa_full=True)
     server, n_outputs = _plan.for_use(given, "server", 8)
-    assert (server.n_ctx, server.n_seq_max, server.kv_unified, server.swa_full, n_outputs) == (4096, 8, True, True, 8)
+    assert (server.n_ctx, server.n_seq_max, server.kv_unified, server.swa_full, n_outputs) == (4096, 8, False, True, 8)
+    assert _plan.for_use(given, "server", None)[0].kv_unified
+    assert _plan.for_use(given, "llm", 8)[0].kv_unified
+    assert _plan.for_use(superllama.ContextParams(kv_unified=True), "server", 8)[0].kv_unified
     texts, n_outputs = _plan.for_use(superllama.ContextParams(), "perplexity", None)
     assert (texts.n_ctx, texts.n_seq_max, n_outputs) == (2048, 4, 0)
     assert _plan.for_use(superllama.ContextParams(), "embed", None)[0].embeddings
