@@ -58,8 +58,8 @@ def model_bytes(file: Path) -> int:
 
 
 def open_files_hint(*why: str) -> str:
-    """What to add to an error where the system's limit of open files is the reason; "" for other reasons."""
-    if not any(os.strerror(errno.EMFILE) in line for line in why):
+    """What to add to an error where the system's limit of open files is the reason, and not named; else ""."""
+    if not any(os.strerror(errno.EMFILE) in line for line in why) or any("ulimit -n" in line for line in why):
         return ""
     limit = ""
     with contextlib.suppress(ImportError):  # Windows has no such limit to ask for
