@@ -47,7 +47,8 @@ for kind in asan tsan; do
     printf '\n==> %s\n' "$flags"
     # OpenMP's runtime is not instrumented: ThreadSanitizer would not see its barriers
     cmake -S . -B build/$kind -G Ninja -DCMAKE_BUILD_TYPE=Release -DSUPERLLAMA_PAGE=OFF -DGGML_OPENMP=OFF \
-        "-DCMAKE_C_FLAGS=$flags -g1 -O1" "-DCMAKE_CXX_FLAGS=$flags -g1 -O1" >/dev/null
+        "-DCMAKE_C_FLAGS=$flags -g1" "-DCMAKE_CXX_FLAGS=$flags -g1" \
+        -DCMAKE_C_FLAGS_RELEASE="-O1 -DNDEBUG" -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" >/dev/null
     cmake --build build/$kind --target stress-layers stress-devices stress-engine >/dev/null
     for model in "${models[@]}"; do
         run $kind build/$kind/tests/native/stress-layers "$tmp/$model.gguf" "$steps"
