@@ -117,12 +117,6 @@ void superllama_engine::add_routes() {
     }
 }
 
-static bool chooses_several_at_once(const common_params & params) {
-    const auto & types = params.speculative.types;
-    return params.sampling.backend_sampling || params.speculative.has_dft() ||
-           std::any_of(types.begin(), types.end(), [](auto type) { return type != COMMON_SPECULATIVE_TYPE_NONE; });
-}
-
 // Runs in a worker. Whatever goes wrong is the answer.
 void superllama_engine::answer(request & asked) {
     const std::function<bool()> should_stop = [&] { return stopping || asked.cancelled(); };
@@ -152,12 +146,14 @@ void superllama_engine::answer(request & asked) {
         if (should_stop()) {
             return stopped();
         }
-        if (asked.hook != nullptr && chooses_several_at_once(params)) {
+        if (asked.hook != nullptr && superllama::chooses_several_at_once(params)) {
             return refuse(400, "invalid_request_error",
                           "a function that changes logits is asked before each token, and with speculation, or with "
                           "sampling on a device, it would not be; make the engine without that");
         }
-        const superllama::asks_with its_hook(asked.hook);
+        const superllama::asks_with its_caller(
+            asked.hook != nullptr ? std::make_shared<superllama::asker>(superllama::asker{ asked.hook, 0, {} })
+                                  : nullptr);
         const server_http_req req{ parameters, {}, path, query, asked.body, {}, should_stop };
         const server_http_res_ptr res = life.answer(handler->second, req);
         if (res->is_stream()) {

@@ -5,6 +5,7 @@
 #include "server-queue.h"
 #include "server/answers.h"
 #include "server/lease.h"
+#include "server/logits.h"
 #include "server/request_body.h"
 #include "server/set_aside.h"
 #include "server/slots.h"
@@ -113,6 +114,7 @@ server_http_res_ptr lifecycle::answer(const server_http_context::handler_t & han
         asked->body = *body;
     }
     server_http_res_ptr res;
+    const asks_with its_wishes(asker_of(req.body, n_vocab, params));
     try {
         const assert_guard guard(
             "the request cannot be processed: its parts contradict each other, or the model's sizes");

@@ -25,7 +25,9 @@ class Sampling(TypedDict, total=False):
 
     # the end
     max_tokens: int | None  # 0 or more; None, or -1: until the model ends or the context is full
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)]  # the model does not end before so many (0)
     stop: str | Sequence[str]  # texts that end it; they are not part of it
+    stop_token_ids: Sequence[Annotated[int, Field(ge=0)]]  # tokens that end it, as its last one
     ignore_eos: bool  # go on when the model would end
     time_limit_ms: Annotated[int, Field(ge=0)]  # from the first token on; 0 = none
     # choosing
