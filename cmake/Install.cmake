@@ -46,7 +46,7 @@ superllama_exports(ggml TARGETS ggml-base ggml ${backends} PREFIXES ggml_ gguf_ 
 superllama_exports(llama TARGETS llama PREFIXES llama_ llm_ LLM_ superllama_ NAMESPACES superllama)
 superllama_exports(mtmd TARGETS mtmd PREFIXES mtmd_ clip_)
 superllama_exports(programs TARGETS ${impl_libs} PREFIXES llama_)
-superllama_exports(engine TARGETS superllama-engine PREFIXES superllama_engine_ superllama_request_)
+superllama_exports(engine TARGETS superllama-engine PREFIXES superllama_engine_ superllama_request_ superllama_chat_template_)
 superllama_exports(common TARGETS llama-common
     PREFIXES   common_ fs_ glob_match json_schema_to_grammar llama_ parse_cpu_ postprocess_cpu_ set_process_priority string_
     NAMESPACES console hf_cache jinja superllama

@@ -39,6 +39,17 @@ SUPERLLAMA_ENGINE_API const char * superllama_engine_draft_type(const char * pat
 // be read, see superllama_engine_error().
 SUPERLLAMA_ENGINE_API int64_t superllama_engine_projector_bytes(const char * path);
 
+// A chat template, run as a server without flags of its own runs it: that of a model, which stays until it is freed, or
+// `source`, Jinja or "chatml", unless that is null or "". Null: it cannot be parsed, see superllama_engine_error().
+struct superllama_chat_template;
+SUPERLLAMA_ENGINE_API struct superllama_chat_template * superllama_chat_template_make(const struct llama_model * model,
+                                                                                      const char * source);
+
+// The prompt for a body of POST /apply-template, until this thread's next call. Null: the template refuses it.
+SUPERLLAMA_ENGINE_API const char * superllama_chat_template_apply(const struct superllama_chat_template * of,
+                                                                  const char * body, size_t size);
+SUPERLLAMA_ENGINE_API void superllama_chat_template_free(struct superllama_chat_template * of);
+
 // Loads a model and starts to serve it. `arguments` are flags of superllama-server with their values, without the name
 // of a program; flags that print something and end are refused, and the environment is not looked at. `progress` is
 // called with 0 to 1 while weights load, in this thread, and stops that by returning false; it may be null. Null: it

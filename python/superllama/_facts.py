@@ -166,18 +166,11 @@ class ModelFacts:
             raise TemplateError("this model has no chat template; use generate(), or name one, e.g. template='chatml'")
         if not is_jinja(template):
             return apply_template(template, messages, add_generation_prompt)
-        with self._use():
-            bos, eos = (self._vocab_text(token) for token in (self.token_bos, self.token_eos))
-            adds_bos = bool(lib.llama_vocab_get_add_bos(self._vocab))
-            adds_eos = bool(lib.llama_vocab_get_add_eos(self._vocab))
-        if template not in self._templates:
-            self._templates[template] = ChatTemplate(template, bos, eos)
-        prompt = self._templates[template].prompt(messages, add_generation_prompt)
-        prompt = prompt.removeprefix(bos) if adds_bos else prompt
-        return prompt.removesuffix(eos) if adds_eos else prompt
-
-    def _vocab_text(self, token: int | None) -> str:
-        return "" if token is None else self.token_bytes(token, special=True).decode("utf-8", "replace")
+        with self._use() as c:
+            own = None if template == self.chat_template else template
+            if template not in self._templates:
+                self._templates[template] = ChatTemplate(c, own)
+            return self._templates[template].prompt(messages, add_generation_prompt)
 
 
 def _token(token: int) -> int | None:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import __version__ as __version__
 from ._closing import Closing
 from ._engine.compat_hub import hub_file
 from ._engine.compat_images import chat_format_module, projector_of

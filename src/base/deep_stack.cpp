@@ -3,6 +3,7 @@
 #include "base/error.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <exception>
 #include <stdexcept>
 
@@ -34,6 +35,37 @@ static void * run_deep(void * argument) {
     return nullptr;
 }
 
+#    if defined(__linux__) || defined(__APPLE__)
+
+static const char * lowest_of_stack() {
+#        ifdef __APPLE__
+    return (const char *) pthread_get_stackaddr_np(pthread_self()) - pthread_get_stacksize_np(pthread_self());
+#        else
+    pthread_attr_t attributes;
+    void * lowest = nullptr;
+    size_t bytes = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        pthread_attr_getstack(&attributes, &lowest, &bytes);
+        pthread_attr_destroy(&attributes);
+    }
+    return (const char *) lowest;
+#        endif
+}
+
+size_t stack_left() {
+    static thread_local const char * const lowest = lowest_of_stack();
+    const char here = 0;
+    return lowest != nullptr ? (size_t) (&here - lowest) : SIZE_MAX;
+}
+
+#    else
+
+size_t stack_left() {
+    return SIZE_MAX;
+}
+
+#    endif
+
 void run_on_stack(size_t bytes, const std::function<void()> & work) {
     if (bytes <= surely_there) {
         work();
@@ -56,6 +88,10 @@ void run_on_stack(size_t bytes, const std::function<void()> & work) {
 }
 
 #else
+
+size_t stack_left() {
+    return SIZE_MAX;
+}
 
 void run_on_stack(size_t, const std::function<void()> & work) {
     work(); // upstream's stacks are of a fixed size there

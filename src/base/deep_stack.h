@@ -9,6 +9,9 @@
 
 namespace superllama {
 
+// What is left of this thread's stack; where the system does not say it, plenty.
+size_t stack_left();
+
 // Runs `work` in this thread where a stack as it is will do, else in a thread with a stack of `bytes`. Exceptions pass.
 void run_on_stack(size_t bytes, const std::function<void()> & work);
 

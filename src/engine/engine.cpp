@@ -8,6 +8,7 @@
 #include "server/projector.h"
 #include "server/slots.h"
 #include "arg.h"
+#include "engine/last_error.h"
 #include "engine/options.h"
 #include "engine/request.h"
 #include "engine/workers.h"
@@ -56,7 +57,7 @@ struct superllama_engine {
 
 // -------------------------------------------------------------------------------------------------- errors
 
-static thread_local std::string last_error;
+using superllama::engine_error;
 
 static std::string error_body(int code, const char * type, const std::string & message) {
     const json error = { { "code", code }, { "type", type }, { "message", message } };
@@ -201,12 +202,12 @@ static bool load(superllama_engine & engine, bool (*progress)(float, void *), vo
     try {
         loaded = engine.server.load_model(engine.params);
     } catch (const std::exception & e) {
-        last_error = e.what();
+        engine_error = e.what();
         loaded = false;
     }
     engine.server.set_state_callback(nullptr);
-    if (!loaded && last_error.empty()) {
-        last_error = stopped ? "stopped by the progress callback" : "the library gives no reason";
+    if (!loaded && engine_error.empty()) {
+        engine_error = stopped ? "stopped by the progress callback" : "the library gives no reason";
     }
     return loaded;
 }
@@ -232,7 +233,7 @@ static void run_slots(superllama_engine & engine) {
 extern "C" {
 
 const char * superllama_engine_error(void) {
-    return last_error.c_str();
+    return engine_error.c_str();
 }
 
 const char * superllama_engine_flags(void) {
@@ -255,21 +256,21 @@ const char * superllama_engine_draft_type(const char * path) {
 }
 
 int64_t superllama_engine_projector_bytes(const char * path) {
-    last_error.clear();
+    engine_error.clear();
     try {
         const superllama::assert_guard guard("the projector's file contradicts itself");
         common_params params;
         params.mmproj.path = path;
         return (int64_t) superllama::projector_bytes(params);
     } catch (const std::exception & e) {
-        last_error = e.what();
+        engine_error = e.what();
     }
     return -1;
 }
 
 struct superllama_engine * superllama_engine_start(int32_t n_arguments, const char * const * arguments,
                                                    bool (*progress)(float done, void * user_data), void * user_data) {
-    last_error.clear();
+    engine_error.clear();
     try {
         static std::mutex one_at_a_time; // upstream's options and loader keep state for the process
         const std::lock_guard<std::mutex> lock(one_at_a_time);
@@ -298,9 +299,9 @@ struct superllama_engine * superllama_engine_start(int32_t n_arguments, const ch
         engine->slots = std::thread([raw = engine.get()] { run_slots(*raw); });
         return engine.release();
     } catch (const std::exception & e) {
-        last_error = e.what();
+        engine_error = e.what();
     } catch (...) {
-        last_error = "an exception of an unknown kind";
+        engine_error = "an exception of an unknown kind";
     }
     return nullptr;
 }
@@ -338,7 +339,7 @@ struct superllama_request * superllama_engine_submit(struct superllama_engine * 
 struct superllama_request * superllama_engine_submit_with(struct superllama_engine * engine, const char * method,
                                                           const char * path, const char * body, size_t size,
                                                           superllama_logits_callback logits, void * user_data) {
-    last_error.clear();
+    engine_error.clear();
     try {
         auto handle = std::make_unique<superllama_request>();
         handle->shared = std::make_shared<request>(method, path, std::string(body, size));
@@ -348,7 +349,7 @@ struct superllama_request * superllama_engine_submit_with(struct superllama_engi
         engine->workers.run([engine, shared = handle->shared] { engine->answer(*shared); });
         return handle.release();
     } catch (const std::exception & e) {
-        last_error = e.what();
+        engine_error = e.what();
     }
     return nullptr;
 }

@@ -5,6 +5,7 @@
 #include "server/lifecycle.h"
 #include "server/logits.h"
 #include "server/slots.h"
+#include "superllama.h"
 
 #include <cstdint>
 #include <deque>

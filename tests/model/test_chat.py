@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import TEMPLATES
 
 import superllama
 from superllama import Context, Model
-from superllama._chat_template import ChatTemplate
 from superllama._programs import find_program
 
 USER = {"role": "user", "content": "Hi"}
@@ -34,17 +34,20 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "an answer that was begun": [USER, {"role": "assistant", "content": "Well, "}],
     "empty content": [{"role": "user", "content": ""}],
-}
-# what templates in the field do: refuse a system turn, take parts only, print tool calls, write a BOS
-TEMPLATES = {
-    "own": None,
-    "no system": "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
-    "{% endif %}[{{ m.role }}]{{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}[model]{% endif %}",
-    "parts only": "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor %}</>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}",
-    "tool calls": "{%- for m in messages %}\n<{{ m.role }}>{{ m.content }}"
-    "{%- for c in m.tool_calls or [] %}{{ c.function.name }}:{{ c.function.arguments | tojson }}{% endfor %}"
-    "{%- endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}",
+    "thoughts": [
+        USER,
+        {"role": "assistant", "content": "<think>\nHm\n</think>\n\nYes"},
+        {"role": "user", "content": "<a href='x'>&amp;</a> \"q\" \\ 日本"},
+    ],
+    "two tools": [
+        {"role": "system", "content": [{"type": "text", "text": "S"}]},
+        USER,
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, CALL | {"id": "c2"}]},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        {"role": "tool", "content": [{"type": "text", "text": "43"}], "tool_call_id": "c2"},
+        {"role": "assistant", "content": "85"},
+        {"role": "user", "content": "Thanks"},
+    ],
 }
 
 
@@ -125,11 +128,51 @@ def test_templates_that_fail_say_why(demo: Model) -> None:
         demo.apply_chat_template([USER], template="no such name")
 
 
-def test_a_template_cannot_reach_out_of_itself() -> None:
-    """It comes with a file from anywhere."""
-    for source in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ range(10**9)|list }}"):
-        with pytest.raises(superllama.TemplateError):
-            ChatTemplate(source, "", "").prompt([USER], True)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ range(1000000000) | list | length }}",
+        "{{ " + "(" * 30000 + "1" + ")" * 30000 + " }}",
+        "{{ " + "[" * 30000 + "1" + "]" * 30000 + " }}",
+        "{% if true %}" * 30000 + "{% endif %}" * 30000,
+        "{% set x %}" * 30000 + "{% endset %}" * 30000,
+        "{% if true %}{% set x %}{% endset %}" * 30000 + "{% endif %}" * 30000,
+        "{% if false %}" + "{% elif false %}" * 30000 + "{% endif %}",
+        "{{ " + "not " * 30000 + "true }}",
+        "{{ " + "- " * 30000 + "1 }}",
+        "{{ 1" + "+ 1" * 30000 + " }}",
+        "{{ 'a'" + "| upper" * 30000 + " }}",
+        "{{ a" + ".b" * 30000 + " }}",
+        "{{ " + "1 if true else " * 30000 + "2 }}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{% macro f(x) %}{{ g(x) }}{% endmacro %}{% macro g(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    ],
+    ids=lambda source: source[:24],
+)
+def test_a_template_cannot_end_the_process(demo: Model, source: str) -> None:
+    """It comes with a file from anywhere, and is parsed, run and freed by recursion."""
+    with pytest.raises(superllama.TemplateError):
+        demo.apply_chat_template([USER], template=source)
+    assert demo.apply_chat_template([USER])
+
+
+def test_a_template_cannot_reach_out_of_itself(demo: Model) -> None:
+    assert demo.apply_chat_template([USER], template="{{ messages[0].content }}{{ ''.__class__.__mro__ }}") == "Hi"
+
+
+@pytest.mark.slow
+def test_a_template_that_does_not_end_is_stopped(demo: Model) -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}"
+    with pytest.raises(superllama.TemplateError, match="does not come to an end"):
+        demo.apply_chat_template([USER], template=loops)
+
+
+def test_a_macro_may_call_itself(demo: Model) -> None:
+    source = (
+        "{% macro down(n) %}{{ n }}{% if n > 0 %}{{ down(n - 1) }}{% endif %}{% endmacro %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ down(30) }}"
+    )
+    assert demo.apply_chat_template([USER], template=source) == "Hi" + "".join(map(str, range(30, -1, -1)))
 
 
 # ---------------------------------------------------------------- keep
