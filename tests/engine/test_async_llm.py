@@ -58,6 +58,8 @@ def test_it_gives_what_llm_gives(tiny_model: Path) -> None:
 
 
 def test_a_hundred_requests_some_of_which_are_cancelled(tiny_model: Path) -> None:
+    """Under the least budget that a plan names."""
+    least = superllama.plan(tiny_model, n_ctx=4096, n_threads=1, use="llm", n_parallel=4).mem_least_bytes
     rng = random.Random(7)
     words = [f"{chr(97 + i % 26)}{i:03d}" for i in range(100)]
     plans = {word: rng.choice(["whole", "stream", "cancel", "leave"]) for word in words}
@@ -86,9 +88,10 @@ def test_a_hundred_requests_some_of_which_are_cancelled(tiny_model: Path) -> Non
             await asyncio.sleep(0.1)
             slots = await asyncio.to_thread(llm._engine.ask, "GET", "/slots")
         assert not any(slot["is_processing"] for slot in slots)
+        assert sum(llm.memory().values()) <= least
         return found
 
-    found = run(tiny_model, work, n_ctx=4096, mem_budget="64MiB", n_parallel=4)
+    found = run(tiny_model, work, n_ctx=4096, mem_budget=least, n_parallel=4)
     assert found == [word if plans[word] in ("whole", "stream") else None for word in words]
 
 

@@ -301,6 +301,16 @@ def test_a_tool_is_called(demo_llm: superllama.LLM) -> None:
     assert demo_llm.chat(messages, max_tokens=8, temperature=0).usage.generated_tokens > 0
 
 
+def test_a_required_tool_that_is_not_called_is_an_error(demo_llm: superllama.LLM) -> None:
+    """The model may say something first, and does until max_tokens."""
+    request: dict[str, Any] = {"tools": [get_weather], "temperature": 0, "max_tokens": 20}
+    assert not demo_llm.chat("Write a poem", **request).tool_calls
+    with pytest.raises(superllama.GrammarError, match="no tool was called"):
+        demo_llm.chat("Write a poem", **request, tool_choice="required")
+    with pytest.raises(superllama.GrammarError, match="no tool was called"):
+        list(demo_llm.chat_stream("Write a poem", **request, tool_choice="required"))
+
+
 def test_a_tool_can_be_named(demo_llm: superllama.LLM) -> None:
     def get_time(zone: str) -> str:
         """The time in a zone."""

@@ -13,7 +13,7 @@ from .formats import Format, format_of
 from .media import AskSenses, with_media
 from .processors import LogitsProcessor, processors_of
 from .results import ChatCompletion, Chunk, FinishReason, TokenLogprob, Usage
-from .tools import tool_calls_of, tool_schemas
+from .tools import ToolCall, tool_calls_of, tool_schemas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,7 @@ def chat_call(messages: object, request: Mapping[str, Any], senses: AskSenses) -
         message = choice["message"]
         text = message.get("content") or ""
         calls = tuple(tool_calls_of(message.get("tool_calls") or (), asked.functions))
+        _check_called(asked.body, calls, text)
         return ChatCompletion(
             text=text,
             reasoning=message.get("reasoning_content"),
@@ -102,7 +103,7 @@ def chat_stream(messages: object, request: Mapping[str, Any], senses: AskSenses)
     asked = chat_body(messages, request, "chat_stream()", senses)
     check_stream(asked.body)
     body = asked.body | {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
-    return Stream("/v1/chat/completions", body, lambda: _ChatChunks(asked.functions), asked.processors)
+    return Stream("/v1/chat/completions", body, lambda: _ChatChunks(asked), asked.processors)
 
 
 def chat_request(
@@ -113,11 +114,21 @@ def chat_request(
     return "/v1/chat/completions", asked.body | ({"stream": True} if stream else {}), asked.processors
 
 
+def _check_called(body: Mapping[str, Any], calls: Sequence[ToolCall], text: str) -> None:
+    """Raises: GrammarError where a tool had to be called, and none was: the model may say something first."""
+    if not calls and body.get("tool_choice", "auto") not in ("auto", "none"):
+        raise GrammarError(
+            f"no tool was called, as tool_choice={body['tool_choice']!r:.80} asked for, perhaps for the answer was cut "
+            f"(max_tokens) while the model said something first: {text:.200}"
+        )
+
+
 class _ChatChunks:
     """Reads the events of one answer. Its numbers come after its end, in an event of their own."""
 
-    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        self.functions = functions
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.text = ""
         self.calls: list[dict[str, Any]] = []
         self.finish: FinishReason | None = None
 
@@ -131,15 +142,18 @@ class _ChatChunks:
                 self._add(call)
             text, reasoning = delta.get("content") or "", delta.get("reasoning_content") or ""
             logprobs = _chat_logprobs(choice)
+            self.text += text
             if text or reasoning or logprobs:
                 yield Chunk(text, reasoning=reasoning, logprobs=logprobs)
         if event.get("usage") and "timings" in event and self.finish:
+            calls = tuple(tool_calls_of(self.calls, self.asked.functions))
+            _check_called(self.asked.body, calls, self.text)
             yield Chunk(
                 "",
                 finish_reason=self.finish,
                 usage=_chat_usage(event),
                 timings=timings_of(event["timings"]),
-                tool_calls=tuple(tool_calls_of(self.calls, self.functions)),
+                tool_calls=calls,
             )
 
     def _add(self, call: Mapping[str, Any]) -> None:
