@@ -23,12 +23,19 @@ gcc -O1 -shared -fPIC tests/fault_shim.c -o "$tmp/shim.so" -ldl
 build/tests/native/make-arch-models -o "$tmp/" >/dev/null 2>&1
 # a vocabulary of letters, for answers of which every one has a text of its own
 PYTHONPATH=tests python3 -c "import pathlib, sys, tiny_model; tiny_model.write_llama(pathlib.Path(sys.argv[1]))" "$tmp/tiny.gguf"
-endpoints=()
-for port in 18541 18542; do
-    build/bin/ggml-rpc-server -H 127.0.0.1 -p $port -t 1 >/dev/null 2>&1 &
-    servers+=($!)
-    endpoints+=("127.0.0.1:$port")
-done
+endpoints=(127.0.0.1:18541 127.0.0.1:18542)
+
+serve() { # PROGRAM: whose kernels are those of the clients, for every logit is compared
+    [ ${#servers[@]} -eq 0 ] || kill "${servers[@]}"
+    servers=()
+    for port in 18541 18542; do
+        "$1" -H 127.0.0.1 -p $port -t 1 >/dev/null 2>&1 &
+        servers+=($!)
+    done
+    for port in 18541 18542; do
+        until (: >/dev/tcp/127.0.0.1/$port) 2>/dev/null; do sleep 0.1; done
+    done
+}
 
 run() { # LIBRARY PROGRAM MODEL N [ENDPOINT...]
     local library=$1 program=$2 model=$3
@@ -49,7 +56,8 @@ for kind in asan tsan; do
     cmake -S . -B build/$kind -G Ninja -DCMAKE_BUILD_TYPE=Release -DSUPERLLAMA_PAGE=OFF -DGGML_OPENMP=OFF \
         "-DCMAKE_C_FLAGS=$flags -g1" "-DCMAKE_CXX_FLAGS=$flags -g1" \
         -DCMAKE_C_FLAGS_RELEASE="-O1 -DNDEBUG" -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" >/dev/null
-    cmake --build build/$kind --target stress-layers stress-devices stress-engine >/dev/null
+    cmake --build build/$kind --target stress-layers stress-devices stress-engine ggml-rpc-server >/dev/null
+    serve build/$kind/bin/ggml-rpc-server
     for model in "${models[@]}"; do
         run $kind build/$kind/tests/native/stress-layers "$tmp/$model.gguf" "$steps"
         run $kind build/$kind/tests/native/stress-devices "$tmp/$model.gguf" "$steps" "${endpoints[@]}"
