@@ -264,8 +264,8 @@ double metrics_rates::average() const {
 }
 
 void metrics_rates::mark() {
-    mark_busy_us = busy_us;
-    mark_n_generated = n_generated;
+    mark_busy_us = busy_us.load();
+    mark_n_generated = n_generated.load();
 }
 
 } // namespace superllama

@@ -4,6 +4,7 @@
 #include "telemetry/metrics_sink.h"
 #include "superllama.h"
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ std::string metrics_json(const struct superllama_stats & stats, const metrics_pa
 std::string experts_json(const std::vector<struct superllama_expert> & experts);
 
 // Tokens and rates. `now_us` is any steady clock; the caller is the context's thread.
+// Written by the thread that computes, read by any.
 class metrics_rates {
   public:
     static const int64_t idle_us = 1000000; // a longer gap between two ubatches is a pause, not work
@@ -46,15 +48,15 @@ class metrics_rates {
     double average() const;
     void mark();
 
-    int64_t n_prompt = 0;
-    int64_t n_generated = 0;
+    std::atomic<int64_t> n_prompt{ 0 };
+    std::atomic<int64_t> n_generated{ 0 };
 
   private:
     int64_t t_begin_us = 0;
     int64_t t_end_us = 0;
-    int64_t busy_us = 0; // spent generating, the sampling between two tokens included
-    int64_t mark_busy_us = 0;
-    int64_t mark_n_generated = 0;
+    std::atomic<int64_t> busy_us{ 0 }; // spent generating, the sampling between two tokens included
+    std::atomic<int64_t> mark_busy_us{ 0 };
+    std::atomic<int64_t> mark_n_generated{ 0 };
     bool last_was_generated = false;
 };
 
