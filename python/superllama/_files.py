@@ -29,13 +29,17 @@ def open_regular(path: str | os.PathLike[str] | bytes, error: Kind) -> BinaryIO:
     """The file, open for reading. Raises: `error` if it is none, without waiting; OSError if it cannot be opened."""
     _check_type(path, error)
     check_mode(path, os.stat(path).st_mode, error)  # noqa: PTH116 - a socket cannot even be opened
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - its own close() may come twice
     try:
-        check_mode(path, os.fstat(fd).st_mode, error)
-        return os.fdopen(fd, "rb")
+        check_mode(path, os.fstat(file.fileno()).st_mode, error)
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def replaceable(path: str | os.PathLike[str], error: Kind) -> Path:
