@@ -167,9 +167,8 @@ class ModelFacts:
         if not is_jinja(template):
             return apply_template(template, messages, add_generation_prompt)
         with self._use() as c:
-            own = None if template == self.chat_template else template
             if template not in self._templates:
-                self._templates[template] = ChatTemplate(c, own)
+                self._templates[template] = ChatTemplate(c, None if template == self.chat_template else template)
             return self._templates[template].prompt(messages, add_generation_prompt)
 
 

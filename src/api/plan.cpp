@@ -64,6 +64,14 @@ void plan_context(llama_context & ctx, struct superllama_plan & common) {
     common.n_experts_used = (int32_t) hparams.n_expert_used_max();
 }
 
+void plan_weights(const dynamic_model & weights, const struct llama_model_params & mparams,
+                  struct superllama_plan & common) {
+    common.fixed_bytes = weights.fixed_bytes();
+    common.repacked_bytes = weights.converted_bytes();
+    common.n_blocks = (int32_t) weights.n_blocks();
+    common.projector_bytes = mparams.superllama.projector_bytes;
+}
+
 struct superllama_plan plan_row(const dynamic_model & weights, const struct superllama_plan & common, uint64_t budget) {
     const uint64_t taken = common.fixed_bytes + common.kv_bytes + common.compute_bytes + common.projector_bytes;
     const uint64_t usable = dynamic_model::without_page_tables(budget);
@@ -100,10 +108,7 @@ void plan_rows(const char * path, struct llama_model_params mparams, struct llam
     if (ggml_cgraph * gf = context_hooks::largest_graph(*ctx)) {
         weights.expect(gf);
     }
-    common.fixed_bytes = weights.fixed_bytes();
-    common.repacked_bytes = weights.converted_bytes();
-    common.n_blocks = (int32_t) weights.n_blocks();
-    common.projector_bytes = mparams.superllama.projector_bytes;
+    plan_weights(weights, mparams, common);
     for (int32_t i = 0; i < n_budgets; ++i) {
         out[i] = plan_row(weights, common, budgets[i]);
     }

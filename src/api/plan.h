@@ -18,6 +18,8 @@ llama_model_ptr plan_dry_model(const char * path, struct llama_model_params mpar
 llama_context_ptr plan_dry_context(llama_model * dry, const struct llama_context_params & cparams);
 llama_model_ptr plan_laid_out(const char * path, struct llama_model_params mparams);
 void plan_context(llama_context & ctx, struct superllama_plan & common);
+void plan_weights(const dynamic_model & weights, const struct llama_model_params & mparams,
+                  struct superllama_plan & common);
 struct superllama_plan plan_row(const dynamic_model & weights, const struct superllama_plan & common, uint64_t budget);
 
 double superllama_measure_matvec(enum ggml_type type, bool repack, int32_t n_threads);

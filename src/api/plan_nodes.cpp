@@ -193,10 +193,8 @@ placement planner::place(const std::vector<uint64_t> & budgets) {
 struct superllama_plan planner::host(const placement & p, uint64_t mem_budget) {
     weights->place_on_paper(p.to);
     struct superllama_plan common = p.context->host;
-    common.fixed_bytes = weights->fixed_bytes() + device_upload_staging();
-    common.repacked_bytes = weights->converted_bytes();
-    common.n_blocks = (int32_t) weights->n_blocks();
-    common.projector_bytes = mparams.superllama.projector_bytes;
+    plan_weights(*weights, mparams, common);
+    common.fixed_bytes += device_upload_staging();
     const struct superllama_plan row = plan_row(*weights, common, mem_budget);
     weights->place_on_paper(std::vector<int>(p.to.size(), -1));
     return row;

@@ -53,9 +53,10 @@ struct superllama_chat_template * superllama_chat_template_make(const struct lla
         const superllama::assert_guard guard("the chat template contradicts itself");
         auto made = std::make_unique<superllama_chat_template>();
         made->vocab = llama_model_get_vocab(model);
-        const char * text = source != nullptr ? source : llama_model_chat_template(model, nullptr);
-        check_syntax(text != nullptr ? text : "");
-        made->params = params_of(common_chat_templates_init(model, source != nullptr ? source : ""));
+        const std::string given = source != nullptr ? source : "";
+        const char * own = llama_model_chat_template(model, nullptr);
+        check_syntax(given.empty() && own != nullptr ? own : given);
+        made->params = params_of(common_chat_templates_init(model, given));
         return made.release();
     } catch (const std::exception & e) {
         superllama::engine_error = e.what();

@@ -3,6 +3,7 @@
 #include "common.h"
 #include "json.h"
 #include "server-common.h"
+#include "server/request_body.h"
 
 #include <algorithm>
 #include <limits>
@@ -108,9 +109,7 @@ static std::vector<llama_token> end_tokens(const json & body, int32_t n_vocab) {
 static thread_local std::shared_ptr<asker> of_thread;
 
 std::shared_ptr<asker> asker_of(const std::string & body, int32_t n_vocab, const common_params & params) {
-    // a key may be written with escapes
-    if (body.find("min_tokens") == std::string::npos && body.find("stop_token_ids") == std::string::npos &&
-        body.find("\\u") == std::string::npos) {
+    if (!may_have(body, "min_tokens") && !may_have(body, "stop_token_ids")) {
         return of_thread;
     }
     json parsed;

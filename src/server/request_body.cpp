@@ -5,7 +5,9 @@
 #include "json.h"
 #include "server-common.h"
 
+#include <algorithm>
 #include <cctype>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 
@@ -14,6 +16,12 @@ namespace superllama {
 bool is_path(const std::string & path, const char * route) {
     const std::string end = route;
     return path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
+}
+
+bool may_have(const std::string & body, const char * key) {
+    const char * const spellings[] = { key, "\\u005", "\\u006", "\\u007" }; // of a key with escapes
+    return std::any_of(std::begin(spellings), std::end(spellings),
+                       [&](const char * spelling) { return body.find(spelling) != std::string::npos; });
 }
 
 // Whether there is a number with ten digits or more, or an exponent, outside of strings: only then is it worth to parse
@@ -116,9 +124,7 @@ std::optional<std::string> checked_body(const std::string & path, const std::str
     const bool reranks = is_path(path, "/rerank") || is_path(path, "/reranking");
     const bool completes =
         !is_path(path, "/chat/completions") && (is_path(path, "/completion") || is_path(path, "/completions"));
-    // a key may be written with escapes
-    const bool has_form =
-        completes && (body.find("format") != std::string::npos || body.find("\\u") != std::string::npos);
+    const bool has_form = completes && may_have(body, "format");
     const bool has_two_forms = !completes && body.find("\"grammar\"") != std::string::npos &&
                                body.find("\"json_schema\"") != std::string::npos;
     const bool has_function = body.find("\"logits_processor\"") != std::string::npos;

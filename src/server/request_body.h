@@ -10,6 +10,9 @@ namespace superllama {
 // Whether `path` is that of a route, behind whatever prefix the server has.
 bool is_path(const std::string & path, const char * route);
 
+// Whether a body may have this key, of small letters and "_": before it is worth to parse it.
+bool may_have(const std::string & body, const char * key);
+
 // The body as upstream is to see it, where that is another one; `n_vocab` are the tokens that there are. Throws
 // std::invalid_argument for integers that upstream's numbers cannot hold, tokens that there are not, forms of answers
 // that there are not. What is no JSON is left to upstream.

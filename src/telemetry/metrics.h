@@ -34,8 +34,7 @@ std::string metrics_json(const struct superllama_stats & stats, const metrics_pa
 // Numbers by layer and expert, of what superllama_experts() lists: {"layers":[..],"uses":[[..],..],..}; "null": none.
 std::string experts_json(const std::vector<struct superllama_expert> & experts);
 
-// Tokens and rates. `now_us` is any steady clock; the caller is the context's thread.
-// Written by the thread that computes, read by any.
+// Tokens and rates, written by the context's thread and read by any. `now_us` is any steady clock.
 class metrics_rates {
   public:
     static const int64_t idle_us = 1000000; // a longer gap between two ubatches is a pause, not work

@@ -121,6 +121,8 @@ def test_over_http(tiny_model: Path, tmp_path: Path, eos: int) -> None:
             assert (status, n) in ((200, 4), (200, 5)), path
             for wrong in ({"min_tokens": "4"}, {"min_tokens": 10}, {"min_tokens": 1.5}, {"stop_token_ids": ["a"]}):
                 server.refused(path, body | wrong)
+        for key in (rb"\u006din_tokens", rb"min\u005ftokens", rb"min_token\u0073"):  # a key may be written with escapes
+            server.refused("/completion", b'{"prompt": "the", "n_predict": 9, "' + key + b'": 10}')
         answer = server.complete("the", n_predict=9, return_tokens=True, logit_bias=[[eos, False]])
         found = server.complete(
             "the", n_predict=9, return_tokens=True, logit_bias=[[eos, False]], stop_token_ids=answer["tokens"][4:5]
