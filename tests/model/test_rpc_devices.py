@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench.counting import Counter
+from lost_answers import Cut
 from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
 from running import Runner
 from serving import http_server
@@ -71,39 +71,12 @@ def test_client_and_server_count_graphs_alike(
 
 # ---------------------------------------------------------------------------------- servers that go away
 
+TESTS = Path(__file__).resolve().parents[1]
 CUT = (
-    """
-import socket, sys, threading
-
-class Cut: # passes everything on to a server, until it is armed: then the next answer is lost, and the connection
-    def __init__(self, endpoint):
-        host, port = endpoint.split(":")
-        self.armed = False
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = "127.0.0.1:%d" % self.listener.getsockname()[1]
-        self.server = (host, int(port))
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            client = self.listener.accept()[0]
-            server = socket.create_connection(self.server)
-            threading.Thread(target=self.relay, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self.relay, args=(server, client, True), daemon=True).start()
-
-    def relay(self, source, target, answers):
-        try:
-            while data := source.recv(1 << 16):
-                if answers and self.armed:
-                    break
-                target.sendall(data)
-        except OSError:
-            pass
-        for each in (source, target):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+    f"""
+import sys
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+from lost_answers import Cut
 
 cut = Cut(sys.argv[2])
 sys.argv[2] = cut.endpoint
@@ -112,7 +85,7 @@ sys.argv[2] = cut.endpoint
     + """
 model, ctx = open_model()
 ctx.decode(model.tokenize(PROMPT))
-cut.armed = True
+cut.n_left = 0
 what = sys.argv[4]
 try:
     if what == "decode":
@@ -227,19 +200,6 @@ def test_a_prompt_is_not_kept_from_a_device_that_is_gone(demo_model: Path, tmp_p
                 again = server.complete("The capital of France is Paris. The capital of Italy is", n_predict=12)
                 assert again["content"] == france["content"]
     assert "a prompt of 0.5 MiB is not kept: its state cannot be read" in (tmp_path / "log").read_text()
-
-
-class Cut(Counter):
-    """Passes everything on until `n_left` more pieces of answers came; None: for ever."""
-
-    n_left: int | None = None
-
-    def allowed(self, data: bytes) -> bytes:
-        if self.n_left is not None:
-            if self.n_left == 0:
-                raise ConnectionError
-            self.n_left -= 1
-        return data
 
 
 @pytest.mark.slow
