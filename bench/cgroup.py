@@ -90,7 +90,11 @@ class Group:
 
     def enter(self) -> None:
         """Move the calling process in: between fork and exec of a run."""
-        (self.path / "cgroup.procs").write_text("0")
+        self.take(0)
+
+    def take(self, pid: int) -> None:
+        """Move a process in; what it has stays charged where it was."""
+        (self.path / "cgroup.procs").write_text(str(pid))
 
     def peak(self) -> int | None:
         name = "memory.peak" if self.root.version == 2 else "memory.max_usage_in_bytes"

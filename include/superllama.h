@@ -244,6 +244,8 @@ LLAMA_API int32_t superllama_plan(const char * path, struct llama_model_params m
 struct superllama_plan_node {
     uint64_t free_bytes;   // of the device's memory, before the model is loaded
     uint64_t budget_bytes; // as --vram-budget; 0 = automatic, of what is free
+    double round_trip_s;   // of the smallest message to it, and the answer
+    double bytes_per_s;    // of the network between
 };
 
 struct superllama_node_share {

@@ -201,6 +201,7 @@ def library_plan_nodes(
     nodes = ffi.new("struct superllama_plan_node[]", len(cases) * n_nodes)
     for i, node in enumerate(node for case, _ in cases for node in case):
         nodes[i].free_bytes, nodes[i].budget_bytes = node.memory_bytes, node.budget_bytes
+        nodes[i].round_trip_s, nodes[i].bytes_per_s = node.round_trip_s, node.network_bytes_per_s
     host = ffi.new("struct superllama_plan[]", len(cases))
     shares = ffi.new("struct superllama_node_share[]", len(cases) * n_nodes)
     layers = ffi.new("struct superllama_plan_layer[]", len(cases) * N_LAYERS_MAX)

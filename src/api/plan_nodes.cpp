@@ -3,6 +3,7 @@
 #include "api/plan.h"
 #include "context/hooks.h"
 #include "devices/layer_kv.h"
+#include "devices/link.h"
 #include "devices/paper.h"
 #include "devices/upload.h"
 #include "io/rpc_units.h"
@@ -47,7 +48,8 @@ class planner {
 
     int32_t n_layers() const { return tier->n_layers(); }
     std::vector<uint64_t> budgets(const struct superllama_plan_node * nodes) const;
-    placement place(const std::vector<uint64_t> & budgets);
+    std::vector<double> crossing_s(const struct superllama_plan_node * nodes) const;
+    placement place(const std::vector<uint64_t> & budgets, const std::vector<double> & crossing_s);
     struct superllama_plan host(const placement & p, uint64_t mem_budget);
     struct superllama_node_share share(const placement & p, int node, uint64_t budget) const;
     struct superllama_plan_layer layer(const placement & p, int il) const;
@@ -102,6 +104,14 @@ std::vector<uint64_t> planner::budgets(const struct superllama_plan_node * given
     return result;
 }
 
+std::vector<double> planner::crossing_s(const struct superllama_plan_node * given) const {
+    std::vector<double> result;
+    for (size_t d = 0; d < nodes.size(); ++d) {
+        result.push_back(given[d].round_trip_s + (double) token_state_bytes(*model) / given[d].bytes_per_s);
+    }
+    return result;
+}
+
 // A static load that has the same layers on the same devices.
 const dry_context & planner::at(const std::vector<int> & to, bool op_offload, bool pipelined) {
     const auto key = std::make_pair(to, std::make_pair(op_offload, pipelined));
@@ -151,7 +161,7 @@ const dry_context & planner::at(const std::vector<int> & to, bool op_offload, bo
 
 // In the steps of a load and of context_hooks::before_reserve(): needs are measured at a placement, and what they leave
 // gives the next one, until it has room for what it needs.
-placement planner::place(const std::vector<uint64_t> & budgets) {
+placement planner::place(const std::vector<uint64_t> & budgets, const std::vector<double> & crossing_s) {
     const std::vector<size_t> nothing(nodes.size());
     std::vector<size_t> need = nothing;
     std::vector<std::vector<int64_t>> n_arrivals(nodes.size(), std::vector<int64_t>(kv.size()));
@@ -165,12 +175,12 @@ placement planner::place(const std::vector<uint64_t> & budgets) {
         now = to;
     };
     bool op_offload = cparams.op_offload;
-    const std::vector<int> loaded = tier->target(budgets, std::vector<size_t>(kv.size()), nothing);
+    const std::vector<int> loaded = tier->target(budgets, std::vector<size_t>(kv.size()), nothing, crossing_s);
     move(loaded);
     const bool all = std::none_of(loaded.begin(), loaded.end(), [](int node) { return node < 0; });
     const bool pipelined = all && nodes.size() > 1 && at(loaded, op_offload, false).pipelined;
     for (;;) {
-        const std::vector<int> to = tier->target(budgets, kv, need);
+        const std::vector<int> to = tier->target(budgets, kv, need, crossing_s);
         move(to);
         const dry_context & ctx = at(to, op_offload, pipelined);
         bool fits = true, room = true;
@@ -259,8 +269,9 @@ int32_t plan_nodes(const char * path, struct llama_model_params mparams, struct 
     }
     planner plan(path, mparams, cparams, cases.n_nodes);
     for (int32_t i = 0; i < cases.n_cases; ++i) {
-        const std::vector<uint64_t> budgets = plan.budgets(cases.nodes + i * cases.n_nodes);
-        const placement p = plan.place(budgets);
+        const struct superllama_plan_node * nodes = cases.nodes + i * cases.n_nodes;
+        const std::vector<uint64_t> budgets = plan.budgets(nodes);
+        const placement p = plan.place(budgets, plan.crossing_s(nodes));
         cases.host[i] = plan.host(p, cases.mem_budgets[i]);
         for (int32_t d = 0; d < cases.n_nodes; ++d) {
             cases.shares[i * cases.n_nodes + d] = plan.share(p, d, budgets[(size_t) d]);

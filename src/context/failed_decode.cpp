@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 #include "llama-impl.h"
-#include "model/assert_guard.h"
+#include "base/assert_guard.h"
 
 #include <algorithm>
 #include <exception>

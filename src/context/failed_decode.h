@@ -1,6 +1,7 @@
 // A batch in the middle of which something throws, as where there is no memory for it: an error of the call.
 #pragma once
 
+#include "base/assert_guard.h" // for the same callers
 #include "llama.h"
 
 #include <functional>

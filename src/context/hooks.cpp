@@ -5,7 +5,7 @@
 #include "io/readers.h"
 #include "kv/state_check.h"
 #include "base/error.h"
-#include "model/assert_guard.h"
+#include "base/assert_guard.h"
 #include "model/position_table.h"
 
 #include "ggml-impl.h"

@@ -20,7 +20,7 @@ static double mib(size_t bytes) {
     return (double) bytes / 1048576.0;
 }
 
-static const int device_sample_us = 100000;
+static const int64_t device_sample_us = 100000; // at most so often, near devices
 static const int device_retry_us = 10000000;
 static const uint64_t budget_unknown = 1ull << 50;
 static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
@@ -29,7 +29,8 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
     store(store),
     cfg(cfg),
     layers((size_t) cfg.n_layers_all),
-    places(cfg.devices.size()) {
+    places(cfg.devices.size()),
+    sample_us(device_sample_us) {
     const int n_output = (int) layers.size() - 1;
     for (const weight_tensor & t : store.tensors()) {
         const int il = t.layer >= 0 ? t.layer : n_output;
@@ -65,6 +66,7 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
     const auto memory = device_memory_sample(cfg.devices);
     for (size_t d = 0; d < n_devices(); ++d) {
         set_budget(d, cfg.budgets[d], memory[d].free, memory[d].total);
+        sample_us += (int64_t) (20e6 * cfg.crossing_s[d]); // asking far devices takes a twentieth of the time
     }
 }
 
@@ -80,6 +82,11 @@ ggml_backend_dev_t device_tier::device_of(int il) const {
 }
 
 // ------------------------------------------------------------------------------------------------- policy
+
+// Whether a way is much longer than the shortest one: not by what measurements differ.
+static bool is_far(double crossing_s, double shortest_s) {
+    return crossing_s > 2 * shortest_s + 2e-3;
+}
 
 size_t device_tier::kv_bytes(int il) const {
     size_t bytes = 0;
@@ -132,18 +139,48 @@ std::vector<int> device_tier::target() const {
     for (int il = 0; il < (int) layers.size(); ++il) {
         kv.push_back(kv_bytes(il));
     }
-    return target(budgets, kv, compute);
+    return target(budgets, kv, compute, cfg.crossing_s);
 }
 
-// From the output downwards, and from the last device to the first: the device that a layer is to be on.
+// The device that a layer is to be on: as many layers as have room, and of these as few as can be on devices that are
+// far, the farthest first.
 std::vector<int> device_tier::target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
-                                     const std::vector<size_t> & compute) const {
-    std::vector<int> to(layers.size(), -1);
-    std::vector<size_t> left(n_devices());
-    std::vector<int32_t> n_left = cfg.n_layers;
+                                     const std::vector<size_t> & compute,
+                                     const std::vector<double> & crossing_s) const {
+    std::vector<uint64_t> left;
+    std::vector<size_t> far;
     for (size_t d = 0; d < n_devices(); ++d) {
-        left[d] = budgets[d] - std::min<uint64_t>(budgets[d], compute[d]);
+        left.push_back(budgets[d] - std::min<uint64_t>(budgets[d], compute[d]));
+        if (is_far(crossing_s[d], *std::min_element(crossing_s.begin(), crossing_s.end()))) {
+            far.push_back(d);
+        }
     }
+    std::stable_sort(far.begin(), far.end(), [&](size_t a, size_t b) { return crossing_s[a] > crossing_s[b]; });
+
+    std::vector<int32_t> n_layers = cfg.n_layers;
+    std::vector<int> to = fill(left, n_layers, kv);
+    const auto on_host = [](const std::vector<int> & places) { return std::count(places.begin(), places.end(), -1); };
+    for (size_t d : far) {
+        const int32_t n_max = n_layers[d];
+        const auto n_there = (int32_t) std::count(to.begin(), to.end(), (int) d);
+        for (int32_t n = 0; n < n_there; ++n) {
+            n_layers[d] = n;
+            const std::vector<int> fewer = fill(left, n_layers, kv);
+            if (on_host(fewer) <= on_host(to)) {
+                to = fewer;
+                break;
+            }
+            n_layers[d] = n_max;
+        }
+    }
+    return to;
+}
+
+// From the output downwards, and from the last device to the first.
+std::vector<int> device_tier::fill(const std::vector<uint64_t> & budgets, std::vector<int32_t> n_left,
+                                   const std::vector<size_t> & kv) const {
+    std::vector<int> to(layers.size(), -1);
+    std::vector<uint64_t> left = budgets;
     int dev = (int) n_devices() - 1;
     const int first = std::max(0, (int) layers.size() - cfg.n_layers_max);
     for (int il = (int) layers.size() - 1; il >= first; --il) {
@@ -204,7 +241,7 @@ bool device_tier::sample(std::string * error) {
         return waits || place(error);
     }
     const int64_t now = ggml_time_us();
-    if (now - t_sample_us < device_sample_us) {
+    if (now - t_sample_us < sample_us) {
         return true;
     }
     t_sample_us = now;

@@ -27,10 +27,11 @@ class device_tier {
   public:
     struct config {
         std::vector<ggml_backend_dev_t> devices;
-        std::vector<uint64_t> budgets; // of each, 0 = automatic
-        std::vector<int32_t> n_layers; // upper bound of each
-        int32_t n_layers_max;          // of all, as -ngl
-        int32_t n_layers_all;          // that the model has, the output matrix counted
+        std::vector<uint64_t> budgets;  // of each, 0 = automatic
+        std::vector<int32_t> n_layers;  // upper bound of each
+        std::vector<double> crossing_s; // of each: what a token takes on its way there and back, 0 = next to nothing
+        int32_t n_layers_max;           // of all, as -ngl
+        int32_t n_layers_all;           // that the model has, the output matrix counted
         float mem_pressure;
         float mem_pressure_low;
         bool async; // read the file in a thread while uploading, and upload while the model runs on
@@ -66,8 +67,8 @@ class device_tier {
     // `error` and it stays where it was.
     // `beside`: what only comes may do so while the model runs on, and is there at a later sample().
     bool place(std::string * error, bool beside = false);
-    bool apply_asked(std::string * error);                   // budgets that were asked for, if any
-    bool sample(std::string * error);                        // follows the devices' memory, at most every 100 ms
+    bool apply_asked(std::string * error); // budgets that were asked for, if any
+    bool sample(std::string * error);      // follows the devices' memory, at most every 100 ms, far ones less often
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
     bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
 
@@ -76,9 +77,9 @@ class device_tier {
     size_t used_bytes(size_t dev) const; // weights, KV, compute buffers
 
     // For a plan, in which nothing has memory: where layers would be, of which each has so much KV, on devices with
-    // these budgets and compute buffers; and as if they were there, for the accounts of the host.
+    // these budgets, compute buffers and ways there; and as if they were there, for the accounts of the host.
     std::vector<int> target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
-                            const std::vector<size_t> & compute) const;
+                            const std::vector<size_t> & compute, const std::vector<double> & crossing_s) const;
     void place_on_paper(const std::vector<int> & to);
     std::vector<const ggml_tensor *> weights_of(int il) const; // what a device gets
     static uint64_t automatic_budget(uint64_t used, uint64_t free, float mem_pressure);
@@ -148,6 +149,8 @@ class device_tier {
     void finish_graphs(); // of all contexts
     void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
     std::vector<int> target() const;
+    std::vector<int> fill(const std::vector<uint64_t> & left, std::vector<int32_t> n_left,
+                          const std::vector<size_t> & kv) const;
     size_t kv_bytes(int il) const;         // of all contexts
     size_t placed_bytes(size_t dev) const; // weights and KV there
     size_t compute_need(size_t dev) const; // of all contexts
@@ -178,6 +181,7 @@ class device_tier {
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };
     int64_t t_sample_us = 0;
+    int64_t sample_us;                 // between two samples
     std::unique_ptr<arrival> arriving; // null: nothing is on its way. Last: its thread uses what is above
 };
 

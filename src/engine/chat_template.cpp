@@ -7,7 +7,7 @@
 #include "engine/last_error.h"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
-#include "model/assert_guard.h"
+#include "base/assert_guard.h"
 #include "server-common.h"
 
 #include <exception>

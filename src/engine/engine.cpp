@@ -12,7 +12,7 @@
 #include "engine/options.h"
 #include "engine/request.h"
 #include "engine/workers.h"
-#include "model/assert_guard.h"
+#include "base/assert_guard.h"
 #include "server-context.h"
 #include "speculative.h"
 

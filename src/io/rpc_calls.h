@@ -4,4 +4,5 @@
 #include "io/rpc_messages.h"
 #include "io/rpc_link.h"
 #include "io/rpc_meeting.h"
+#include "io/rpc_serving.h"
 #include "io/rpc_weights.h"

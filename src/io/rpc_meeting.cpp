@@ -2,10 +2,12 @@
 
 #include "ggml-impl.h"
 #include "io/rpc_link.h"
+#include "io/rpc_memory.h"
 #include "io/rpc_messages.h"
 #include "io/rpc_units.h"
 #include "io/rpc_weights.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -21,7 +23,8 @@ namespace {
 
 struct known_servers {
     std::mutex mutex;
-    std::map<std::string, uint8_t> features;    // by endpoint, as it said last
+    std::map<std::string, uint8_t> features; // by endpoint, as it said last
+    std::map<std::string, rpc_link_speed> links;
     std::map<std::string, std::string> secrets; // by endpoint; "": of all others
 };
 
@@ -107,12 +110,26 @@ static bool device_has_weights(ggml_backend_dev_t device) {
     return has_weights(ggml_backend_dev_description(device));
 }
 
+void rpc_set_link_speed(const std::string & endpoint, const rpc_link_speed & speed) {
+    const std::lock_guard<std::mutex> lock(servers().mutex);
+    servers().links[endpoint] = speed;
+}
+
+static double crossing_s(ggml_backend_dev_t device, double bytes) {
+    const std::lock_guard<std::mutex> lock(servers().mutex);
+    const auto it = servers().links.find(ggml_backend_dev_description(device));
+    return it == servers().links.end() ? 0 : it->second.round_trip_s + bytes / it->second.bytes_per_s;
+}
+
 void * rpc_function(const char * name, bool (*lost)(ggml_backend_t)) {
     if (strcmp(name, "ggml_backend_rpc_lost") == 0) {
         return (void *) lost;
     }
     if (strcmp(name, "superllama_rpc_has_weights") == 0) {
         return (void *) device_has_weights;
+    }
+    if (strcmp(name, "superllama_rpc_crossing_s") == 0) {
+        return (void *) (rpc_crossing_s) crossing_s;
     }
     if (strcmp(name, "superllama_rpc_secret") == 0) {
         return (void *) (rpc_set_secret) set_secret;
@@ -124,13 +141,14 @@ void * rpc_function(const char * name, bool (*lost)(ggml_backend_t)) {
 
 static std::string own_secret; // set before clients are served, by one thread
 
-bool rpc_begin_to_serve() {
+bool rpc_begin_to_serve(ggml_backend_dev_t * devices, size_t n_devices) {
     try {
         if (const char * path = getenv("SUPERLLAMA_RPC_SECRET")) { // from the program's --rpc-secret
             own_secret = read_rpc_secret(path);
             printf("  shared secret  : %s\n", path);
         }
         rpc_open_weights();
+        std::for_each(devices, devices + n_devices, rpc_tell_memory);
         return true;
     } catch (const std::exception & e) {
         fprintf(stderr, "error: %s\n", e.what());

@@ -42,8 +42,19 @@ bool meet_server(Socket & socket, Answer & answer) {
     return rpc_meet_now(wire_of(socket), answer.padding, answer.major);
 }
 
+// The way to a server, as it was when the server became known.
+struct rpc_link_speed {
+    double round_trip_s;
+    double bytes_per_s; // to it
+};
+void rpc_set_link_speed(const std::string & endpoint, const rpc_link_speed & speed);
+
 // From how many bytes on a weight is asked for by hash.
 size_t rpc_hash_threshold(const std::string & endpoint, size_t upstream);
+
+// "superllama_rpc_crossing_s": seconds that so many bytes take to a device's server, and an answer back; 0: not
+// measured.
+using rpc_crossing_s = double (*)(ggml_backend_dev_t device, double bytes);
 
 // What the backend answers when it is asked for functions by name, for us; null where the name is none of ours.
 void * rpc_function(const char * name, bool (*lost)(ggml_backend_t));
@@ -54,9 +65,9 @@ using rpc_set_secret = const char * (*) (const char * endpoint, const char * pat
 
 // ------------------------------------------------------------------------------------------------ a server
 
-// Before a server takes clients: reads its secret, looks through its files. False where what it was given is of no use,
-// which is said.
-bool rpc_begin_to_serve();
+// Before a server takes clients, for these devices: reads its secret, looks through its files. False where what it was
+// given is of no use, which is said.
+bool rpc_begin_to_serve(ggml_backend_dev_t * devices, size_t n_devices);
 
 uint8_t rpc_own_features();
 

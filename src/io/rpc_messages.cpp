@@ -39,9 +39,21 @@ static bool extent_of(const rpc_tensor_claim & claim, uint64_t & bytes) {
     return sum < 9e18;
 }
 
+// Kernels read numbers where they are: at multiples of their size, and blocks at multiples of what divides theirs.
+static bool is_aligned(const rpc_tensor_claim & claim) {
+    const uint64_t size = ggml_type_size((ggml_type) claim.type);
+    const uint64_t divides = size & (~size + 1); // the largest power of two that does
+    const uint64_t alignment = ggml_blck_size((ggml_type) claim.type) == 1 ? divides : std::min<uint64_t>(divides, 4);
+    uint64_t bits = claim.data;
+    for (uint32_t stride : claim.nb) {
+        bits |= stride;
+    }
+    return bits % alignment == 0;
+}
+
 bool rpc_claim_ok(const rpc_tensor_claim & claim) {
     uint64_t bytes = 0;
-    if (claim.op >= GGML_OP_COUNT || !extent_of(claim, bytes)) {
+    if (claim.op >= GGML_OP_COUNT || !extent_of(claim, bytes) || !is_aligned(claim)) {
         GGML_LOG_ERROR("RPC: a tensor of type %u, operation %u, [%u, %u, %u, %u] elements cannot be\n", claim.type,
                        claim.op, claim.ne[0], claim.ne[1], claim.ne[2], claim.ne[3]);
         return false;

@@ -57,7 +57,8 @@ struct rpc_tensor_claim {
     ggml_backend_buffer_t buffer;
 };
 
-// Whole blocks, an operation that exists, an extent that can be counted and lies in its buffer.
+// Whole blocks, an operation that exists, an extent that can be counted and lies in its buffer, numbers that are
+// aligned.
 bool rpc_claim_ok(const rpc_tensor_claim & claim);
 
 template <class Tensor, class Buffers>

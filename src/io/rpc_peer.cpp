@@ -5,12 +5,15 @@
 #include "io/rpc_link.h"
 #include "io/rpc_meeting.h"
 
+#include "ggml-impl.h"
 #include "ggml-rpc.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #ifndef _WIN32
 #    include <arpa/inet.h>
@@ -110,10 +113,33 @@ class rpc_probe {
         receive(output, size);
     }
 
+    // The same command so often, with all of it sent before the first answer is read. Seconds that it takes.
+    double ask_at_once(uint8_t command, const std::vector<uint8_t> & input, int times, uint64_t size) {
+        std::string message;
+        const uint64_t input_size = input.size();
+        for (int i = 0; i < times; ++i) {
+            message.append(1, (char) command);
+            message.append((const char *) &input_size, sizeof(input_size));
+            message.append((const char *) input.data(), input.size());
+        }
+        const clock::time_point begin = clock::now();
+        send_data(message.data(), message.size());
+        std::vector<uint8_t> answers(times * (sizeof(size) + size));
+        receive(answers.data(), answers.size());
+        return std::chrono::duration<double>(clock::now() - begin).count();
+    }
+
     // as a socket has them
     bool send_data(const void * data, size_t size) {
-        if (send(fd, data, size, MSG_NOSIGNAL) != (ssize_t) size) {
-            fail(std::string("does not take a message: ") + strerror(errno));
+        for (size_t n = 0; n < size;) {
+            if (!rpc_poll(fd, POLLOUT, deadline)) {
+                fail("takes a connection, but reads nothing within " + std::to_string(timeout_s) + " s");
+            }
+            const ssize_t sent = send(fd, (const char *) data + n, size - n, MSG_NOSIGNAL);
+            if (sent < 0 && errno != EINTR && errno != EAGAIN) {
+                fail(std::string("does not take a message: ") + strerror(errno));
+            }
+            n += sent > 0 ? (size_t) sent : 0;
         }
         return true;
     }
@@ -149,10 +175,34 @@ class rpc_probe {
     int fd = -1;
 };
 
+// The protocol's numbers of HELLO, which never changes, and of others in the version that HELLO reports.
+static const uint8_t command_hello = 14;
+static const uint8_t command_device_count = 15;
+static const uint8_t command_alloc_size = 13;
+
+// By small messages, and by larger ones that change nothing on the server: what twelve tensors without bytes would
+// take.
+static rpc_link_speed measure_link(rpc_probe & probe, int timeout_s) {
+    const std::vector<uint8_t> tensors(4 + 11 * 296);
+    const int n_at_once = 64;
+    const double bytes = (double) n_at_once * (double) tensors.size();
+    rpc_link_speed speed = { (double) timeout_s, bytes / timeout_s };
+    try {
+        for (int i = 0; i < 4; ++i) {
+            speed.round_trip_s =
+                std::min(speed.round_trip_s, probe.ask_at_once(command_device_count, {}, 1, sizeof(uint32_t)));
+        }
+        for (int i = 0; i < 2; ++i) { // the first one widens TCP's window
+            const double s = probe.ask_at_once(command_alloc_size, tensors, n_at_once, sizeof(uint64_t));
+            speed.bytes_per_s = std::max(speed.bytes_per_s, bytes / std::max(1e-6, s - speed.round_trip_s));
+        }
+    } catch (const std::exception & e) { // it is slow, which is what was to be known
+        GGML_LOG_WARN("RPC server %s\n", e.what());
+    }
+    return speed;
+}
+
 void check_rpc_peer(const char * endpoint) {
-    // the protocol's numbers of HELLO, which never changes, and of DEVICE_COUNT in the version that HELLO reports
-    const uint8_t command_hello = 14;
-    const uint8_t command_device_count = 15;
     const int timeout_s = rpc_connect_s;
     const uint32_t max_devices = 4096;
 
@@ -175,6 +225,10 @@ void check_rpc_peer(const char * endpoint) {
     if (n_devices == 0 || n_devices > max_devices) {
         probe.fail("says that it has " + std::to_string(n_devices) + " devices");
     }
+    const rpc_link_speed speed = measure_link(probe, timeout_s);
+    rpc_set_link_speed(endpoint, speed);
+    GGML_LOG_INFO("RPC server %s: %.2f ms there and back, %.1f MB/s\n", endpoint, speed.round_trip_s * 1e3,
+                  speed.bytes_per_s / 1e6);
 }
 
 // ---------------------------------------------------------------------------------- a client to be served

@@ -2,6 +2,7 @@
 
 #include "model/mebibytes.h"
 #include "model/vocabulary.h"
+#include "devices/link.h"
 #include "devices/lost.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -259,6 +260,7 @@ void dynamic_model::create_tier() {
         cfg.devices.push_back(model.devices[d].dev);
         const size_t last = SUPERLLAMA_MAX_DEVICES - 1; // holds for all that follow
         cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
+        cfg.crossing_s.push_back(crossing_s(model.devices[d].dev, token_state_bytes(model)));
     }
     cfg.n_layers_all = n_all;
     cfg.pinned = [this](const ggml_tensor * t) {

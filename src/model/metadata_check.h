@@ -6,7 +6,7 @@
 // those that upstream's code supposes: where it divides, indexes an array, allocates, or asserts.
 #pragma once
 
-#include "model/assert_guard.h" // for the same callers
+#include "base/assert_guard.h" // for the same callers
 
 struct llama_model;
 struct llama_model_loader;

@@ -5,7 +5,7 @@
 #include "api/answer_format.h"
 #include "api/schema_check.h"
 #include "base/error.h"
-#include "model/assert_guard.h"
+#include "base/assert_guard.h"
 #include "server/batch.h"
 #include "server-task.h"
 

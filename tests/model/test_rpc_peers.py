@@ -181,6 +181,27 @@ def below_its_buffer(connection: Connection) -> None:
     connection.ask(9, Tensor(2, *connection.buffer(4096)).pack() + tensor.pack())
 
 
+def between_two_numbers(connection: Connection) -> None:
+    tensor = one_tensor(connection)
+    tensor.data += 1
+    connection.ask(8, tensor.pack() + struct.pack("<QQ", 0, 16))
+
+
+def rows_between_two_numbers(connection: Connection) -> None:
+    tensor = one_tensor(connection)
+    tensor.nb[1] = 130
+    connection.ask(8, tensor.pack() + struct.pack("<QQ", 0, 16))
+
+
+def beyond_its_end(connection: Connection) -> None:
+    tensor = one_tensor(connection)
+    connection.send(SET, tensor.pack() + struct.pack("<BQ", 0, 124) + bytes(8))
+
+
+def read_beyond_its_end(connection: Connection) -> None:
+    connection.ask(8, one_tensor(connection).pack() + struct.pack("<QQ", 120, 16))
+
+
 def onto_a_part_of_itself(connection: Connection) -> None:
     buffer, base = connection.buffer(4096)
     connection.ask(9, Tensor(1, buffer, base).pack() + Tensor(2, buffer, base + 64).pack())
@@ -215,7 +236,8 @@ def tail(tensors: list[Tensor]) -> bytes:
 
 
 CHECKED = [oversized, unknown, absurd_shape, half_a_block, below_its_buffer, no_such_operation, the_same_node_twice]
-CHECKED += [no_node, deep_graph, onto_a_part_of_itself]
+CHECKED += [no_node, deep_graph, onto_a_part_of_itself, between_two_numbers, rows_between_two_numbers]
+CHECKED += [beyond_its_end, read_beyond_its_end]
 
 
 @pytest.mark.parametrize("message", CHECKED)

@@ -1,5 +1,5 @@
 // Failed assertions of upstream as exceptions: see the header.
-#include "model/assert_guard.h"
+#include "base/assert_guard.h"
 
 #include "ggml.h"
 
@@ -12,6 +12,7 @@ namespace superllama {
 
 static thread_local bool throws = false;
 static thread_local const char * blamed = "";
+static thread_local assert_guard::file_rule rule = nullptr;
 static ggml_abort_callback_t next_callback = nullptr; // of the application, asked outside of our scopes
 
 // "path/file.cpp:12: GGML_ASSERT(a == b) failed" without the path, in one line.
@@ -30,7 +31,10 @@ static std::string shortened(const char * message) {
 
 static void on_abort(const char * message) {
     if (throws) {
-        throw failed_assertion(std::string(blamed) + " (" + shortened(message) + ")");
+        const std::string text = shortened(message);
+        if (rule == nullptr || rule(text.substr(0, text.find(':')).c_str())) {
+            throw failed_assertion(std::string(blamed) + " (" + text + ")");
+        }
     }
     if (next_callback != nullptr) {
         next_callback(message);
@@ -39,7 +43,10 @@ static void on_abort(const char * message) {
     fprintf(stderr, "%s\n", message); // as ggml does without a callback; a debugger shows the rest
 }
 
-assert_guard::assert_guard(const char * blame) : blamed_before(blamed), threw_before(throws) {
+assert_guard::assert_guard(const char * blame, file_rule of_file) :
+    blamed_before(blamed),
+    rule_before(rule),
+    threw_before(throws) {
     static const bool installed = [] {
         next_callback = ggml_set_abort_callback(on_abort);
         return true;
@@ -47,11 +54,13 @@ assert_guard::assert_guard(const char * blame) : blamed_before(blamed), threw_be
     (void) installed;
     throws = true;
     blamed = blame;
+    rule = of_file;
 }
 
 assert_guard::~assert_guard() {
     throws = threw_before;
     blamed = blamed_before;
+    rule = rule_before;
 }
 
 bool assert_guard::set_throwing(bool throwing) {
