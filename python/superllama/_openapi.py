@@ -85,6 +85,7 @@ class Status(_Model):
     memory_used_bytes: Count
     layers: list[Layer]
     metrics: Metrics | None = Field(None, description="absent while the memory is given back")
+    n_ctx: Count | None = Field(None, description="tokens that all sequences may hold together; absent as well")
     pool: Pool | None = Field(None, description="of a router's server")
     experts: ExpertCounts | None = Field(None, description="with ?experts=1; null where the model has none")
 

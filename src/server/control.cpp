@@ -85,6 +85,7 @@ static json status_of(lifecycle & life, const llama_context * ctx) {
         found["dynamic_layers"] = !found.at("layers").empty();
         found["memory_used_bytes"] = bytes_in_use(model);
         found["metrics"] = metrics_of(ctx);
+        found["n_ctx"] = llama_n_ctx(ctx);
     } else {
         found["layers"] = json::array();
         found["dynamic_layers"] = false;

@@ -1,5 +1,6 @@
 #include "server/prometheus.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <utility>
@@ -134,6 +135,16 @@ static void write_sequences(text & t, const json & sequences) {
                 { { "kv_pages_cpu", label("tier", "host") }, { "kv_pages_disk", label("tier", "disk") } });
 }
 
+// Of 0 to 1, as endpoint pickers want it. What sequences share counts for each of them.
+static void write_kv_usage(text & t, const json & sequences, double n_ctx) {
+    double held = 0;
+    for (const json & sequence : sequences) {
+        held += sequence.at("kv_tokens").get<double>();
+    }
+    t.family("kv_usage_ratio", "gauge", "part of the context's tokens that sequences hold, 0 to 1");
+    t.sample(std::min(1.0, held / n_ctx));
+}
+
 static void write_devices(text & t, const json & devices) {
     t.family("device_used_bytes", "gauge", "memory in use on a device, of the model and its contexts");
     sample_each(t, devices, "device", { { "bytes", "" } });
@@ -159,6 +170,7 @@ std::string prometheus_text(const json & status, int64_t n_refused) {
     t.sample((double) n_refused);
     if (status.contains("metrics")) { // not while the memory is given back
         write_metrics(t, status.at("metrics"));
+        write_kv_usage(t, status.at("metrics").at("sequences"), status.at("n_ctx").get<double>());
         if (!status.at("metrics").at("sequences").empty()) { // a family has samples
             write_sequences(t, status.at("metrics").at("sequences"));
         }

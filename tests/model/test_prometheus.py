@@ -84,6 +84,8 @@ def test_the_numbers_are_those_of_the_status(server: HttpServer) -> None:
         assert value("sequence_kv_bytes", sequence=sequence) == held["kv_bytes"]
         for tier, name in (("host", "kv_pages_cpu"), ("disk", "kv_pages_disk")):
             assert value("sequence_kv_pages", sequence=sequence, tier=tier) == held[name]
+    held_tokens = sum(held["kv_tokens"] for held in sequences)
+    assert 0 < value("kv_usage_ratio") == pytest.approx(min(1, held_tokens / status["n_ctx"]))
     told = [s.labels["sequence"] for s in found["sequence_kv_tokens"].samples]
     assert told == [str(held["sequence"]) for held in sequences]
     (slot,) = (s for s in sequences if s["generated_tokens"])

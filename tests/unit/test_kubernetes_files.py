@@ -313,11 +313,13 @@ def test_metrics_of_the_picker_exist_and_are_gauges(tiny_model: Path, tmp_path: 
     ):
         text = answer.read().decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
-    assert set(engine) == {"queuedRequestsSpec", "runningRequestsSpec"}
-    assert [kinds.get(name) for name in engine.values()] == ["gauge", "gauge"]
+    assert set(engine) == {"queuedRequestsSpec", "runningRequestsSpec", "kvUsageSpec"}
+    assert [kinds.get(name) for name in engine.values()] == ["gauge", "gauge", "gauge"]
     # the flags of older pickers name the same ones
-    flags = re.findall(r"--total-(queued|running)-requests-metric=(\S+)", (EXAMPLES / FILES[1]).read_text())
-    assert {f"{which}RequestsSpec": name for which, name in flags} == engine
+    text = (EXAMPLES / FILES[1]).read_text()
+    flags = {f"{which}RequestsSpec": name for which, name in re.findall(r"--total-(\w+)-requests-metric=(\S+)", text)}
+    (flags["kvUsageSpec"],) = re.findall(r"--kv-cache-usage-percentage-metric=(\S+)", text)
+    assert flags == engine
 
 
 def test_files_say_that_they_were_never_applied() -> None:
