@@ -14,7 +14,6 @@ import concurrent.futures
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import programs
+from bench.control_plane import serving
 from bench.sizes import parse_size
+from superllama._engine.starting import free_port
+from superllama._programs import find_program
 
 N_SLOTS = 4
 STORE = 80 << 20  # the least that an object store of Ray takes
@@ -36,12 +37,6 @@ STORE = 80 << 20  # the least that an object store of Ray takes
 class Result:
     tokens_per_s: float
     first_token_s: float  # median
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answer(url: str, number: int, n_tokens: int) -> tuple[float, int]:
@@ -68,7 +63,7 @@ def measured(url: str, n_clients: int, n_requests: int, n_tokens: int) -> Result
     return Result(sum(n for _, n in done) / seconds, statistics.median(first for first, _ in done))
 
 
-def until_ready(url: str, n_groups: int = 0) -> None:
+def until_ready(url: str, n_groups: int) -> None:
     for _ in range(1200):
         with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
             groups = json.load(reply).get("groups", [])
@@ -80,23 +75,17 @@ def until_ready(url: str, n_groups: int = 0) -> None:
 
 @contextlib.contextmanager
 def plain_server(a: argparse.Namespace) -> Iterator[str]:
-    rpc, port = free_port(), free_port()
-    url = f"http://127.0.0.1:{port}"
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    flags = ["-c", a.n_ctx, "-np", N_SLOTS, "--kv-unified", "--no-repack", "--no-warmup", "-t", 1, "--dynamic-layers"]
-    budgets = ["--mem-budget", a.mem_per_node, "--vram-budget", a.mem_per_node, "--rpc", f"127.0.0.1:{rpc}"]
-    server = ["-m", a.model, "--port", port, *flags, *budgets]
-    commands = [[programs.find("ggml-rpc-server"), "-p", rpc, "-t", 1], [programs.find("llama-server"), *server]]
-    with contextlib.ExitStack() as stack:
-        for command in commands:
-            process = subprocess.Popen(
-                list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            time.sleep(1)  # the RPC server listens before the other one looks for it
-        until_ready(url)
-        yield url
+    endpoint = f"127.0.0.1:{free_port('127.0.0.1')}"
+    rpc = [find_program("ggml-rpc-server"), "-p", endpoint.rpartition(":")[2], "-t", "1"]
+    with subprocess.Popen(rpc, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        time.sleep(1)  # it listens before the other one looks for it
+        sizes = ["-m", a.model, "-c", a.n_ctx, "-np", N_SLOTS, "--kv-unified", "-t", 1, "--no-repack"]
+        budgets = ["--mem-budget", a.mem_per_node, "--vram-budget", a.mem_per_node, "--rpc", endpoint]
+        try:
+            with serving([*sizes, "--dynamic-layers", *budgets]) as server:
+                yield f"http://127.0.0.1:{server.port}"
+        finally:
+            process.terminate()
 
 
 class Nodes:
@@ -116,7 +105,7 @@ class Nodes:
         )
         for _ in range(n_groups):
             self.cluster.add_node(num_cpus=1, memory=memory, object_store_memory=STORE, resources={"parts": 1})
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": self.port})
 
