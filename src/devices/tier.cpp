@@ -1,6 +1,7 @@
 #include "devices/tier.h"
 
 #include "devices/layer_kv.h"
+#include "devices/placement.h"
 #include "devices/upload.h"
 #include "llama-impl.h"
 #include "telemetry/memory.h"
@@ -83,11 +84,6 @@ ggml_backend_dev_t device_tier::device_of(int il) const {
 
 // ------------------------------------------------------------------------------------------------- policy
 
-// Whether a way is much longer than the shortest one: not by what measurements differ.
-static bool is_far(double crossing_s, double shortest_s) {
-    return crossing_s > 2 * shortest_s + 2e-3;
-}
-
 size_t device_tier::kv_bytes(int il) const {
     size_t bytes = 0;
     for (const layer_kv * kv : contexts) {
@@ -142,60 +138,17 @@ std::vector<int> device_tier::target() const {
     return target(budgets, kv, compute, cfg.crossing_s);
 }
 
-// The device that a layer is to be on: as many layers as have room, and of these as few as can be on devices that are
-// far, the farthest first.
 std::vector<int> device_tier::target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
                                      const std::vector<size_t> & compute,
                                      const std::vector<double> & crossing_s) const {
-    std::vector<uint64_t> left;
-    std::vector<size_t> far;
+    placement_sizes sizes = { {}, cfg.n_layers_max, {}, cfg.n_layers, crossing_s };
+    for (size_t il = 0; il < layers.size(); ++il) {
+        sizes.layers.push_back(layers[il].bytes + kv[il]);
+    }
     for (size_t d = 0; d < n_devices(); ++d) {
-        left.push_back(budgets[d] - std::min<uint64_t>(budgets[d], compute[d]));
-        if (is_far(crossing_s[d], *std::min_element(crossing_s.begin(), crossing_s.end()))) {
-            far.push_back(d);
-        }
+        sizes.room.push_back(budgets[d] - std::min<uint64_t>(budgets[d], compute[d]));
     }
-    std::stable_sort(far.begin(), far.end(), [&](size_t a, size_t b) { return crossing_s[a] > crossing_s[b]; });
-
-    std::vector<int32_t> n_layers = cfg.n_layers;
-    std::vector<int> to = fill(left, n_layers, kv);
-    const auto on_host = [](const std::vector<int> & places) { return std::count(places.begin(), places.end(), -1); };
-    for (size_t d : far) {
-        const int32_t n_max = n_layers[d];
-        const auto n_there = (int32_t) std::count(to.begin(), to.end(), (int) d);
-        for (int32_t n = 0; n < n_there; ++n) {
-            n_layers[d] = n;
-            const std::vector<int> fewer = fill(left, n_layers, kv);
-            if (on_host(fewer) <= on_host(to)) {
-                to = fewer;
-                break;
-            }
-            n_layers[d] = n_max;
-        }
-    }
-    return to;
-}
-
-// From the output downwards, and from the last device to the first.
-std::vector<int> device_tier::fill(const std::vector<uint64_t> & budgets, std::vector<int32_t> n_left,
-                                   const std::vector<size_t> & kv) const {
-    std::vector<int> to(layers.size(), -1);
-    std::vector<uint64_t> left = budgets;
-    int dev = (int) n_devices() - 1;
-    const int first = std::max(0, (int) layers.size() - cfg.n_layers_max);
-    for (int il = (int) layers.size() - 1; il >= first; --il) {
-        const size_t bytes = layers[(size_t) il].bytes + kv[(size_t) il];
-        while (dev >= 0 && (bytes > left[(size_t) dev] || left[(size_t) dev] == 0 || n_left[(size_t) dev] == 0)) {
-            dev--;
-        }
-        if (dev < 0) {
-            break;
-        }
-        left[(size_t) dev] -= bytes;
-        n_left[(size_t) dev]--;
-        to[(size_t) il] = dev;
-    }
-    return to;
+    return place_layers(sizes);
 }
 
 void device_tier::set_budget(size_t dev, uint64_t bytes, size_t free, size_t total) {

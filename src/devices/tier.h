@@ -149,8 +149,6 @@ class device_tier {
     void finish_graphs(); // of all contexts
     void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
     std::vector<int> target() const;
-    std::vector<int> fill(const std::vector<uint64_t> & left, std::vector<int32_t> n_left,
-                          const std::vector<size_t> & kv) const;
     size_t kv_bytes(int il) const;         // of all contexts
     size_t placed_bytes(size_t dev) const; // weights and KV there
     size_t compute_need(size_t dev) const; // of all contexts
