@@ -1,8 +1,8 @@
 #include "context/failed_decode.h"
 
+#include "base/assert_guard.h"
 #include "base/error.h"
 #include "llama-impl.h"
-#include "base/assert_guard.h"
 
 #include <algorithm>
 #include <exception>

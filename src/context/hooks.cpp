@@ -4,8 +4,8 @@
 #include "llama-impl.h"
 #include "io/readers.h"
 #include "kv/state_check.h"
-#include "base/error.h"
 #include "base/assert_guard.h"
+#include "base/error.h"
 #include "model/position_table.h"
 
 #include "ggml-impl.h"

@@ -2,12 +2,12 @@
 #include "superllama-engine.h"
 
 #include "api/template_limits.h"
+#include "base/assert_guard.h"
 #include "chat.h"
 #include "common.h"
 #include "engine/last_error.h"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
-#include "base/assert_guard.h"
 #include "server-common.h"
 
 #include <exception>

@@ -97,9 +97,7 @@ class rpc_probe {
 
     // An answer of exactly `size` bytes to one command.
     void ask(uint8_t command, const void * input, uint64_t input_size, void * output, uint64_t size) {
-        std::string message(1, (char) command);
-        message.append((const char *) &input_size, sizeof(input_size));
-        message.append((const char *) input, input_size);
+        const std::string message = framed(command, input, input_size);
         send_data(message.data(), message.size());
         uint64_t announced = 0;
         receive(&announced, sizeof(announced));
@@ -116,11 +114,8 @@ class rpc_probe {
     // The same command so often, with all of it sent before the first answer is read. Seconds that it takes.
     double ask_at_once(uint8_t command, const std::vector<uint8_t> & input, int times, uint64_t size) {
         std::string message;
-        const uint64_t input_size = input.size();
         for (int i = 0; i < times; ++i) {
-            message.append(1, (char) command);
-            message.append((const char *) &input_size, sizeof(input_size));
-            message.append((const char *) input.data(), input.size());
+            message += framed(command, input.data(), input.size());
         }
         const clock::time_point begin = clock::now();
         send_data(message.data(), message.size());
@@ -152,6 +147,12 @@ class rpc_probe {
     bool flush() { return true; }
 
   private:
+    static std::string framed(uint8_t command, const void * input, uint64_t input_size) {
+        std::string message(1, (char) command);
+        message.append((const char *) &input_size, sizeof(input_size));
+        return message.append((const char *) input, input_size);
+    }
+
     void receive(void * to, size_t size) {
         for (size_t n = 0; n < size;) {
             if (!rpc_poll(fd, POLLIN, deadline)) {
@@ -180,8 +181,8 @@ static const uint8_t command_hello = 14;
 static const uint8_t command_device_count = 15;
 static const uint8_t command_alloc_size = 13;
 
-// By small messages, and by larger ones that change nothing on the server: what twelve tensors without bytes would
-// take.
+// By small messages, and by larger ones that change nothing on the server: what a tensor without bytes would take, of
+// ten without bytes.
 static rpc_link_speed measure_link(rpc_probe & probe, int timeout_s) {
     const std::vector<uint8_t> tensors(4 + 11 * 296);
     const int n_at_once = 32;

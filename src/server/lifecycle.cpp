@@ -1,7 +1,7 @@
 #include "server/lifecycle.h"
 
-#include "log.h"
 #include "base/assert_guard.h"
+#include "log.h"
 #include "server-queue.h"
 #include "server/answers.h"
 #include "server/lease.h"

@@ -4,8 +4,8 @@
 
 #include "api/answer_format.h"
 #include "api/schema_check.h"
-#include "base/error.h"
 #include "base/assert_guard.h"
+#include "base/error.h"
 #include "server/batch.h"
 #include "server-task.h"
 
