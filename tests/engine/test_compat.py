@@ -100,7 +100,7 @@ def test_grammars_and_biases(llama: Llama) -> None:
     grammar = LlamaGrammar.from_string('root ::= "true" | "false"')
     assert llama("Paris is in France:", grammar=grammar)["choices"][0]["text"] in ("true", "false")
     schema = LlamaGrammar.from_json_schema('{"type": "array", "items": {"type": "integer"}, "maxItems": 2}')
-    assert isinstance(json.loads(llama("Numbers:", grammar=schema, max_tokens=60)["choices"][0]["text"]), list)
+    assert isinstance(json.loads(llama("Numbers:", grammar=schema, max_tokens=200)["choices"][0]["text"]), list)
     (yes,) = llama.tokenize(b" yes")
     assert llama("Say:", max_tokens=2, temperature=0, logit_bias={str(yes): 100.0})["choices"][0]["text"] == " yes yes"
 
@@ -131,7 +131,7 @@ def test_conversations(llama: Llama) -> None:
         "type": "json_object",
         "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
     }
-    answer = llama.create_chat_completion(messages, response_format=form, max_tokens=100)
+    answer = llama.create_chat_completion(messages, response_format=form, max_tokens=200)
     assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"a"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import pytest
 import tiny_model as tiny
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from serving import http_server
 
 import superllama
@@ -178,9 +178,9 @@ def test_a_prompt_that_is_too_long_says_so(llm: superllama.LLM) -> None:
 # ---------------------------------------------------------------- forms
 
 
-class Animal(BaseModel):
-    kind: str
-    legs: int
+class Animal(BaseModel):  # at its longest in less than 400 tokens, so that no answer is cut, whatever the model says
+    kind: str = Field(max_length=8)
+    legs: int = Field(ge=0, le=8)
 
 
 def test_forms_are_held(llm: superllama.LLM) -> None:
