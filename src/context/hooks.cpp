@@ -158,6 +158,7 @@ void context_hooks::context_ready() {
         const auto placement = hold();
         self.open_account();
         if (self.tier != nullptr) {
+            self.turns = std::make_unique<backend_turns>(self.ctx.backend_ptrs);
             self.device_kv->ready();
         }
     }

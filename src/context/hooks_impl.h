@@ -11,6 +11,7 @@
 #include "context/graph_threads.h"
 #include "llama-context.h"
 #include "devices/layer_kv.h"
+#include "devices/turns.h"
 #include "kv/pager.h"
 #include "telemetry/memory.h"
 #include "telemetry/metrics.h"
@@ -44,6 +45,7 @@ struct context_hooks::impl {
     dynamic_model * weights = nullptr;        // null: stock loading, nothing moves
     device_tier * tier = nullptr;             // null: layers do not go to devices
     std::unique_ptr<layer_kv> device_kv;      // with a tier
+    std::unique_ptr<backend_turns> turns;     // with a tier: the threads that move layers wait for graphs
     bool offload_asked = false;               // large batches are computed there with weights of the host
     std::vector<size_t> need_without_offload; // of compute buffers, per device
     bool stopped = false;                     // the graph that ran last, by the user's abort callback

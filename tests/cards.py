@@ -1,0 +1,71 @@
+"""Graphics cards for tests: one of this machine, or one that Mesa computes on the processor.
+
+The second needs Mesa's Vulkan drivers, and ggml's backend as `tools/wheel.sh vulkan` builds it.
+tests/native/limited-gpu shows it as a card with memory of its own, of any size, in the processes whose environment
+names it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from native_build import BUILD, native_programs
+
+LAYER = "VK_LAYER_test_limited_gpu"  # as tests/native/limited-gpu.cpp names it
+CARD_BYTES = 1_500_000_000
+
+_KINDS = "import superllama; print([d.kind for d in superllama.devices() if d.backend != 'RPC'])"
+
+
+@functools.cache
+def any_card() -> Mapping[str, str]:
+    """What a process needs in its environment to see a card, be it nothing. Skips where there is none."""
+    return {} if _sees_card({}) else computed_card(CARD_BYTES)
+
+
+def computed_card(total_bytes: int, taken: Path | None = None) -> Mapping[str, str]:
+    """The same for one that Mesa computes; `taken` holds the bytes that "another program" has there."""
+    environment = {**_computed_card(), "LIMITED_GPU_BYTES": str(total_bytes)}
+    return environment if taken is None else {**environment, "LIMITED_GPU_TAKEN": str(taken)}
+
+
+def _sees_card(environment: Mapping[str, str]) -> bool:
+    environment = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", _KINDS], capture_output=True, text=True, env=environment)
+    return done.returncode == 0 and "gpu" in done.stdout
+
+
+@functools.cache
+def _computed_card() -> Mapping[str, str]:
+    backend = BUILD / "backend-vulkan/bin/libggml-vulkan.so"
+    layer = native_programs() / "liblimited-gpu.so"
+    folder = Path(tempfile.mkdtemp(prefix="superllama-card-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    manifest = {
+        "name": LAYER,
+        "type": "GLOBAL",
+        "library_path": str(layer),
+        "api_version": "1.3.239",
+        "implementation_version": "1",
+        "description": "a card for tests",
+    }
+    (folder / "layer.json").write_text(json.dumps({"file_format_version": "1.1.2", "layer": manifest}))
+    environment = {
+        "GGML_BACKEND_PATH": str(backend),
+        "VK_LAYER_PATH": str(folder),
+        "VK_INSTANCE_LAYERS": LAYER,
+    }
+    if not (backend.is_file() and layer.is_file() and _sees_card(environment)):
+        missing = pytest.fail if os.environ.get("SUPERLLAMA_NEEDS_CARD") else pytest.skip
+        missing("Mesa computes no card here (tools/wheel.sh vulkan)")
+    return environment
