@@ -2,7 +2,7 @@
 """Make a random GGUF model of a wanted size: dense llama or qwen3moe, Q4_0, with a real model's vocabulary.
 
 bench/make_model.py --kind dense --size 1.5GB --vocab SmolLM2.gguf dense.gguf
-bench/make_model.py --kind moe --size 1.5GB --experts 64 --active 8 --vocab SmolLM2.gguf moe.gguf
+bench/make_model.py --kind moe --size 1.5GB --experts 128 --active 8 --vocab SmolLM2.gguf moe.gguf
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Spec:
     n_embd: int = 0
     n_head: int = 0
     n_head_kv: int = 0
-    n_expert: int = 64
+    n_expert: int = 128
     n_expert_used: int = 8
     n_ff: int = 0  # per expert for MoE; chosen so that the size comes out
     seed: int = 0
@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--embd", type=int, default=0)
     parser.add_argument("--heads", type=int, default=0)
     parser.add_argument("--kv-heads", type=int, default=0)
-    parser.add_argument("--experts", type=int, default=64)
+    parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--active", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()

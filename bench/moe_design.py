@@ -9,8 +9,10 @@ stream has three parts, and no layer disturbs the first and last of them by more
     const    the same for every token
 
 A router row is token·a + context·b + const·(popularity of that expert), all random per layer and expert. Shares of
-the variance were fitted to published measurements: neighbouring tokens share experts with a Jaccard index of about
-0.3, the top fifth of the experts takes about 57 % of the routings.
+the variance were fitted, in models that ran, to what was published of 54,000 routings among 512 experts, 10 at a time:
+with the least recently used first to leave, 12.5 % of the experts serve 67 % of the requests and 25 % serve 81 %. Here
+they serve 66 % and 82 %; of 128 experts, 8 at a time, 58 % and 75 %, neighbouring tokens sharing experts with a Jaccard
+index of 0.27. Where a token alone uses 12.5 % of them, 8 of 64, they serve 35 % and 71 %.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CONTEXT_SHARE = 0.58
-POPULARITY_SHARE = 0.16
+CONTEXT_SHARE = 0.80
+POPULARITY_SHARE = 0.06
 ATTENTION_WINDOW = 10  # tokens, roughly: the width of the average that makes the context
 ROUTER_STD = 1.5  # of the router's logits: the softmax is neither flat nor one-hot
 

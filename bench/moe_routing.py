@@ -84,7 +84,7 @@ def describe(ids: np.ndarray, n_expert: int) -> Routing:
     top = np.sort(share, axis=1)[:, ::-1][:, : max(1, round(n_expert / 5))].sum(1).mean()
     windows = range(0, max(1, n_tokens - 63), 16)
     touched = float(np.mean([chosen[i : i + 64].any(0).mean() for i in windows]))
-    hits = {f"{s:.0%}": lru_hit_rate(ids, n_expert, s) for s in (0.125, 0.25, 0.5, 0.75)}
+    hits = {f"{s:.3g} %": lru_hit_rate(ids, n_expert, s / 100) for s in (12.5, 25, 50, 75)}
     return Routing(n_tokens, n_layer, n_expert, used, float(entropy), float(np.log2(n_expert)), touched,
                    float((both / (2 * used - both)).mean()), float(top), hits)  # fmt: skip
 

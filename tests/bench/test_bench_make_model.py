@@ -64,17 +64,18 @@ def test_attention_looks_back_a_few_tokens():
 
 
 @needs_program("routing")
-def test_routing_depends_on_the_token(tmp_path, demo_model):
+def test_experts_are_asked_for_as_real_models_do(tmp_path, demo_model):
+    """Published of 512 experts: least recently used first to leave, 12.5 % of them serve 67 % and 25 % serve 81 %."""
     from bench import moe_routing
 
-    spec = Spec("moe", parse_size("120MB"), n_embd=512, n_layer=8, n_expert=32, n_expert_used=4)
+    spec = Spec("moe", parse_size("120MB"), n_embd=512, n_layer=4, n_expert=256, n_expert_used=5)
     make_model(tmp_path / "m.gguf", demo_model, spec)
     assert programs.find("routing")
-    ids = moe_routing.measure(tmp_path / "m.gguf", 128, 1, "Once upon a time")
-    found = moe_routing.describe(ids, 32)
-    assert 0.15 < found.neighbour_jaccard < 0.45
-    assert 0.4 < found.top20_share < 0.75
-    assert found.touched_64 > 0.5
-    rates = list(found.lru_hit.values())
+    ids = moe_routing.measure(tmp_path / "m.gguf", 256, 1, "Once upon a time")
+    found = moe_routing.describe(ids, 256)
+    few, more, *_ = rates = list(found.lru_hit.values())
+    assert 0.6 < few < 0.75
+    assert 0.74 < more < 0.88
     assert rates == sorted(rates)
-    assert rates[2] - rates[1] < rates[1]  # sublinear
+    assert 0.15 < found.neighbour_jaccard < 0.4
+    assert found.touched_64 > 0.2
