@@ -20,6 +20,9 @@ from pathlib import Path
 
 import pytest
 from native_build import BUILD, native_programs
+from rpc_devices import NO_GPU
+
+import superllama
 
 LAYER = "VK_LAYER_test_limited_gpu"  # as tests/native/limited-gpu.cpp names it
 CARD_BYTES = 1_500_000_000
@@ -27,28 +30,36 @@ CARD_BYTES = 1_500_000_000
 _KINDS = "import superllama; print([d.kind for d in superllama.devices() if d.backend != 'RPC'])"
 
 
-@functools.cache
+def hide_cards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests that are for a card see one: a parameter of theirs says so."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is None or not any(value in ("gpu", "card") for value in callspec.params.values()):
+        for name, value in NO_GPU.items():
+            monkeypatch.setenv(name, value)
+
+
 def any_card() -> Mapping[str, str]:
     """What a process needs in its environment to see a card, be it nothing. Skips where there is none."""
-    return {} if _sees_card({}) else computed_card(CARD_BYTES)
+    here = any(d.kind == "gpu" and d.backend != "RPC" for d in superllama.devices())
+    return {} if here else computed_card(CARD_BYTES)
 
 
 def computed_card(total_bytes: int, taken: Path | None = None) -> Mapping[str, str]:
     """The same for one that Mesa computes; `taken` holds the bytes that "another program" has there."""
-    environment = {**_computed_card(), "LIMITED_GPU_BYTES": str(total_bytes)}
+    card = _computed_card()
+    if card is None:
+        missing = pytest.fail if os.environ.get("SUPERLLAMA_NEEDS_CARD") else pytest.skip
+        missing("Mesa computes no card here (tools/wheel.sh vulkan)")
+    environment = {**card, "LIMITED_GPU_BYTES": str(total_bytes)}
     return environment if taken is None else {**environment, "LIMITED_GPU_TAKEN": str(taken)}
 
 
-def _sees_card(environment: Mapping[str, str]) -> bool:
-    environment = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", _KINDS], capture_output=True, text=True, env=environment)
-    return done.returncode == 0 and "gpu" in done.stdout
-
-
 @functools.cache
-def _computed_card() -> Mapping[str, str]:
+def _computed_card() -> Mapping[str, str] | None:
     backend = BUILD / "backend-vulkan/bin/libggml-vulkan.so"
     layer = native_programs() / "liblimited-gpu.so"
+    if not (backend.is_file() and layer.is_file()):
+        return None
     folder = Path(tempfile.mkdtemp(prefix="superllama-card-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     manifest = {
@@ -65,7 +76,6 @@ def _computed_card() -> Mapping[str, str]:
         "VK_LAYER_PATH": str(folder),
         "VK_INSTANCE_LAYERS": LAYER,
     }
-    if not (backend.is_file() and layer.is_file() and _sees_card(environment)):
-        missing = pytest.fail if os.environ.get("SUPERLLAMA_NEEDS_CARD") else pytest.skip
-        missing("Mesa computes no card here (tools/wheel.sh vulkan)")
-    return environment
+    command = [sys.executable, "-c", _KINDS]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return environment if done.returncode == 0 and "gpu" in done.stdout else None

@@ -15,10 +15,8 @@ from native_build import native_programs
 
 from superllama._programs import find_program, server_environment
 
-NO_GPU = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "GGML_VK_VISIBLE_DEVICES": "",
-}  # of processes whose only devices are to be servers, and of the servers
+# of processes whose only devices are to be servers, and of the servers
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 
 # A script's first lines: MODEL, the device's endpoint ("gpu": the first GPU), the process that has its memory.
 PRELUDE = """

@@ -44,8 +44,8 @@ struct context_hooks::impl {
 
     dynamic_model * weights = nullptr;        // null: stock loading, nothing moves
     device_tier * tier = nullptr;             // null: layers do not go to devices
+    std::unique_ptr<backend_turns> turns;     // with a tier. It outlives device_kv, by which others wait for graphs
     std::unique_ptr<layer_kv> device_kv;      // with a tier
-    std::unique_ptr<backend_turns> turns;     // with a tier: the threads that move layers wait for graphs
     bool offload_asked = false;               // large batches are computed there with weights of the host
     std::vector<size_t> need_without_offload; // of compute buffers, per device
     bool stopped = false;                     // the graph that ran last, by the user's abort callback

@@ -12,18 +12,14 @@ from typing import Any
 
 import pytest
 from bench import make_model
-from cards import computed_card
-from rpc_devices import NO_GPU, PRELUDE, limited_server, rpc_server
+from cards import computed_card, hide_cards
+from rpc_devices import PRELUDE, limited_server, rpc_server
 from running import Runner
 
 
 @pytest.fixture(autouse=True)
 def hidden_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tests that are for a card see one."""
-    callspec = getattr(request.node, "callspec", None)
-    if callspec is None or callspec.params.get("limited") != "card":
-        for name, value in NO_GPU.items():
-            monkeypatch.setenv(name, value)
+    hide_cards(request, monkeypatch)
 
 
 class Limited:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cards import any_card
+from cards import any_card, hide_cards
 from native_build import run_native
-from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
+from rpc_devices import PRELUDE, Server, rpc_server
 from running import Runner
 
 import superllama
@@ -28,11 +28,7 @@ def servers() -> Iterator[list[Server]]:
 
 @pytest.fixture(autouse=True)
 def hidden_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tests that are for a GPU see one."""
-    callspec = getattr(request.node, "callspec", None)
-    if callspec is None or callspec.params.get("device") != "gpu":
-        for name, value in NO_GPU.items():
-            monkeypatch.setenv(name, value)
+    hide_cards(request, monkeypatch)
 
 
 @dataclass

@@ -184,14 +184,19 @@ VKAPI_ATTR VkResult VKAPI_CALL get_host_pointer(VkDevice device, VkExternalMemor
 // 500 bytes each; their memory goes, and whoever computes with it then is found out.
 VKAPI_ATTR void VKAPI_CALL destroy_buffer(VkDevice, VkBuffer, const VkAllocationCallbacks *) {}
 
-// The loader's list of layers is in the structure by which something is made: ours is the first that is left in it.
+// The loader's list of layers is in the structure by which something is made: what is next in it, for whom the list
+// then begins behind it. Null: a loader made no such list.
 template <typename Link>
-Link * link_of(const void * chain, VkStructureType type) {
+auto take_next(const void * chain, VkStructureType type) {
     auto * link = (Link *) chain;
     while (link != nullptr && (link->sType != type || link->function != VK_LAYER_LINK_INFO)) {
         link = (Link *) link->pNext;
     }
-    return link;
+    const auto next = link != nullptr ? link->u.pLayerInfo : nullptr;
+    if (next != nullptr) {
+        link->u.pLayerInfo = next->pNext;
+    }
+    return next;
 }
 
 template <typename Function, typename Next, typename Of>
@@ -201,12 +206,11 @@ void look_up(Function & function, Next next, Of of, const char * name) {
 
 VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo * info,
                                                const VkAllocationCallbacks * callbacks, VkInstance * instance) {
-    auto * link = link_of<VkLayerInstanceCreateInfo>(info->pNext, VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO);
-    if (link == nullptr) {
+    const auto next = take_next<VkLayerInstanceCreateInfo>(info->pNext, VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO);
+    if (next == nullptr) {
         return VK_ERROR_INITIALIZATION_FAILED;
     }
-    next_of_instance = link->u.pLayerInfo->pfnNextGetInstanceProcAddr;
-    link->u.pLayerInfo = link->u.pLayerInfo->pNext;
+    next_of_instance = next->pfnNextGetInstanceProcAddr;
     const auto create = (PFN_vkCreateInstance) next_of_instance(nullptr, "vkCreateInstance");
     const VkResult result = create(info, callbacks, instance);
     if (result == VK_SUCCESS) {
@@ -222,14 +226,12 @@ VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo * info
 
 VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical, const VkDeviceCreateInfo * info,
                                              const VkAllocationCallbacks * callbacks, VkDevice * device) {
-    auto * link = link_of<VkLayerDeviceCreateInfo>(info->pNext, VK_STRUCTURE_TYPE_LOADER_DEVICE_CREATE_INFO);
-    if (link == nullptr) {
+    const auto next = take_next<VkLayerDeviceCreateInfo>(info->pNext, VK_STRUCTURE_TYPE_LOADER_DEVICE_CREATE_INFO);
+    if (next == nullptr) {
         return VK_ERROR_INITIALIZATION_FAILED;
     }
-    const auto next = link->u.pLayerInfo->pfnNextGetInstanceProcAddr;
-    next_of_device = link->u.pLayerInfo->pfnNextGetDeviceProcAddr;
-    link->u.pLayerInfo = link->u.pLayerInfo->pNext;
-    const auto create = (PFN_vkCreateDevice) next(the_instance, "vkCreateDevice");
+    next_of_device = next->pfnNextGetDeviceProcAddr;
+    const auto create = (PFN_vkCreateDevice) next->pfnNextGetInstanceProcAddr(the_instance, "vkCreateDevice");
     const VkResult result = create(physical, info, callbacks, device);
     if (result == VK_SUCCESS) {
         look_up(next_allocate, next_of_device, *device, "vkAllocateMemory");
