@@ -88,7 +88,7 @@ def test_a_server_says_what_is_free_on_its_machine(run_python: Runner) -> None:
 
 
 LIMIT = 400 << 20  # of a server's container, in which the demo model takes some 100 MiB
-TAKE = "import sys; taken = b'x' * (260 << 20); print(flush=True); sys.stdin.readline()"
+TAKE = "import sys; sys.stdin.readline(); taken = b'x' * (260 << 20); print(flush=True); sys.stdin.readline()"
 
 FOLLOW = (
     PRELUDE
@@ -128,6 +128,7 @@ def test_layers_leave_a_container_that_is_full(demo_model: Path, tmp_path: Path)
         assert before == n_layers
         with start([sys.executable, "-c", TAKE]) as other:
             group.take(other.pid)
+            print(file=other.stdin, flush=True)  # only now: what it had taken before would be charged elsewhere
             other.stdout.readline()
             assert n_there()[0] < n_layers
             print(file=other.stdin, flush=True)
