@@ -206,7 +206,7 @@ static server_http_res_ptr health(const lifecycle & life) {
 
 static server_http_res_ptr metrics(lifecycle & life, const handler_t & upstream, const server_http_req & req) {
     server_http_res_ptr res = upstream(req);
-    if (res->status == 200) {
+    if (res->status == 200 && refused_to_other_sites(req) == nullptr) { // they may read llama.cpp's part, as always
         const held_context held(life);
         res->data += prometheus_text(status_of(life, held.get()), life.now().n_refused);
     }

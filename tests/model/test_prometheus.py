@@ -26,8 +26,9 @@ def server(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield found
 
 
-def scraped(server: HttpServer) -> dict[str, Metric]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60) as answer:
+def scraped(server: HttpServer, **headers: str) -> dict[str, Metric]:
+    asked = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers=headers)
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         text = answer.read().decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -52,6 +53,12 @@ def test_the_parser_reads_it_and_names_follow_the_conventions(server: HttpServer
             assert name.endswith(UNITS), name
         labels = [tuple(sorted(s.labels.items())) for s in family.samples]
         assert len(labels) == len(set(labels)), name
+
+
+def test_pages_of_other_sites_read_what_llama_cpp_lets_them_read(server: HttpServer) -> None:
+    families = scraped(server, **{"Sec-Fetch-Site": "cross-site"})
+    assert families and not ours(families)
+    assert ours(scraped(server, **{"Sec-Fetch-Site": "same-origin"}))
 
 
 def test_the_numbers_are_those_of_the_status(server: HttpServer) -> None:
