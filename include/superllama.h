@@ -118,6 +118,9 @@ struct superllama_stats {
     int64_t threads;     // that computed the last graph on the host
     double core_wait_ms; // threads of this process were ready and had no core, together, while graphs were computed
     double throttled_ms; // its control groups held it back for their CPU quota
+
+    int64_t expert_device_hits;   // experts that ubatches chose and that were on the device of their layer
+    int64_t expert_device_misses; // that came there from the host or the disk first
 };
 
 // The paged KV cache of a context. Counters only grow.

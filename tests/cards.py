@@ -2,7 +2,7 @@
 
 The second needs Mesa's Vulkan drivers, and ggml's backend as `tools/wheel.sh vulkan` builds it.
 tests/native/limited-gpu shows it as a card with memory of its own, of any size, in the processes whose environment
-names it, and nowhere else.
+names it, and nowhere else. `python tests/cards.py COMMAND...` runs a command in such an environment.
 """
 
 from __future__ import annotations
@@ -75,7 +75,20 @@ def _computed_card() -> Mapping[str, str] | None:
         "GGML_BACKEND_PATH": str(backend),
         "VK_LAYER_PATH": str(folder),
         "VK_INSTANCE_LAYERS": LAYER,
+        "MESA_SHADER_CACHE_DIR": str(BUILD / "backend-vulkan"),  # compiling them takes longer than most tests
     }
     command = [sys.executable, "-c", _KINDS]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     return environment if done.returncode == 0 and "gpu" in done.stdout else None
+
+
+def main(command: list[str]) -> int:
+    try:
+        environment = computed_card(CARD_BYTES)
+    except (pytest.skip.Exception, pytest.fail.Exception, RuntimeError) as error:
+        sys.exit(f"cards.py: {error}")
+    return subprocess.call(command, env={**os.environ, **environment})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -56,11 +56,15 @@ for kind in asan tsan; do
     cmake -S . -B build/$kind -G Ninja -DCMAKE_BUILD_TYPE=Release -DSUPERLLAMA_PAGE=OFF -DGGML_OPENMP=OFF \
         "-DCMAKE_C_FLAGS=$flags -g1" "-DCMAKE_CXX_FLAGS=$flags -g1" \
         -DCMAKE_C_FLAGS_RELEASE="-O1 -DNDEBUG" -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" >/dev/null
-    cmake --build build/$kind --target stress-layers stress-devices stress-engine ggml-rpc-server >/dev/null
+    cmake --build build/$kind --target stress-layers stress-devices stress-engine kv-schedule ggml-rpc-server >/dev/null
     serve build/$kind/bin/ggml-rpc-server
     for model in "${models[@]}"; do
         run $kind build/$kind/tests/native/stress-layers "$tmp/$model.gguf" "$steps"
         run $kind build/$kind/tests/native/stress-devices "$tmp/$model.gguf" "$steps" "${endpoints[@]}"
+    done
+    for model in llama-dense gemma3-dense falcon-h1-dense; do # cells of a paged cache, with their layers
+        build/$kind/tests/native/kv-schedule -m "$tmp/$model.gguf" --spill-dir "$tmp" --rpc ${endpoints[0]} \
+            --steps "$((steps / 10))" --page 16 --budget-pages 66 --together 0 --async 1
     done
     build/$kind/tests/native/stress-engine "$tmp/tiny.gguf" "$steps"
 done

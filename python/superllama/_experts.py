@@ -18,8 +18,9 @@ class Experts:
     """The experts of a model, since it was loaded; arrays have a row for each layer that has experts, in the order of
     `layers`, and a column for each expert. They are copies, and cannot be written to.
 
-    What a layer chooses while it is on a device is not counted: the host does not see it. A warm-up, which computes
-    with all experts, is left out. The last layer computes those tokens only whose output is asked for, of a prompt one.
+    What a layer chooses while all of it is on a device is not counted: the host does not see it. A warm-up, which
+    computes with all experts, is left out. The last layer computes those tokens only whose output is asked for, of a
+    prompt one.
     """
 
     layers: NDArray[np.int64]  # [n_layers]: which layer a row is of, as Layer.index

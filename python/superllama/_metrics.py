@@ -113,6 +113,10 @@ class Metrics(BaseModel):
     threads: Count = Field(description="threads that computed the last graph on the host")
     core_wait_ms: Rate = Field(description="threads of the process were ready and had no core, while graphs ran")
     throttled_ms: Rate = Field(description="its control groups held it back for their quota of CPU time")
+    expert_device_hits: Count = Field(
+        description="experts that were on the device of their layer when they were chosen"
+    )
+    expert_device_misses: Count = Field(description="those that were sent there first")
     experts: ExpertCounts | None = Field(
         description="each expert; in a file's last line and in one a minute before it, null in others"
     )

@@ -175,12 +175,12 @@ placement planner::place(const std::vector<uint64_t> & budgets, const std::vecto
         now = to;
     };
     bool op_offload = cparams.op_offload;
-    const std::vector<int> loaded = tier->target(budgets, std::vector<size_t>(kv.size()), nothing, crossing_s);
+    const std::vector<int> loaded = tier->target(budgets, std::vector<size_t>(kv.size()), nothing, crossing_s).device;
     move(loaded);
     const bool all = std::none_of(loaded.begin(), loaded.end(), [](int node) { return node < 0; });
     const bool pipelined = all && nodes.size() > 1 && at(loaded, op_offload, false).pipelined;
     for (;;) {
-        const std::vector<int> to = tier->target(budgets, kv, need, crossing_s);
+        const std::vector<int> to = tier->target(budgets, kv, need, crossing_s).device;
         move(to);
         const dry_context & ctx = at(to, op_offload, pipelined);
         bool fits = true, room = true;

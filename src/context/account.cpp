@@ -39,7 +39,7 @@ void context_hooks::impl::open_account() {
         }
     }
     for (int il = 0; tier != nullptr && il < tier->n_layers(); ++il) { // the tier charges those of its KV on the host
-        kv_bytes -= tier->device_of(il) == nullptr ? device_kv->bytes(il) : 0;
+        kv_bytes -= tier->device_of(il) == nullptr ? device_kv->host_bytes(il) : 0;
     }
     if (ggml_cgraph * gf = largest_graph(ctx)) {
         weights->expect(gf);

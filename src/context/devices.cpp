@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace superllama {
 
@@ -14,9 +15,61 @@ std::unique_lock<std::recursive_mutex> context_hooks::hold() const {
     return pimpl->tier != nullptr ? pimpl->tier->hold() : std::unique_lock<std::recursive_mutex>();
 }
 
+// The cache may be gone before the context is: then there is nothing of it.
+std::unique_ptr<layer_kv::cache> context_hooks::impl::paged_layers(const kv_paging & paging) {
+    class paged : public layer_kv::cache {
+      public:
+        explicit paged(const kv_paging & of) : of(of) {}
+        size_t device_bytes(int il) const override { return has(il) ? of.pager->device_bytes(il) : 0; }
+        size_t spare_bytes() const override { return of.pager != nullptr ? of.pager->spare_bytes() : 0; }
+        bool is_at(int il, ggml_backend_buffer_type_t buft) const override {
+            return !has(il) || of.pager->is_at(il, buft);
+        }
+        bool move(int il, ggml_backend_buffer_type_t to, uint64_t * copied) override {
+            return !has(il) || of.pager->move(il, to, copied);
+        }
+
+      private:
+        bool has(int il) const { return of.pager != nullptr && of.pager->has_layer(il); }
+        const kv_paging & of;
+    };
+    return std::make_unique<paged>(paging);
+}
+
+// The largest graphs refer to all cells of the KV cache, also to those for which a device has no memory yet.
+context_hooks::all_cells context_hooks::with_all_cells() const {
+    return { hold(), pimpl->paging.pager };
+}
+
+context_hooks::all_cells::all_cells(std::unique_lock<std::recursive_mutex> placement, kv_pager * pager) :
+    placement(std::move(placement)),
+    pager(pager) {
+    if (pager != nullptr) {
+        pager->show_all_cells(true);
+    }
+}
+
+context_hooks::all_cells::all_cells(all_cells && other) noexcept :
+    placement(std::move(other.placement)),
+    pager(std::exchange(other.pager, nullptr)) {}
+
+context_hooks::all_cells::~all_cells() {
+    if (pager != nullptr) {
+        pager->show_all_cells(false);
+    }
+}
+
+// The KV cache is going to have more cells, or may have fewer: layers make room for them on devices.
+void context_hooks::impl::resize_kv(bool differs) {
+    std::string error;
+    if (differs && !tier->place(&error)) {
+        LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
+    }
+}
+
 // Before upstream looks where operations would run, which tells it what the devices support.
-std::unique_lock<std::recursive_mutex> context_hooks::begin_reserve() {
-    auto placement = hold();
+context_hooks::all_cells context_hooks::begin_reserve() {
+    auto placement = with_all_cells();
     if (pimpl->tier != nullptr) {
         std::string error;
         if (!pimpl->tier->place(&error)) {

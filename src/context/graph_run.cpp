@@ -9,9 +9,10 @@
 
 namespace superllama {
 
-graph_run::graph_run(llama_context & ctx, layer_sched * weights, kv_pager * pager) :
+graph_run::graph_run(llama_context & ctx, layer_sched * weights, expert_banks * banks, kv_pager * pager) :
     ctx(ctx),
     weights(weights),
+    banks(banks != nullptr && banks->any() ? banks : nullptr),
     pager(pager) {}
 
 graph_run::~graph_run() {
@@ -37,6 +38,7 @@ bool graph_run::begin(ggml_cgraph * gf) {
         std::string error;
         if (weights != nullptr) {
             turn = true;
+            graph = gf;
             if (!weights->begin_graph(gf, gf->uid, &error)) {
                 return fail("the weights could not be read: " + error);
             }
@@ -44,7 +46,8 @@ bool graph_run::begin(ggml_cgraph * gf) {
     } catch (const std::exception & e) {
         return fail(e.what());
     }
-    if (pager != nullptr || weights->has_stops()) { // one that only devices compute runs on behind this call
+    // one that only devices compute, with all that it needs there, runs on behind this call
+    if (pager != nullptr || banks != nullptr || weights->has_stops()) {
         ggml_backend_sched_set_eval_callback(ctx.get_sched(), on_node, this);
         ggml_backend_sched_set_copy_callback(ctx.get_sched(), weights != nullptr ? on_copy : nullptr, this);
         hooked = true;
@@ -69,13 +72,18 @@ bool graph_run::on_node(ggml_tensor * node, bool ask, void * data) {
 }
 
 // Before weights on the host go to a device for one operation. True: nothing is left to be copied.
-bool graph_run::on_copy(ggml_backend *, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph *, void * data) {
+bool graph_run::on_copy(ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
+                        void * data) {
     graph_run & self = *(graph_run *) data;
     if (self.cut_short || !self.turn) {
         return self.cut_short; // nobody will compute with them
     }
     try {
         std::string error;
+        const auto sent = self.copy_slots(backend, src, dst, part, &error);
+        if (sent != expert_banks::result::not_ours) {
+            return sent == expert_banks::result::copied || !self.fail("experts could not be sent: " + error);
+        }
         bool copied = false;
         return self.weights->before_copy(src, dst, &copied, &error)
                    ? copied
@@ -83,6 +91,17 @@ bool graph_run::on_copy(ggml_backend *, const ggml_tensor * src, ggml_tensor * d
     } catch (const std::exception & e) {
         return !self.fail(e.what());
     }
+}
+
+// The map of the slots of a layer's experts on a device, after those that are missing there.
+expert_banks::result graph_run::copy_slots(ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst,
+                                           ggml_cgraph * part, std::string * error) {
+    if (banks == nullptr) {
+        return expert_banks::result::not_ours;
+    }
+    const auto original = [this](const ggml_tensor * t) { return original_of(graph, t); };
+    const auto serve = [this](const expert_request & r, std::string * why) { return weights->send_experts(r, why); };
+    return banks->copy(backend, src, dst, part, original, serve, error);
 }
 
 bool graph_run::stops_after(ggml_tensor * node) {

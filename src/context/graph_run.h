@@ -7,6 +7,7 @@
 #pragma once
 
 #include "context/piecewise.h"
+#include "devices/expert_banks.h"
 
 #include <cstdint>
 #include <string>
@@ -25,8 +26,8 @@ class layer_sched;
 
 class graph_run {
   public:
-    // Either may be null: nothing to read there. `pager` only where KV pages come and go in the middle of the graph.
-    graph_run(llama_context & ctx, layer_sched * weights, kv_pager * pager);
+    // Any may be null: nothing to read there. `pager` only where KV pages come and go in the middle of the graph.
+    graph_run(llama_context & ctx, layer_sched * weights, expert_banks * banks, kv_pager * pager);
     ~graph_run(); // ends what end() did not
 
     graph_run(const graph_run &) = delete;
@@ -40,7 +41,9 @@ class graph_run {
 
   private:
     static bool on_node(ggml_tensor * node, bool ask, void * data);
-    static bool on_copy(ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph *, void * data);
+    static bool on_copy(ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part, void * data);
+    expert_banks::result copy_slots(ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
+                                    std::string * error);
     bool stops_after(ggml_tensor * node);
     bool after_node(ggml_tensor * node);
     void skip(ggml_tensor * node);
@@ -50,7 +53,9 @@ class graph_run {
 
     llama_context & ctx;
     layer_sched * weights;
+    expert_banks * banks; // null also where none has slots
     kv_pager * pager;
+    ggml_cgraph * graph = nullptr;
     bool hooked = false;    // the scheduler calls on_node()
     bool turn = false;      // it is ours
     bool cut_short = false; // by the user's callback, or by an error: what comes is skipped

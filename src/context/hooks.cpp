@@ -11,6 +11,7 @@
 #include "ggml-impl.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -42,6 +43,7 @@ context_hooks::impl::impl(llama_context & ctx, const superllama_context_params &
     tier = weights != nullptr ? weights->tier() : nullptr;
     if (tier != nullptr) {
         device_kv = std::make_unique<layer_kv>(*tier, [this] { finish_graphs(); });
+        paging.may_move = [this] { device_kv->add(paged_layers(paging)); };
         offload_asked = ctx.cparams.op_offload;
         need_without_offload.resize(tier->n_devices());
     }
@@ -105,11 +107,16 @@ void context_hooks::impl::close_paging() {
 
 context_hooks::context_hooks(llama_context & ctx, const superllama_context_params & params) :
     pimpl(std::make_unique<impl>(ctx, params)) {
-    if (pimpl->weights != nullptr && ctx.cparams.moe_cache_size > 0) {
-        throw std::runtime_error(
-            "--moe-cache-mib: not with dynamic layers: its experts are copied from host memory, where "
-            "not all of them are");
+    if (pimpl->weights == nullptr) {
+        return;
     }
+    if (ctx.cparams.moe_cache_size > 0) {
+        throw std::runtime_error("--moe-cache-mib: not with dynamic layers, which keep experts on devices themselves: "
+                                 "--vram-budget says how much there is for all of it");
+    }
+    // upstream makes its cache, which is ours here (model/moe_cache.cpp), and does not cut ubatches into several that
+    // devices compute one behind the other, for which there would have to be slots at once
+    ctx.cparams.moe_cache_size = pimpl->weights->banks() != nullptr ? 1 : 0;
 }
 
 context_hooks::~context_hooks() {
@@ -203,6 +210,9 @@ bool context_hooks::prepare(const llama_ubatch & ubatch) {
         if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
         }
+        if (pimpl->paging.pager != nullptr) {
+            pimpl->resize_kv(pimpl->paging.pager->expect_cells(ubatch.n_tokens));
+        }
         const bool offloads = pimpl->ctx.cparams.op_offload;
         if (pimpl->placement != pimpl->tier->generation() || (offloads && !pimpl->tier->has_room())) {
             pimpl->ctx.sched_need_reserve = true;
@@ -251,6 +261,7 @@ bool context_hooks::before_graph(ggml_cgraph * gf) {
             self.graph_seen = gf->uid;
         }
         self.run = std::make_unique<graph_run>(self.ctx, self.weights != nullptr ? &self.weights->sched() : nullptr,
+                                               self.weights != nullptr ? self.weights->banks() : nullptr,
                                                kv_cuts ? pager : nullptr);
         if (!self.run->begin(gf)) {
             return false;
@@ -303,7 +314,7 @@ bool context_hooks::end_graph() {
     return ok && error.empty();
 }
 
-bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool()> & work) const {
+bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool()> & work, uint64_t bytes) const {
     llama_memory_t memory = pimpl->ctx.get_memory();
     const auto placement = hold();
     bool ok = false;
@@ -312,6 +323,9 @@ bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool
         const assert_guard guard("the state is damaged, or of another model");
         pimpl->ctx.memory_update(false);
         pimpl->finish_graphs(); // which that may have begun
+        if (read != nullptr && pimpl->tier != nullptr && pimpl->paging.pager != nullptr) {
+            pimpl->resize_kv(pimpl->paging.pager->expect_state(bytes));
+        }
         const bool done = work();
         std::string error;
         if (pimpl->tier != nullptr && lost_device(&error)) { // what was asked of it came as zeros
@@ -322,7 +336,11 @@ bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool
         LLAMA_LOG_ERROR("superllama: %s\n", e.what());
         set_error(e.what());
     }
-    const bool kv_failed = pimpl->paging.pager != nullptr && pimpl->paging.pager->take_failure();
+    kv_pager * pager = pimpl->paging.pager;
+    const bool kv_failed = pager != nullptr && pager->take_failure();
+    if (read != nullptr && pager != nullptr) {
+        pager->after_state_read();
+    }
     if (read == nullptr || memory == nullptr) {
         return ok && !kv_failed;
     }
@@ -340,6 +358,12 @@ bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool
         pimpl->recurrent->clear_from_now_on();
     }
     return ok && !kv_failed;
+}
+
+uint64_t bytes_of_file(const char * path) {
+    std::error_code ignored;
+    const uintmax_t bytes = std::filesystem::file_size(path, ignored);
+    return ignored ? UINT64_MAX : bytes;
 }
 
 void context_hooks::copy_tensor(const ggml_tensor * src, ggml_tensor * dst) {

@@ -22,6 +22,8 @@ struct superllama_stats;
 
 namespace superllama {
 
+class kv_pager;
+
 class context_hooks {
   public:
     // throws std::runtime_error with a message for the user
@@ -35,8 +37,21 @@ class context_hooks {
     // Taken by everything that refers to places of layers or of their KV: while it lives, nothing moves.
     std::unique_lock<std::recursive_mutex> hold() const;
 
+    // That, and graphs that are not computed refer to all cells of the KV cache.
+    class all_cells {
+      public:
+        all_cells(std::unique_lock<std::recursive_mutex> placement, kv_pager * pager);
+        all_cells(all_cells && other) noexcept;
+        ~all_cells();
+
+      private:
+        std::unique_lock<std::recursive_mutex> placement;
+        kv_pager * pager; // null: they always do
+    };
+    all_cells with_all_cells() const;
+
     // Around reserving: KV goes where its layer is; layers make room on devices for the compute buffers.
-    std::unique_lock<std::recursive_mutex> begin_reserve();
+    all_cells begin_reserve();
     void before_reserve(const llama_memory_context_i * mctx);
 
     // Of a context that is complete: the buffers of logits, and of the CPU's kernels. For a plan.
@@ -79,9 +94,9 @@ class context_hooks {
         return on_state(nullptr, [&] { return (result = write()) != 0; }) ? result : decltype(write())();
     }
     template <typename F>
-    auto read_state(llama_seq_id seq, const F & read) const { // -1: all sequences
+    auto read_state(llama_seq_id seq, const F & read, uint64_t bytes = UINT64_MAX) const { // -1: all; of unknown size
         decltype(read()) result{};
-        return on_state(&seq, [&] { return (result = read()) != 0; }) ? result : decltype(read())();
+        return on_state(&seq, [&] { return (result = read()) != 0; }, bytes) ? result : decltype(read())();
     }
 
     // ggml_backend_tensor_copy(), also of KV cells whose page is on disk; `dst` is in host memory then.
@@ -100,7 +115,7 @@ class context_hooks {
     std::string metrics_json() const;
 
   private:
-    bool on_state(const llama_seq_id * read, const std::function<bool()> & work) const;
+    bool on_state(const llama_seq_id * read, const std::function<bool()> & work, uint64_t bytes = 0) const;
     bool prepare(const llama_ubatch & ubatch);
     void count(const llama_ubatch & ubatch);
     bool end_graph();
@@ -113,5 +128,7 @@ class context_hooks {
 };
 
 using context_hooks_ptr = std::unique_ptr<context_hooks>;
+
+uint64_t bytes_of_file(const char * path); // UINT64_MAX: it does not say
 
 } // namespace superllama

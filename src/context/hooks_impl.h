@@ -98,6 +98,11 @@ struct context_hooks::impl {
 
     void finish_graphs(); // waits for what devices compute for this context
 
+    // Of a cache in pages, that its layers' parts follow the layers.
+    static std::unique_ptr<layer_kv::cache> paged_layers(const kv_paging & paging);
+
+    void resize_kv(bool differs);
+
     void offer_paging();
     void offer_lending();
     void close_paging(); // the caches exist: who took the offer, and why not

@@ -82,6 +82,10 @@ void context_hooks::impl::collect_weights(struct superllama_stats & s) {
     s.expert_misses = c.expert_misses;
     s.expert_guesses = c.expert_guesses;
     s.expert_guesses_used = c.expert_guesses_used;
+    if (const expert_banks * banks = weights->banks()) {
+        s.expert_device_hits = banks->count().hits;
+        s.expert_device_misses = banks->count().misses;
+    }
     s.stall_ms = c.stall_ms;
     s.prefetch_pending = c.prefetch.pending;
     s.prefetch_completed = c.prefetch.completed;
@@ -230,6 +234,7 @@ void context_hooks::kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_page
     if (pimpl->asked_pager() == nullptr) {
         return;
     }
+    const auto placement = hold();
     if (seq < 0 || (uint32_t) seq >= pimpl->ctx.get_cparams().n_seq_max) {
         throw std::runtime_error("sequence " + std::to_string(seq) + " is not in [0, " +
                                  std::to_string(pimpl->ctx.get_cparams().n_seq_max) + ")");
@@ -240,6 +245,7 @@ void context_hooks::kv_seq_pages(llama_seq_id seq, struct superllama_kv_seq_page
 int context_hooks::kv_prefetch(llama_seq_id seq) {
     struct superllama_kv_seq_pages checked;
     kv_seq_pages(seq, checked);
+    const auto placement = hold();
     return pimpl->asked_pager() != nullptr ? pimpl->asked_pager()->prefetch(seq) : 0;
 }
 
@@ -260,6 +266,7 @@ void context_hooks::charge_prompt_cache(uint64_t bytes) {
 
 std::vector<struct superllama_seq_stats> context_hooks::seq_stats() const {
     impl & self = *pimpl;
+    const auto placement = hold();
     self.sequences.look(self.ctx.get_memory(), self.paging.pager, self.params.paged_kv);
     return self.sequences.all();
 }

@@ -145,7 +145,13 @@ std::unique_lock<std::recursive_mutex> layer_kv::hold(const llama_model & model)
     return tier != nullptr ? tier->hold() : std::unique_lock<std::recursive_mutex>();
 }
 
-size_t layer_kv::bytes(int il) const {
+void layer_kv::add(std::unique_ptr<cache> other) {
+    const auto placement = tier.hold();
+    others.push_back(std::move(other));
+    tier.refresh();
+}
+
+size_t layer_kv::host_bytes(int il) const {
     size_t sum = 0;
     for (const part & p : parts) {
         sum += p.il == il ? ggml_backend_buffer_get_size(p.buffer->get()) : 0;
@@ -153,13 +159,34 @@ size_t layer_kv::bytes(int il) const {
     return sum;
 }
 
+size_t layer_kv::device_bytes(int il) const {
+    size_t sum = host_bytes(il); // a buffer is as large there
+    for (const auto & other : others) {
+        sum += other->device_bytes(il);
+    }
+    return sum;
+}
+
+size_t layer_kv::spare_bytes() const {
+    size_t sum = 0;
+    for (const auto & other : others) {
+        sum += other->spare_bytes();
+    }
+    return sum;
+}
+
 bool layer_kv::is_at(int il, ggml_backend_buffer_type_t buft) const {
-    return std::all_of(parts.begin(), parts.end(), [=](const part & p) {
-        return p.il != il || ggml_backend_buffer_get_type(p.buffer->get()) == buft;
-    });
+    return std::all_of(
+               parts.begin(), parts.end(),
+               [=](const part & p) { return p.il != il || ggml_backend_buffer_get_type(p.buffer->get()) == buft; }) &&
+           std::all_of(others.begin(), others.end(), [=](const auto & other) { return other->is_at(il, buft); });
 }
 
 bool layer_kv::move(int il, ggml_backend_buffer_type_t to, uint64_t * copied) {
+    const auto moves = [=](const auto & other) { return other->move(il, to, copied); };
+    if (!std::all_of(others.begin(), others.end(), moves)) {
+        return false;
+    }
     for (part & p : parts) {
         if (p.il != il || ggml_backend_buffer_get_type(p.buffer->get()) == to) {
             continue;

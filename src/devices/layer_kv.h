@@ -40,6 +40,17 @@ class layer_kv {
     ~layer_kv();
     void ready();
 
+    // A cache that moves its layers itself, for not all of them have a buffer.
+    class cache {
+      public:
+        virtual ~cache() = default;
+        virtual size_t device_bytes(int il) const = 0;
+        virtual size_t spare_bytes() const = 0;
+        virtual bool is_at(int il, ggml_backend_buffer_type_t buft) const = 0;
+        virtual bool move(int il, ggml_backend_buffer_type_t to, uint64_t * copied) = 0;
+    };
+    void add(std::unique_ptr<cache> other);
+
     // Called by the constructors of caches: the buffer type of a layer, and what was allocated in the end.
     static ggml_backend_buffer_type_t buffer_type(int il, ggml_backend_buffer_type_t otherwise);
     static void add(buffers & allocated);
@@ -52,7 +63,9 @@ class layer_kv {
             finish();
         }
     }
-    size_t bytes(int il) const;
+    size_t host_bytes(int il) const;   // as long as it is there; a cache that moves its layers itself counts its own
+    size_t device_bytes(int il) const; // that it has or would have
+    size_t spare_bytes() const;        // of a device, while a cache there grows
     bool is_at(int il, ggml_backend_buffer_type_t buft) const; // all of it
     // False: no memory there; what did not move stays valid. `copied`: bytes of what did are added.
     bool move(int il, ggml_backend_buffer_type_t to, uint64_t * copied);
@@ -74,6 +87,7 @@ class layer_kv {
     std::function<void()> finish;
     std::unique_ptr<layer_buffer_types> types;
     std::vector<part> parts;
+    std::vector<std::unique_ptr<cache>> others;
     bool empty = true; // no cell was ever written: moving needs no copy
 };
 

@@ -1,4 +1,4 @@
-// Which layer is to be on which device, by sizes alone: nothing moves here.
+// Which layer is to be on which device, and how many of its experts, by sizes alone: nothing moves here.
 #pragma once
 
 #include <cstddef>
@@ -7,16 +7,35 @@
 
 namespace superllama {
 
-struct placement_sizes {
-    std::vector<size_t> layers;     // bytes of each with its KV, the output matrix last
-    int32_t n_layers_max;           // on all devices together
-    std::vector<uint64_t> room;     // bytes on each device
-    std::vector<int32_t> n_layers;  // upper bound of each device
-    std::vector<double> crossing_s; // of each: what a token takes on its way there and back, 0 = next to nothing
+// Of one layer's experts, where a device may hold some of them.
+struct expert_sizes {
+    size_t all = 0;       // bytes of all of them
+    size_t slot = 0;      // of one more in a bank
+    size_t bank = 0;      // of a bank besides its slots
+    int32_t n_min = 0;    // those of one token: fewer slots are of no use
+    int32_t n_expert = 0; // 0: the layer has none that could be apart from it
 };
 
-// The device of each layer, -1: the host. As many layers as have room, and of these as few as can be on devices that
-// are far, the farthest first.
-std::vector<int> place_layers(const placement_sizes & sizes);
+struct placement_sizes {
+    std::vector<size_t> layers;        // bytes of each with its KV, without such experts, the output matrix last
+    std::vector<expert_sizes> experts; // of each layer
+    int32_t n_layers_max;              // on all devices together
+    std::vector<uint64_t> room;        // bytes on each device
+    std::vector<int32_t> n_layers;     // upper bound of each device
+    std::vector<double> crossing_s;    // of each: what a token takes on its way there and back, 0 = next to nothing
+    std::vector<bool> has_banks;       // of each: whether it can hold a layer without its experts, and some of these
+    std::vector<bool> sends; // of those: whether others come when they are chosen; else experts are all there or none
+};
+
+struct layer_placement {
+    std::vector<int> device;      // of each layer, -1: the host
+    std::vector<bool> whole;      // with its experts
+    std::vector<int32_t> n_slots; // else, of a bank for some of them there
+};
+
+// As many layers as have room, and of these as few as can be on devices that are far, the farthest first. Where not all
+// layers have room with their experts, they go without them, and experts have the room that is left: as many of each
+// layer, for each layer asks for as many; or all of as many layers.
+layer_placement place_layers(const placement_sizes & sizes);
 
 } // namespace superllama

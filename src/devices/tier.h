@@ -3,8 +3,14 @@
 // Layers are counted as -ngl counts them: the output matrix is the last layer and goes to a device first, then the
 // layers from the last downwards. The layers on devices are those of a static -ngl with the same number, cut among
 // the devices in their order. What is on a device is not held in host memory too.
+//
+// Where a mixture of experts does not fit as a whole, layers go without their experts, and banks have the room that is
+// left for some of these (expert_banks.h).
 #pragma once
 
+#include "devices/expert_banks.h"
+#include "devices/locked_staging.h"
+#include "devices/placement.h"
 #include "weights/store.h"
 #include "superllama.h"
 #include "superllama-params.h"
@@ -14,6 +20,7 @@
 #include <atomic>
 #include <functional>
 #include <future>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -27,14 +34,18 @@ class device_tier {
   public:
     struct config {
         std::vector<ggml_backend_dev_t> devices;
-        std::vector<uint64_t> budgets;  // of each, 0 = automatic
-        std::vector<int32_t> n_layers;  // upper bound of each
-        std::vector<double> crossing_s; // of each: what a token takes on its way there and back, 0 = next to nothing
-        int32_t n_layers_max;           // of all, as -ngl
-        int32_t n_layers_all;           // that the model has, the output matrix counted
+        std::vector<uint64_t> budgets;   // of each, 0 = automatic
+        std::vector<int32_t> n_layers;   // upper bound of each
+        std::vector<bool> sends_experts; // of each: whether experts that it lacks come to it when they are chosen
+        std::vector<double> crossing_s;  // of each: what a token takes on its way there and back, 0 = next to nothing
+        int32_t n_layers_max;            // of all, as -ngl
+        int32_t n_layers_all;            // that the model has, the output matrix counted
         float mem_pressure;
         float mem_pressure_low;
         bool async; // read the file in a thread while uploading, and upload while the model runs on
+
+        std::vector<expert_banks::layer_weights> experts; // of layers that have any
+        int32_t n_expert_used;
 
         ggml_tensor ** output; // the model's, which may be its token embedding as well
         const ggml_tensor * tok_embd;
@@ -72,14 +83,23 @@ class device_tier {
     bool allocation_failed(size_t dev, std::string * error); // one layer less on it; false also if there was none
     bool device_lost(size_t dev, std::string * error);       // its layers are on the host from now on
 
+    expert_banks * experts() const { return banks.get(); } // null: no device holds some of a layer's
+    // Whether this device can: one of this machine, to which a miss is no journey. It knows host memory that it reads
+    // well.
+    static bool holds_experts(ggml_backend_dev_t dev);
+
+    // Of one thread at a time: weights of the host to where a device computes a large batch with them.
+    void send(ggml_tensor * to, const uint8_t * data, size_t bytes);
+    size_t staging_bytes() const; // of host memory, for what is on its way to devices
+
     size_t budget_of(size_t dev) const { return places[dev].budget_now; }
     bool has_room() const;               // for the compute buffers, where no layers were on the devices
     size_t used_bytes(size_t dev) const; // weights, KV, compute buffers
 
     // For a plan, in which nothing has memory: where layers would be, of which each has so much KV, on devices with
     // these budgets, compute buffers and ways there; and as if they were there, for the accounts of the host.
-    std::vector<int> target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
-                            const std::vector<size_t> & compute, const std::vector<double> & crossing_s) const;
+    layer_placement target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
+                           const std::vector<size_t> & compute, const std::vector<double> & crossing_s) const;
     void place_on_paper(const std::vector<int> & to);
     std::vector<const ggml_tensor *> weights_of(int il) const; // what a device gets
     static uint64_t automatic_budget(uint64_t used, uint64_t free, float mem_pressure);
@@ -90,7 +110,7 @@ class device_tier {
         int64_t n_loads;
         int64_t n_evictions;
     };
-    int n_layers() const { return (int) layers.size(); }
+    int n_layers() const { return cfg.n_layers_all; }
     layer_info info(int il) const; // from any thread
 
     struct counters {
@@ -117,7 +137,10 @@ class device_tier {
         ggml_tensor host; // as it is on the host
     };
 
-    struct layer {
+    static constexpr int64_t retry_us = 10000000; // where a device, or the host, had no memory
+
+    // What moves together: a layer, or its experts, which are the same number of layers after it.
+    struct part {
         std::vector<weight> weights;
         size_t bytes = 0; // in the buffer of a device
         ggml_backend_buffer_ptr buffer;
@@ -132,14 +155,15 @@ class device_tier {
         std::atomic<size_t> own{ 0 }; // used_bytes(), as of refresh()
         std::atomic<uint64_t> bytes_up{ 0 };
         std::atomic<uint64_t> bytes_down{ 0 };
+        uint64_t most = 0;       // bytes there, while something moves
         int64_t t_grow_us = 0;   // an allocation failed: not before this time
         int64_t t_shrink_us = 0; // the host had no room: not before this time
         bool lost = false;       // its layers go to the host, whatever the host's budget
     };
 
-    // Layers on their way to devices, into buffers that they have there; until they land, those on the host are used.
+    // Parts on their way to devices, into buffers that they have there; until they land, those on the host are used.
     struct arrival {
-        std::vector<int> layers;
+        std::vector<int> parts;
         std::vector<int> to;              // the device of each
         std::vector<ggml_tensor> tensors; // their weights, as they will be
         std::string error;
@@ -148,18 +172,26 @@ class device_tier {
 
     void finish_graphs(); // of all contexts
     void set_budget(size_t dev, uint64_t bytes, size_t free, size_t total);
-    std::vector<int> target() const;
-    size_t kv_bytes(int il) const;         // of all contexts
+    layer_placement target() const;
+    int layer_of(int p) const { return p % cfg.n_layers_all; } // of a part
+    bool is_experts(int p) const { return p >= cfg.n_layers_all; }
+    size_t kv_bytes(int p) const; // of all contexts, on a device
+    size_t part_bytes(int p) const { return parts[(size_t) p].bytes + kv_bytes(p); }
     size_t placed_bytes(size_t dev) const; // weights and KV there
-    size_t compute_need(size_t dev) const; // of all contexts
-    bool evict(int il, std::string * error);
-    bool load(const std::vector<int> & coming, const std::vector<int> & to, bool beside, std::string * error);
+    size_t compute_need(size_t dev) const; // of all contexts, and what is spare for their KV to grow
+    int place_of(int p, const layer_placement & to) const;
+    bool leave(int p, const layer_placement & to, std::string * error);
+    uint64_t room_on(size_t dev) const;
+    bool resize_bank(int il, int32_t n_slots);
+    bool resize_banks(const layer_placement & to, bool grow);
+    bool evict(int p, std::string * error);
+    bool load(const std::vector<int> & coming, const layer_placement & to, bool beside, std::string * error);
     bool land(std::string * error);
-    void no_memory(int il, size_t dev);
-    bool make_buffer(layer & l, size_t dev);
+    void no_memory(int p, size_t dev);
+    bool make_buffer(part & l, size_t dev);
     void upload(bool beside);
-    bool move_kv(int il, size_t dev, bool up); // to the device, or from there to the host
-    void on_host(layer & l);
+    bool move_kv(int p, size_t dev, bool up); // to the device, or from there to the host
+    void on_host(part & l);
     ggml_backend_buffer_type_t buft(int dev) const;
 
     weight_store & store;
@@ -171,7 +203,9 @@ class device_tier {
     mutable std::recursive_mutex mutex;
     std::mutex asked_mutex;
     std::vector<uint64_t> asked;
-    std::vector<layer> layers;
+    std::unique_ptr<expert_banks> banks;
+    std::vector<part> parts;              // layers; and the experts of each, where there are banks
+    std::vector<expert_sizes> experts_of; // of each layer, on the device that takes the most for them
     std::vector<place_state> places;
     std::atomic<int> n_on_devices{ 0 };
     std::atomic<int64_t> n_generation{ 0 };
@@ -179,7 +213,9 @@ class device_tier {
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };
     int64_t t_sample_us = 0;
-    int64_t sample_us;                 // between two samples
+    int64_t sample_us;                                                     // between two samples
+    std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>> moves;   // null: it has none
+    std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>> batches; // of send()
     std::unique_ptr<arrival> arriving; // null: nothing is on its way. Last: its thread uses what is above
 };
 

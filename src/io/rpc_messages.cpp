@@ -115,6 +115,9 @@ class graph_walk {
                 continue;
             }
             const uint64_t source = at.tensor->sources[at.next++];
+            if (source == at.tensor->id) {
+                continue; // a cast names itself as what it writes to
+            }
             if (source != 0 && done.count(source) == 0 && !enter(source)) {
                 return false;
             }

@@ -36,7 +36,15 @@ kv_layout::kv_layout(kv_geometry geometry_) :
         charges.push_back(charge);
         sum_charge += charge;
     }
+    sum_charge_max = sum_charge;
+    away.resize(n_layers());
     std::sort(by_address.begin(), by_address.end());
+}
+
+void kv_layout::set_away(uint32_t layer, bool is_away) {
+    n_away = n_away - (away[layer] ? 1 : 0) + (is_away ? 1 : 0);
+    sum_charge = sum_charge - layer_charge(layer) + (is_away ? 0 : charges[layer]);
+    away[layer] = is_away;
 }
 
 uint64_t kv_layout::layer_charge_max() const {

@@ -46,6 +46,9 @@ class kv_layout {
     kv_layout(kv_geometry geometry);
 
     uint32_t n_layers() const { return (uint32_t) geometry.layers.size(); }
+    uint32_t n_here() const { return n_layers() - n_away; }
+    // Its cells are on a device: its slices are empty here.
+    bool is_away(uint32_t layer) const { return away[layer]; }
     uint32_t n_pages() const { return geometry.n_streams * n_per_stream; }
     uint32_t pages_per_stream() const { return n_per_stream; }
     page_id page_of(uint32_t stream, uint32_t cell) const { return stream * n_per_stream + cell / geometry.page_cells; }
@@ -53,9 +56,11 @@ class kv_layout {
     uint32_t first_cell(page_id p) const { return p % n_per_stream * geometry.page_cells; } // in its stream
     uint32_t n_cells_of(page_id p) const;
 
-    // memory that a page or a slice may hold: whole pages of the system where slices share them
+    // memory that a page or a slice may hold: whole pages of the system where slices share them; nothing of layers that
+    // are away
     uint64_t page_charge() const { return sum_charge; }
-    uint64_t layer_charge(uint32_t layer) const { return charges[layer]; }
+    uint64_t page_charge_max() const { return sum_charge_max; } // with all layers here
+    uint64_t layer_charge(uint32_t layer) const { return away[layer] ? 0 : charges[layer]; }
     uint64_t layer_charge_max() const;
 
     size_t record_bytes() const { return layer_begin.back(); }
@@ -71,6 +76,8 @@ class kv_layout {
     void copy_record(page_id p, size_t begin, size_t end, uint8_t * buffer, bool to_memory) const;
 
   protected:
+    void set_away(uint32_t layer, bool is_away); // whose slices are empty
+
     size_t os_page;
     std::vector<size_t> layer_begin; // in a record, n_layers() + 1 of them
 
@@ -78,7 +85,10 @@ class kv_layout {
     kv_geometry geometry;
     uint32_t n_per_stream;
     std::vector<uint64_t> charges; // [layer]
+    std::vector<bool> away;        // [layer]
+    uint32_t n_away = 0;
     uint64_t sum_charge = 0;
+    uint64_t sum_charge_max = 0;
     std::vector<std::pair<const uint8_t *, std::pair<uint32_t, size_t>>> by_address;
 };
 

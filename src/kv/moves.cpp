@@ -29,6 +29,13 @@ size_t kv_pager::copy_streams(const llama_kv_cache::stream_copy_info & info) {
                 ok = pages->copy(from, to, &error);
             }
         }
+        for (uint32_t il = 0; ok && il < pages->n_layers(); ++il) {
+            for (const auto * streams : { &kv.layers[il].k_stream, &kv.layers[il].v_stream }) {
+                if (pages->is_away(il) && (*streams)[src] != nullptr) {
+                    ggml_backend_tensor_copy((*streams)[src], (*streams)[dst]);
+                }
+            }
+        }
         n_used[dst] = kv.v_cells[dst].get_used();
         broken[dst] = error;
         if (!ok) {
@@ -66,6 +73,7 @@ bool kv_pager::shift(llama_context * lctx) {
         return false;
     }
     end_streaming();
+    show_all_cells(false); // what is computed refers to those that are there
     const llama_cparams & cparams = lctx->get_cparams();
     // a rotation by nothing leaves f16 and f32 as they are; others are rounded again, as without pages
     const bool exact =
@@ -137,6 +145,7 @@ bool kv_pager::shift(llama_context * lctx) {
         }
         updated = true;
     }
+    show_all_cells(true);
     return updated;
 }
 
@@ -154,6 +163,19 @@ void kv_pager::before_state_read(llama_seq_id seq) {
     pages->unpin_all();
     if (seq >= 0 && kv.n_stream > 1) {
         broken[kv.seq_to_stream[(size_t) seq]].clear(); // all of it is replaced
+    }
+}
+
+// What was on devices was written past the pages.
+void kv_pager::after_state_read() {
+    if (pages->n_here() == pages->n_layers()) {
+        return;
+    }
+    for (page_id p = 0; p < pages->n_pages(); ++p) {
+        pages->written_elsewhere(p);
+    }
+    for (uint32_t stream = 0; stream < kv.n_stream; ++stream) {
+        sweep(stream);
     }
 }
 

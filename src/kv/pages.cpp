@@ -127,11 +127,14 @@ void page_table::drop(page_id p) {
     wait_for(p, &error);
     counters.prefetched_wasted += pages[p].ahead;
     pages[p].ahead = false;
+    pages[p].elsewhere = false;
     for (uint32_t il = 0; il < n_layers(); ++il) {
         set_flags(p, il, 0);
     }
     for (uint32_t il = 0; il < n_layers(); ++il) {
-        release(p, il);
+        if (!is_away(il)) {
+            release(p, il);
+        }
     }
     free_record(p);
 }
@@ -346,8 +349,12 @@ bool page_table::write_layer(page_id p, uint32_t layer, std::string * error) {
 }
 
 bool page_table::write(page_id p, std::string * error) {
-    const uint8_t * state = &flags(p, 0);
-    if (std::all_of(state, state + n_layers(), [](uint8_t s) { return s == RESIDENT; })) {
+    written_elsewhere(p);
+    bool ready = true;
+    for (uint32_t il = 0; ready && il < n_layers(); ++il) {
+        ready = flags(p, il) == RESIDENT || is_away(il);
+    }
+    if (ready) {
         return true;
     }
     const std::vector<page_id> list = { p };
@@ -363,7 +370,7 @@ bool page_table::write(page_id p, std::string * error) {
         return false;
     }
     for (uint32_t il = 0; il < n_layers(); ++il) {
-        if (flags(p, il) != RESIDENT) {
+        if (flags(p, il) != RESIDENT && !is_away(il)) {
             set_flags(p, il, RESIDENT);
         }
     }
@@ -379,6 +386,7 @@ bool page_table::copy(page_id src, page_id dst, std::string * error) {
     if (!make_room(page_charge(), error)) {
         return false;
     }
+    pages[dst].elsewhere = pages[src].elsewhere;
     for (uint32_t il = 0; il < n_layers(); ++il) {
         const uint8_t from = flags(src, il);
         if (from == 0) {

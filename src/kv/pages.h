@@ -53,9 +53,9 @@ class page_table : public kv_layout {
     // Called with the bytes that are going to be in memory, before they are.
     void before_growth(std::function<void(uint64_t)> fn) { growth = std::move(fn); }
 
-    bool is_empty(page_id p) const { return pages[p].n_resident == 0 && pages[p].n_disk == 0; }
+    bool is_empty(page_id p) const { return pages[p].n_resident == 0 && pages[p].n_disk == 0 && !pages[p].elsewhere; }
     bool on_disk(page_id p) const { return pages[p].n_disk > 0; } // at least one slice
-    bool in_memory(page_id p) const { return pages[p].n_resident == n_layers(); }
+    bool in_memory(page_id p) const { return pages[p].n_resident == n_here(); }
     uint32_t n_resident(page_id p) const { return pages[p].n_resident; }
     uint64_t resident_bytes(page_id p) const;
     bool needs_restore(page_id p) const { return pages[p].n_disk > 0 || pages[p].n_loading > 0 || pages[p].ahead; }
@@ -81,6 +81,14 @@ class page_table : public kv_layout {
     void clear();
     void scrub(page_id p); // memory behind slices that are not resident, after a graph that was cut short
 
+    // A layer leaves for a device, or comes back: `copy` takes or fills `n` bytes of K or V at `offset`, for each page
+    // that is not empty. After a failure it is where it was.
+    using take_fn = std::function<void(size_t i, size_t offset, const uint8_t * data, size_t n)>;
+    using fill_fn = std::function<void(size_t i, size_t offset, uint8_t * data, size_t n)>;
+    bool send_layer(uint32_t layer, const take_fn & copy, std::string * error);
+    bool fetch_layer(uint32_t layer, const fill_fn & copy, std::string * error);
+    void written_elsewhere(page_id p) { pages[p].elsewhere = n_here() < n_layers(); } // past the pages
+
     // Starts reading, as much as fits without evicting pinned pages; layer -1 is all. Returns the number of pages.
     int prefetch(const std::vector<page_id> & list, int layer, bool count_use);
 
@@ -103,7 +111,8 @@ class page_table : public kv_layout {
         uint32_t n_resident = 0; // slices
         uint32_t n_disk = 0;     // slices that are on disk only
         uint32_t n_loading = 0;
-        bool ahead = false; // prefetched, not used yet
+        bool ahead = false;     // prefetched, not used yet
+        bool elsewhere = false; // it may have content in layers that are away
     };
     struct slice {
         page_id p;
@@ -132,6 +141,7 @@ class page_table : public kv_layout {
     bool write_slices(page_id p, uint32_t first, uint32_t last, std::string * error);
     bool save(page_id p, uint32_t first, uint32_t last, std::string * error);
     void free_record(page_id p);
+    void empty_layer(uint32_t layer, bool goes);
     bool evict_some(uint64_t bytes, std::string * error);
 
     std::vector<slice> on_disk_slices(page_id p, uint32_t first, uint32_t last) const;

@@ -212,6 +212,77 @@ bool page_table::load(const std::vector<slice> & slices, std::string * error) {
     return ok;
 }
 
+// ------------------------------------------------------------------------------- layers that go to a device
+
+bool page_table::send_layer(uint32_t layer, const take_fn & copy, std::string * error) {
+    std::vector<uint8_t> saved;
+    for (page_id p = 0; p < n_pages(); ++p) {
+        std::string ignored; // what could not be read ahead is tried again here
+        wait_for(p, &ignored);
+        for (size_t i = 0; flags(p, layer) != 0 && i < n_spans(layer); ++i) {
+            const span s = span_of(p, layer, i);
+            const auto offset = (size_t) (s.at - span_of(0, layer, i).at);
+            if (flags(p, layer) & RESIDENT) {
+                copy(i, offset, s.at, s.size);
+                continue;
+            }
+            saved.resize(s.size);
+            if (!read_bytes(s.at, s.size, saved.data(), error)) {
+                return false;
+            }
+            copy(i, offset, saved.data(), s.size);
+        }
+    }
+    empty_layer(layer, true);
+    set_away(layer, true);
+    return true;
+}
+
+bool page_table::fetch_layer(uint32_t layer, const fill_fn & copy, std::string * error) {
+    set_away(layer, false);
+    bool ok = true;
+    try {
+        for (page_id p = 0; ok && p < n_pages(); ++p) {
+            ok = !pages[p].elsewhere || write_layer(p, layer, error);
+            for (size_t i = 0; ok && pages[p].elsewhere && i < n_spans(layer); ++i) {
+                const span s = span_of(p, layer, i);
+                copy(i, (size_t) (s.at - span_of(0, layer, i).at), s.at, s.size);
+            }
+        }
+    } catch (const std::exception & e) { // whoever is told of the growth has no room for it
+        *error = e.what();
+        ok = false;
+    }
+    if (!ok) {
+        empty_layer(layer, false);
+        set_away(layer, true);
+        return false;
+    }
+    for (page & p : pages) {
+        p.elsewhere = p.elsewhere && n_here() < n_layers();
+    }
+    return true;
+}
+
+// Nothing of the layer is here any more. What goes is on a device.
+void page_table::empty_layer(uint32_t layer, bool goes) {
+    std::vector<page_id> emptied;
+    for (page_id p = 0; p < n_pages(); ++p) {
+        if (flags(p, layer) != 0) {
+            emptied.push_back(p);
+            set_flags(p, layer, 0);
+            pages[p].elsewhere = pages[p].elsewhere || goes;
+        }
+    }
+    for (page_id p : emptied) {
+        release(p, layer);
+        const uint8_t * state = &flags(p, 0);
+        if (std::none_of(state, state + n_layers(), [](uint8_t s) { return (s & SAVED) != 0; })) {
+            free_record(p);
+        }
+    }
+}
+
 // ---------------------------------------------------------------------------------------- bytes of tensors
 
 bool page_table::read_record(int64_t record, size_t offset, size_t size, uint8_t * out, std::string * error) {

@@ -2,7 +2,6 @@
 // that is there.
 
 #include "base/error.h"
-#include "devices/upload.h"
 #include "io/address_space.h"
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -46,7 +45,7 @@ void dynamic_model::charge_weights() {
     rows.set(store.row_bytes_now(), store.row_bytes_max(), store.row_bytes_max());
     staging.set(store.staging_bytes());
     projector.set(params.projector_bytes);
-    uploads.set(devices ? device_upload_staging() : 0);
+    uploads.set(devices ? devices->staging_bytes() : 0);
     kv_of_devices.set(devices ? devices->kv_host_bytes() : 0);
 }
 

@@ -4,6 +4,7 @@
 #include "model/vocabulary.h"
 #include "devices/link.h"
 #include "devices/lost.h"
+#include "devices/speeds.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
@@ -21,6 +22,7 @@ namespace superllama {
 // two reads of 4 MiB at once fill the drive that was measured; more of them wait for a processor that computes
 static const int read_threads_default = 6;
 static const size_t read_part_bytes = 4u << 20;
+static const size_t speed_bytes_max = 256u << 20; // of memory that is read to see how fast it is: more than caches hold
 static const size_t output_bytes_min = 32u << 20; // of an output matrix that is not always resident
 
 superllama_model_params dynamic_model::default_params() {
@@ -151,6 +153,13 @@ bool dynamic_model::load() {
     cfg.n_threads = n_readers_of(params);
     cfg.part_bytes = read_part_bytes;
     cfg.n_expert_used = (int) model.hparams.n_expert_used_max();
+    cfg.send = [this](ggml_tensor * to, const uint8_t * data, size_t bytes) { devices->send(to, data, bytes); };
+    cfg.on_device.has = [this](const ggml_tensor * weights, int32_t expert) {
+        return banks() != nullptr && banks()->holds(weights, expert);
+    };
+    cfg.on_device.copy = [this](const ggml_tensor * weights, int32_t expert, ggml_tensor * to) {
+        banks()->copy_to(weights, expert, to);
+    };
     scheduler = std::make_unique<layer_sched>(store, cfg);
 
     if (params.plan_only) {
@@ -247,6 +256,25 @@ static std::vector<int32_t> split_layers(const llama_model & model, int32_t n_la
     return layers;
 }
 
+// All that upstream's graphs of a cache of experts know.
+std::vector<expert_banks::layer_weights> dynamic_model::experts_of_layers() const {
+    std::vector<expert_banks::layer_weights> found;
+    for (size_t il = 0; il < model.layers.size(); ++il) {
+        const llama_layer & l = model.layers[il];
+        std::vector<ggml_tensor *> weights;
+        for (ggml_tensor * t : { l.ffn_gate_up_exps, l.ffn_gate_exps, l.ffn_up_exps, l.ffn_down_exps }) {
+            if (t != nullptr) {
+                weights.push_back(t);
+            }
+        }
+        const auto moves = [this](const ggml_tensor * t) { return store.n_experts(t) > 0 && store.is_plain(t); };
+        if (!weights.empty() && std::all_of(weights.begin(), weights.end(), moves)) {
+            found.push_back({ (int32_t) il, weights });
+        }
+    }
+    return found;
+}
+
 void dynamic_model::create_tier() {
     const int32_t n_all = (int32_t) model.hparams.n_layer_all + 1; // the output counts as one
     const int32_t n_max = n_gpu_layers < 0 ? n_all : std::min(n_gpu_layers, n_all);
@@ -254,12 +282,17 @@ void dynamic_model::create_tier() {
         return;
     }
     device_tier::config cfg;
+    cfg.experts = experts_of_layers();
+    cfg.n_expert_used = (int32_t) model.hparams.n_expert_used_max();
     cfg.n_layers_max = n_max;
     cfg.n_layers = split_layers(model, n_max);
     for (size_t d = 0; d < model.devices.size(); ++d) {
         cfg.devices.push_back(model.devices[d].dev);
         const size_t last = SUPERLLAMA_MAX_DEVICES - 1; // holds for all that follow
         cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
+        const bool asks = !cfg.experts.empty() && device_tier::holds_experts(model.devices[d].dev);
+        const size_t buffer = std::min<size_t>(speed_bytes_max, budget_now / 4);
+        cfg.sends_experts.push_back(asks && sends_experts(model.devices[d].dev, buffer));
         cfg.crossing_s.push_back(crossing_s(model.devices[d].dev, token_state_bytes(model)));
     }
     cfg.n_layers_all = n_all;
@@ -295,6 +328,10 @@ void dynamic_model::create_tier() {
         return store.is_resident(t) ? std::vector<const uint8_t *>{ (const uint8_t *) t->data } : scheduler->keep(t);
     };
     devices = std::make_unique<device_tier>(store, cfg);
+    if (banks() != nullptr) {
+        const auto holds = std::find_if(cfg.devices.begin(), cfg.devices.end(), device_tier::holds_experts);
+        store.lock_experts(ggml_backend_dev_host_buffer_type(*holds));
+    }
 }
 
 device_tier & dynamic_model::paper_tier() {
@@ -317,7 +354,8 @@ void dynamic_model::place_on_paper(const std::vector<int> & to) {
 std::vector<struct superllama_expert> dynamic_model::experts() const {
     std::vector<struct superllama_expert> found;
     for (const layer_sched::expert & e : scheduler->experts_by_layer()) {
-        ggml_backend_dev_t device = e.elsewhere ? device_of(e.layer) : nullptr;
+        const bool in_bank = banks() != nullptr && banks()->holds(e.weights, e.index);
+        ggml_backend_dev_t device = e.elsewhere || in_bank ? device_of(e.layer) : nullptr;
         const auto tier = device != nullptr ? SUPERLLAMA_TIER_DEVICE
                           : e.resident      ? SUPERLLAMA_TIER_HOST
                                             : SUPERLLAMA_TIER_DISK;

@@ -97,6 +97,7 @@ class dynamic_model {
 
     layer_sched & sched() { return *scheduler; }
     device_tier * tier() { return devices.get(); } // null: no device to use
+    expert_banks * banks() const { return devices ? devices->experts() : nullptr; }
     ggml_backend_dev_t device_of(int il) const { return devices ? devices->device_of(il) : nullptr; }
     std::vector<struct superllama_expert> experts() const; // layer by layer
     int n_device_layers() const { return devices ? devices->n_device_layers() : 0; }
@@ -110,6 +111,7 @@ class dynamic_model {
     void set_vram_budget(const uint64_t * bytes);
 
     void create_tier();
+    std::vector<expert_banks::layer_weights> experts_of_layers() const;
     bool hold_whole(const std::vector<const ggml_tensor *> & tensors, const char * who, std::string * error);
 
     void charge_weights();      // those that are no blocks, at the present placement

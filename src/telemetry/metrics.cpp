@@ -73,6 +73,8 @@ static const field fields_at_end[] = {
     FIELD(threads, FIELD_COUNT),
     FIELD(core_wait_ms, FIELD_MS),
     FIELD(throttled_ms, FIELD_MS),
+    FIELD(expert_device_hits, FIELD_COUNT),
+    FIELD(expert_device_misses, FIELD_COUNT),
 };
 
 static std::string memory_by_tag(const struct superllama_stats & stats) {

@@ -28,13 +28,19 @@ void block_loader::stop() {
 
 // ---------------------------------------------------------------------------------------------- on the way in
 
-void block_loader::begin(uint32_t id, int64_t priority, guard & lock) {
+// It has its memory, and nothing is there yet.
+block_status & block_loader::take(uint32_t id) {
     block_status & b = blocks[id];
     b.state = block_state::reading;
     b.joined = false;
     b.error.clear();
     b.jobs.clear();
     owner_of(id).take_memory(id);
+    return b;
+}
+
+void block_loader::begin(uint32_t id, int64_t priority, guard & lock) {
+    block_status & b = take(id);
     const std::vector<weight_part> parts = store.parts(id, part_bytes);
     b.n_parts = (int32_t) parts.size();
     b.n_slice_parts.assign(store.blocks()[id].slices.size(), 0);
@@ -57,6 +63,14 @@ void block_loader::begin(uint32_t id, int64_t priority, guard & lock) {
             finish(id, lock);
         }
     }
+}
+
+void block_loader::fill(uint32_t id, guard & lock, const std::function<void()> & write) {
+    take(id);
+    lock.unlock();
+    write();
+    lock.lock();
+    finish(id, lock);
 }
 
 // Small parts together: waking a thread for each would cost more than they gain by being read at once.

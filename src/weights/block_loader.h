@@ -15,6 +15,7 @@
 #include "weights/store.h"
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -71,6 +72,8 @@ class block_loader {
 
     // Its memory is taken, and readers have their jobs; without readers the block is read before this returns.
     void begin(uint32_t id, int64_t priority, guard & lock);
+    // The same, but `write` puts there what was read before and is in other memory still. It throws nothing.
+    void fill(uint32_t id, guard & lock, const std::function<void()> & write);
     void drop(uint32_t id);
     void wait(guard & lock) { changed.wait(lock); } // until the state of some block has changed
     void wait_for(uint32_t id, guard & lock);       // until it is not on its way
@@ -89,6 +92,7 @@ class block_loader {
     readers::counters count_jobs() const { return pool != nullptr ? pool->count() : readers::counters{}; }
 
   private:
+    block_status & take(uint32_t id);
     block_owner & owner_of(uint32_t id) { return is_expert(id) ? *experts : *dense; }
     void submit(uint32_t id, const std::vector<weight_part> & parts, int64_t priority, size_t * n_submitted);
     bool read(uint32_t id, const std::vector<weight_part> & parts, bool run);

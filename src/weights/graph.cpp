@@ -28,8 +28,7 @@ static std::string copied_name(const ggml_tensor * t) {
     return first == last ? std::string() : std::string(first + 1, last);
 }
 
-// The choice of experts, where the router left it: the copy comes too late to ask it which experts to have ready.
-static const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) {
+const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t) {
     const std::string name = copied_name(t);
     const ggml_tensor * original = name.empty() ? nullptr : ggml_graph_get_tensor(gf, name.c_str());
     return original != nullptr ? original : t;

@@ -45,6 +45,10 @@ struct layer_graph {
     int64_t expert_tokens = 0;                                      // the most tokens that choose experts at once
 };
 
+// The choice of experts, where the router left it: a copy on another device comes too late to ask it which to have
+// ready.
+const ggml_tensor * original_of(ggml_cgraph * gf, const ggml_tensor * t);
+
 layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint64_t id);
 
 // From the first node that reads a block to the last one: so long it is in use. Pieces of a matrix come one after the

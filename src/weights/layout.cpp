@@ -196,13 +196,26 @@ ggml_backend_buffer_t weight_store::alloc(ggml_context * ctx, ggml_backend_buffe
         }
     }
 
+    count_slack();
+    return buffer;
+}
+
+void weight_store::count_slack() {
     n_resident -= pimpl->n_frame_slack;
     pimpl->n_frame_slack = 0;
     for (const auto & entry : expert_sizes()) {
-        pimpl->n_frame_slack += expert_frames::slack(entry.first, entry.second);
+        pimpl->n_frame_slack += frame_memory::slack(entry.first, entry.second, pimpl->locked != nullptr);
     }
     n_resident += pimpl->n_frame_slack;
-    return buffer;
+}
+
+bool weight_store::is_locked(const ggml_tensor * t) const {
+    return pimpl->locked != nullptr && n_experts(t) > 0;
+}
+
+void weight_store::lock_experts(ggml_backend_buffer_type_t buft) {
+    pimpl->locked = buft;
+    count_slack();
 }
 
 void weight_store::take_over(const weight_held & h) {

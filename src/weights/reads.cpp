@@ -110,7 +110,7 @@ bool weight_store::load_resident(std::string * error) {
     for (const auto & size : expert_sizes()) {
         auto & frames = pimpl->frames[size.first];
         if (frames == nullptr) {
-            frames = std::make_unique<expert_frames>(size.first, size.second);
+            frames = std::make_unique<expert_frames>(size.first, size.second, pimpl->locked);
         }
     }
     for (weight_held & h : pimpl->held) {

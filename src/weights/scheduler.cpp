@@ -9,9 +9,10 @@ namespace superllama {
 
 layer_sched::layer_sched(weight_store & store, const config & cfg) :
     store(store),
+    send(cfg.send),
     loader(store, cfg.n_threads, cfg.part_bytes),
     dense(store, loader, cfg.policy),
-    experts(store, loader, dense, cfg.n_expert_used) {
+    experts(store, loader, dense, cfg.n_expert_used, cfg.on_device) {
     loader.set_owners(dense, experts);
 }
 
@@ -339,20 +340,28 @@ bool layer_sched::before_copy(const ggml_tensor * src, ggml_tensor * to, bool * 
         return experts.copy(t, to, lock, error);
     }
     const int32_t block = store.block_of(t);
-    if (block < 0 || loader[(uint32_t) block].in_use) {
-        return true; // as usual: a stop acquired it
+    if (block < 0) {
+        return true; // as usual
     }
     const auto id = (uint32_t) block;
-    if (!dense.fetch(id, lock, error)) {
+    const bool acquired = loader[id].in_use; // by a stop
+    if (!acquired && !dense.fetch(id, lock, error)) {
         return false;
     }
     const uint8_t * data = store.data(id, store.slice_of(id, t)) + src->view_offs;
     lock.unlock();
-    ggml_backend_tensor_set(to, data, 0, ggml_nbytes(to));
+    send(to, data, ggml_nbytes(to));
     lock.lock();
     *copied = true;
-    dense.release(id);
+    if (!acquired) {
+        dense.release(id);
+    }
     return true;
+}
+
+bool layer_sched::send_experts(const expert_request & r, std::string * error) {
+    auto lock = loader.lock();
+    return experts.send(r, lock, error);
 }
 
 void layer_sched::end_graph() {
@@ -426,8 +435,9 @@ std::vector<layer_sched::expert> layer_sched::experts_by_layer() const {
     for (uint32_t id = 0; id < loader.size(); ++id) {
         if (loader.is_expert(id)) {
             const weight_block & b = store.blocks()[id];
-            found.push_back({ b.layer, b.expert, loader.bytes_of(id), loader[id].state == block_state::ready,
-                              loader[id].elsewhere, experts.heat_of(id), loader[id].n_loads });
+            found.push_back({ b.slices.front().tensor, b.layer, b.expert, loader.bytes_of(id),
+                              loader[id].state == block_state::ready, loader[id].elsewhere, experts.heat_of(id),
+                              loader[id].n_loads });
         }
     }
     std::sort(found.begin(), found.end(), [](const expert & a, const expert & b) {

@@ -49,6 +49,9 @@ class layer_sched {
         int n_threads;     // 0: no read-ahead, loads happen where they are needed
         size_t part_bytes; // of one read
         int n_expert_used;
+        // Weights to where a device computes a large batch with them.
+        std::function<void(ggml_tensor * to, const uint8_t * data, size_t bytes)> send;
+        experts_on_device on_device;
     };
 
     layer_sched(weight_store & store, const config & cfg);
@@ -72,6 +75,9 @@ class layer_sched {
     // Weights that go to a device, which computes a large batch with them: `copied` says that they are there. Between
     // the stops.
     bool before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error);
+    // In the middle of a graph, for a device that holds some experts: those that it wants are read where they have to
+    // be, and sent. One that leaves it stays in host memory, if it has room there.
+    bool send_experts(const expert_request & r, std::string * error);
     void end_graph();
 
     // A node that is not to be computed as it stands, but after the graph stopped there, with every piece of its matrix
@@ -118,6 +124,7 @@ class layer_sched {
     std::vector<layer> layers() const;
 
     struct expert {
+        const ggml_tensor * weights; // one of the tensors that it has a matrix in
         int32_t layer;
         int32_t index; // in its layer
         size_t bytes;
@@ -143,6 +150,7 @@ class layer_sched {
     void apply_budget_if_idle();
 
     weight_store & store;
+    const std::function<void(ggml_tensor * to, const uint8_t * data, size_t bytes)> send;
     std::mutex turn; // held from begin_graph() to end_graph()
 
     size_t bytes_max = 0;     // as set

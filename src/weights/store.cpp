@@ -104,6 +104,10 @@ void weight_store::drop(uint32_t block) {
     b.addr = nullptr;
 }
 
+uint8_t * weight_store::place_of(uint32_t block, const weight_slice & slice) const {
+    return all_blocks[block].addr + slice.at;
+}
+
 const uint8_t * weight_store::data(uint32_t block, size_t slice) const {
     return all_blocks[block].addr + all_blocks[block].slices[slice].at;
 }

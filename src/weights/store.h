@@ -148,6 +148,7 @@ class weight_store {
     void hold_resident(const ggml_tensor * t, bool held);
     bool is_resident(const ggml_tensor * t) const; // one that is, and whose bytes are there
     bool is_plain(const ggml_tensor * t) const;    // in memory as in the file
+    bool is_locked(const ggml_tensor * t) const;   // its experts lie in memory that a device reads well
     bool is_here(const ggml_tensor * t) const;     // ours, and on the host now
     // Of its first bytes in the file: so much memory do they take on the host.
     size_t memory_of_first(const ggml_tensor * t, size_t file_bytes) const;
@@ -163,7 +164,8 @@ class weight_store {
     void publish(uint32_t expert, size_t slice); // its bytes are there, kernels that wait for them go on. Any thread
     int64_t waited_us() const;                   // of kernels, for experts
     void point(uint32_t block);                  // its tensors to where it is, for kernels. Not for experts
-    const uint8_t * data(uint32_t block, size_t slice) const; // where it is in memory
+    const uint8_t * data(uint32_t block, size_t slice) const;             // where it is in memory
+    uint8_t * place_of(uint32_t block, const weight_slice & slice) const; // the same, of one that has its memory
     size_t slice_of(uint32_t block, const ggml_tensor * t) const;
     void drop(uint32_t block); // its place or frame is free, the memory of its home goes back
 
@@ -181,6 +183,8 @@ class weight_store {
     size_t ring_memory() const;
     bool in_ring(uint32_t block) const;
 
+    // Before any is read: experts lie in host memory of this type, which a device reads well.
+    void lock_experts(ggml_backend_buffer_type_t buft);
     // Memory of experts, spare frames included. Frames of one size cannot serve another.
     size_t expert_memory() const;
     bool has_frame(uint32_t block, size_t limit) const; // for an expert, with no more memory than this
@@ -221,6 +225,7 @@ class weight_store {
     void lay_out_dense(weight_block & b);
     void lay_out_piece(weight_block & b);
     void lay_out_expert(weight_block & b);
+    void count_slack();
     std::map<size_t, size_t> expert_sizes() const;
     size_t huge_bytes(const weight_block & block) const;
     void set_frame(uint32_t expert, uint8_t * frame); // null: none

@@ -103,7 +103,8 @@ struct weight_store::impl {
     std::map<size_t, std::unique_ptr<expert_frames>> frames; // by the size of an expert
     std::unordered_map<const ggml_tensor *, expert_table *> tables;
     expert_waiters waiters;
-    size_t n_frame_slack = 0; // of memory, where frames end on huge pages
+    ggml_backend_buffer_type_t locked = nullptr; // of the memory of frames; null: it is our own
+    size_t n_frame_slack = 0;                    // of memory that frames do not fill
     staging_buffer staging;
 
     mutable std::atomic<uint64_t> n_read{ 0 };

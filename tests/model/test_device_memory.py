@@ -160,7 +160,7 @@ def test_layers_come_back_beside_the_computation(demo_model: Path, limited: Limi
         assert 0 < few < 25
         assert waiting == few
         assert later[-1] == full
-        assert set(later) == {few, full}  # all at once
+        assert set(later) <= {few, full}  # all at once, at the next token or after more of them
     assert placed[-1] == placed[-2] < 25
 
 

@@ -1,10 +1,12 @@
 // Random schedules of everything that touches a KV cache, on two contexts of one model: one with the standard
 // cache, one with pages and a budget that forces them out. Logits and saved states must be equal, bit for bit.
-// Prints one JSON object with the counters.
+// With --rpc HOST:PORT, a server on this machine with one thread, the second is on a model of its own whose layers
+// come to that device and go at random, the cells with them. Prints one JSON object with the counters.
 
 #include "check.h"
 #include "llama.h"
 #include "log.h"
+#include "rpc-devices.h"
 #include "superllama.h"
 
 #include "llama-context.h"
@@ -19,13 +21,16 @@
 #include <cstring>
 #include <fstream>
 #include <random>
+#include <set>
 #include <sstream>
+#include <thread>
 
 using namespace superllama;
 
 struct options {
     std::string model;
     std::string spill_dir = "/tmp";
+    std::string rpc; // empty: no device
     int steps = 1000;
     int seed = 1;
     int n_seq = 4;
@@ -64,9 +69,11 @@ static options parse(int argc, char ** argv) {
             { "--large-batch", &o.large_batch },
             { "--together", &o.together },
         };
-        bool known = name == "-m" || name == "--type" || name == "--spill-dir" || name == "--budget-pages";
+        bool known =
+            name == "-m" || name == "--type" || name == "--spill-dir" || name == "--budget-pages" || name == "--rpc";
         o.model = name == "-m" ? value : o.model;
         o.type = name == "--type" ? value : o.type;
+        o.rpc = name == "--rpc" ? value : o.rpc;
         o.spill_dir = name == "--spill-dir" ? value : o.spill_dir;
         o.budget_pages = name == "--budget-pages" ? std::stod(value) : o.budget_pages;
         for (const auto & number : numbers) {
@@ -123,6 +130,9 @@ static uint64_t resident_bytes(llama_context * ctx) {
     uint64_t least = UINT64_MAX, most = 0;
     for (uint32_t il : cache_of(ctx)->get_layer_ids()) {
         const ggml_tensor * k = cache_of(ctx)->get_k_storage((int32_t) il);
+        if (!ggml_backend_buffer_is_host(k->buffer)) {
+            continue;
+        }
         least = std::min(least, (uint64_t) ggml_backend_buffer_get_base(k->buffer));
         most = std::max(most,
                         (uint64_t) ggml_backend_buffer_get_base(k->buffer) + ggml_backend_buffer_get_size(k->buffer));
@@ -179,8 +189,11 @@ struct schedule {
     llama_context * ref;
     llama_context * paged;
     int n_vocab;
+    llama_model * dynamic; // of the paged one, if its layers go to a device
+    uint64_t vram = 0;     // bytes that all of them take there
     int64_t n_compared = 0;
     std::vector<int64_t> n_computed; // tokens, by sequence
+    std::thread other;               // that moves layers meanwhile
 
     // Tokens count where they were computed, whatever became of them: not of batches that failed, and once.
     void check_stats() const {
@@ -203,8 +216,10 @@ struct schedule {
         body(paged);
     }
 
+    // Where sequences share a stream, kernels read the cells of all of them, zeros where they are on disk.
     void poison() {
-        if (o.poison != 0) {
+        if (o.poison != 0 && o.unified == 0) {
+            const auto placement = paged->superllama->hold();
             cache_of(paged)->pager->get_pages()->for_each_evicted(
                 [](uint8_t * at, size_t size) { memset(at, 0xff, size); });
         }
@@ -249,6 +264,17 @@ struct schedule {
             }
         }
         llama_batch_free(batch);
+    }
+
+    // Layers go to the device or leave it, now, or beside what this step does.
+    void move_layers() {
+        const std::vector<uint64_t> budgets(SUPERLLAMA_MAX_DEVICES, 1 + rng() % (vram + vram / 4));
+        const auto set = [this, budgets] { CHECK(superllama_set_budgets(dynamic, nullptr, budgets.data()) == 0); };
+        if (pick(2) == 0) {
+            set();
+        } else {
+            other = std::thread(set);
+        }
     }
 
     // But for signs of zeros: a context shift turns all keys of the standard cache, those that stay where they are by
@@ -307,6 +333,9 @@ struct schedule {
     }
 
     void step() {
+        if (dynamic != nullptr && pick(3) == 0) {
+            move_layers();
+        }
         const int a = pick(o.n_seq), b = pick(o.n_seq), end = end_of(a), what = pick(100);
         if (what < 50 || end < 2) {
             const int sizes[] = { 1, 1, 1 + pick(8), 1 + pick(40), 1 + pick(300) };
@@ -427,17 +456,47 @@ static void try_large_batch(schedule & s) {
     }
 }
 
+// More than the pages may have goes to the device, and all of it leaves: for memory, and the rest for disk. Then each
+// sequence comes back for a token. So there is something on disk whatever the random steps do, and when.
+static void try_leaving_device(schedule & s) {
+    const auto set = [&s](uint64_t bytes) {
+        const std::vector<uint64_t> budgets(SUPERLLAMA_MAX_DEVICES, bytes);
+        CHECK(superllama_set_budgets(s.dynamic, nullptr, budgets.data()) == 0);
+    };
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.decode({ { seq, s.o.n_ctx_seq / (s.o.unified ? s.o.n_seq : 1) * 3 / 4 } });
+    }
+    set(1);
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.decode({ { seq, 1 } });
+    }
+    for (int seq = 0; seq < s.o.n_seq; ++seq) {
+        s.both([&](llama_context * ctx) { llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1); });
+    }
+    set(s.vram);
+}
+
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
     log_from(GGML_LOG_LEVEL_ERROR);
     ggml_backend_load_all();
     llama_model_params mparams = llama_model_default_params();
     mparams.n_gpu_layers = 0;
+    mparams.use_extra_bufts = o.rpc.empty(); // the device has no repacked weights
     llama_model * model = llama_model_load_from_file(o.model.c_str(), mparams);
     CHECK(model != nullptr);
+    llama_model * dynamic = nullptr;
+    if (!o.rpc.empty()) {
+        add_rpc_device(o.rpc.c_str());
+        mparams.n_gpu_layers = -1;
+        mparams.superllama.dynamic_layers = true;
+        dynamic = llama_model_load_from_file(o.model.c_str(), mparams);
+        CHECK(dynamic != nullptr);
+    }
+    llama_model * of_paged = dynamic != nullptr ? dynamic : model;
 
     struct superllama_kv_pages pages = {};
-    llama_context * measure = make_context(model, o, true, (uint64_t) 1 << 40);
+    llama_context * measure = make_context(of_paged, o, true, (uint64_t) 1 << 40);
     CHECK(superllama_kv_pages(measure, &pages) == 0);
     if (!pages.paged) {
         fprintf(stderr, "kv-schedule: not paged: %s\n", pages.reason);
@@ -447,9 +506,20 @@ int main(int argc, char ** argv) {
     const uint64_t bounce = std::min<uint64_t>((uint64_t) pages.page_bytes, 1 << 20) * (o.async ? 3 : 1);
     const uint64_t budget = (uint64_t) (o.budget_pages * (double) pages.page_bytes) + bounce;
 
-    schedule s = { o, std::mt19937((unsigned) o.seed), make_context(model, o, false, 0),
-                   make_context(model, o, true, budget), llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+    schedule s = { o,
+                   std::mt19937((unsigned) o.seed),
+                   make_context(model, o, false, 0),
+                   make_context(of_paged, o, true, budget),
+                   llama_vocab_n_tokens(llama_model_get_vocab(model)),
+                   dynamic };
+    struct superllama_stats stats = {};
+    CHECK(superllama_stats(s.paged, &stats) == 0);
+    CHECK((stats.vram_own_bytes > 0) == (dynamic != nullptr));
+    s.vram = (uint64_t) stats.vram_own_bytes;
     s.n_computed.resize((size_t) o.n_seq);
+    if (dynamic != nullptr) {
+        try_leaving_device(s);
+    }
     if (o.full_disk != 0) {
         try_full_disk(s);
     }
@@ -457,9 +527,15 @@ int main(int argc, char ** argv) {
         try_large_batch(s);
     }
     uint64_t resident_most = 0;
+    std::set<int64_t> n_on_device;
     for (int i = 0; i < o.steps; ++i) {
         s.step();
+        if (s.other.joinable()) {
+            s.other.join();
+        }
         s.check_stats();
+        CHECK(superllama_stats(s.paged, &stats) == 0);
+        n_on_device.insert(stats.gpu_layers_active);
         CHECK(superllama_kv_pages(s.paged, &pages) == 0);
         CHECK(pages.resident_peak_bytes <= pages.budget_bytes);
         if (o.poison == 0 && i % 16 == 0) {
@@ -473,16 +549,17 @@ int main(int argc, char ** argv) {
         "{\"steps\":%d,\"logits_compared\":%lld,\"page_bytes\":%lld,\"budget_bytes\":%lld,\"resident_peak_bytes\":%lld,"
         "\"resident_rss_bytes\":%llu,\"evicted_clean\":%lld,\"evicted_dirty\":%lld,\"dropped\":%lld,\"restored\":%lld,"
         "\"streamed\":%lld,\"prefetched\":%lld,\"prefetched_used\":%lld,\"prefetched_wasted\":%lld,"
-        "\"bytes_read\":%lld,\"bytes_written\":%lld,\"stall_ms\":%.1f}\n",
+        "\"bytes_read\":%lld,\"bytes_written\":%lld,\"stall_ms\":%.1f,\"placements\":%zu}\n",
         o.steps, (long long) s.n_compared, (long long) pages.page_bytes, (long long) pages.budget_bytes,
         (long long) pages.resident_peak_bytes, (unsigned long long) resident_most, (long long) pages.evicted_clean,
         (long long) pages.evicted_dirty, (long long) pages.dropped, (long long) pages.restored,
         (long long) pages.ubatches_streamed, (long long) pages.prefetched, (long long) pages.prefetched_used,
         (long long) pages.prefetched_wasted, (long long) pages.bytes_read, (long long) pages.bytes_written,
-        pages.stall_ms);
+        pages.stall_ms, n_on_device.size());
     llama_free(s.ref);
     llama_free(s.paged);
     llama_model_free(model);
+    llama_model_free(dynamic);
     llama_backend_free();
     return 0;
 }

@@ -10,8 +10,8 @@
 // model on the host, loaded without superllama's features.
 
 #include "check.h"
-#include "ggml-backend-impl.h"
 #include "llama.h"
+#include "rpc-devices.h"
 #include "superllama.h"
 
 #include <algorithm>
@@ -69,11 +69,6 @@ static double normalized_error(const float * a, const float * b, int n) {
     return error / power;
 }
 
-// A large batch goes to the device, and the weights that it needs are copied there for it.
-static bool computes_with_host_weights(ggml_backend_dev_t, const ggml_tensor * op) {
-    return (op->op == GGML_OP_MUL_MAT && op->ne[1] >= 32) || (op->op == GGML_OP_MUL_MAT_ID && op->ne[2] >= 32);
-}
-
 int main(int argc, char ** argv) {
     CHECK(argc >= 4);
     const int n_moves_wanted = atoi(argv[2]);
@@ -84,15 +79,8 @@ int main(int argc, char ** argv) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     }
     ggml_backend_load_all();
-    using add_server = ggml_backend_reg_t (*)(const char *);
-    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
     for (int i = 0; i < n_servers; ++i) {
-        ggml_backend_reg_t server =
-            ((add_server) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"))(argv[4 + i]);
-        ggml_backend_register(server);
-        for (size_t d = 0; d < ggml_backend_reg_dev_count(server); ++d) { // as GPUs do
-            ggml_backend_reg_dev_get(server, d)->iface.offload_op = computes_with_host_weights;
-        }
+        add_rpc_device(argv[4 + i]);
     }
     llama_backend_init();
 
@@ -214,8 +202,11 @@ int main(int argc, char ** argv) {
         gpu_max = std::max(gpu_max, s.gpu_layers_active);
     }
     CHECK(gpu_min < gpu_max);
-    printf("{\"steps\":%d,\"moves\":%lld,\"gpu_layers_min\":%lld,\"gpu_layers_max\":%lld,\"move_ms\":%.1f}\n", n_steps,
-           (long long) n_moves, (long long) gpu_min, (long long) gpu_max, stats().move_ms);
+    const struct superllama_stats last = stats();
+    printf("{\"steps\":%d,\"moves\":%lld,\"gpu_layers_min\":%lld,\"gpu_layers_max\":%lld,\"move_ms\":%.1f,"
+           "\"expert_device_hits\":%lld,\"expert_device_misses\":%lld}\n",
+           n_steps, (long long) n_moves, (long long) gpu_min, (long long) gpu_max, last.move_ms,
+           (long long) last.expert_device_hits, (long long) last.expert_device_misses);
 
     for (const session & s : { stock, dynamic, fixed }) {
         for (llama_context * ctx : s.ctx) {

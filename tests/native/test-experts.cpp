@@ -16,8 +16,8 @@
 using namespace superllama;
 
 // Experts come and go, some of them in use and so in place; what is in a frame stays with its expert.
-static void test_frames(size_t bytes, size_t n) {
-    expert_frames frames(bytes, n);
+static void test_frames(size_t bytes, size_t n, ggml_backend_buffer_type_t locked = nullptr) {
+    expert_frames frames(bytes, n, locked);
     std::map<uint32_t, uint8_t *> where;
     std::set<uint32_t> in_use;
     std::mt19937 random(7);
@@ -61,7 +61,7 @@ static void test_frames(size_t bytes, size_t n) {
                                               });
                 CHECK(frames.memory_bytes() == before - (ok ? bytes : 0));
                 (ok ? n_shrunk : n_refused)++;
-                if (!ok && before > 0) { // no hole, or the last one may not move
+                if (!ok && before > 0 && locked == nullptr) { // no hole, or the last one may not move
                     uint8_t * last = std::max_element(where.begin(), where.end(), [](const auto & a, const auto & b) {
                                          return a.second < b.second;
                                      })->second;
@@ -77,8 +77,10 @@ static void test_frames(size_t bytes, size_t n) {
 }
 
 static void test_slack() {
-    CHECK(expert_frames::slack(8192, 64) == 0);
-    CHECK(expert_frames::slack(3u << 20, 64) == huge_page - system_page());
+    CHECK(frame_memory::slack(8192, 64, false) == 0);
+    CHECK(frame_memory::slack(3u << 20, 64, false) == huge_page - system_page());
+    CHECK(frame_memory::slack(3u << 20, 64, true) == 64 * system_page()); // each is a slab of its own
+    CHECK(frame_memory::slack(16384, 64 * 16, true) == 15 * 16384 + 64 * system_page());
 }
 
 // Two kernels ask for experts that arrive in another order.
@@ -140,6 +142,7 @@ static void test_asked() {
 
 int main() {
     test_frames(4096, 40);
+    test_frames(4096, 400, ggml_backend_cpu_buffer_type());
     test_frames(12288, 100);
     test_frames((2u << 20) + 4096, 33);
     test_slack();

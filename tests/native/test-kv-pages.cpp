@@ -281,6 +281,99 @@ static void test_faults(bool ahead) {
     CHECK(c.pages->read_bytes(in_page_1, 1, &byte, &error) && byte == 8);
 }
 
+// Layers go to a device and come back, while pages are written and evicted; one that cannot stays where it is.
+static void test_layers_away(bool ahead, unsigned seed) {
+    const size_t row_bytes = 204;
+    cache c(row_bytes, 16, 5, ahead);
+    page_table & pages = *c.pages;
+    std::mt19937 rng(seed);
+    std::string error;
+    std::vector<std::vector<std::vector<uint8_t>>> want, there; // [layer][K, V], of all bytes
+    for (const auto & layer : c.g.layers) {
+        want.emplace_back(layer.size(), std::vector<uint8_t>(c.g.n_streams * c.g.n_cells * row_bytes));
+    }
+    there = want;
+    const auto at = [&](uint32_t il, size_t i) {
+        return pages.is_away(il) ? there[il][i].data() : c.g.layers[il][i].base;
+    };
+    const auto move = [&](uint32_t il) {
+        if (!pages.is_away(il)) {
+            return pages.send_layer(
+                il,
+                [&](size_t i, size_t offset, const uint8_t * data, size_t n) {
+                    memcpy(there[il][i].data() + offset, data, n);
+                },
+                &error);
+        }
+        return pages.fetch_layer(
+            il,
+            [&](size_t i, size_t offset, uint8_t * data, size_t n) { memcpy(data, there[il][i].data() + offset, n); },
+            &error);
+    };
+    int n_failed = 0;
+    for (int step = 0; step < 1500; ++step) {
+        const page_table::page_id p = rng() % pages.n_pages();
+        const auto il = (uint32_t) (rng() % pages.n_layers());
+        const size_t begin = ((size_t) pages.stream_of(p) * c.g.n_cells + pages.first_cell(p)) * row_bytes;
+        const size_t size = pages.n_cells_of(p) * row_bytes;
+        pages.unpin_all();
+        switch (rng() % 8) {
+            case 0:
+                CHECK(move(il));
+                break;
+            case 1: {
+                const bool was_away = pages.is_away(il);
+                c.sys.read_errno = EIO;
+                c.sys.write_errno = ENOSPC;
+                const bool moved = move(il);
+                c.sys.read_errno = 0;
+                c.sys.write_errno = 0;
+                CHECK(pages.is_away(il) == (moved != was_away));
+                n_failed += !moved;
+                break;
+            }
+            case 2:
+                CHECK(pages.evict(p, &error));
+                break;
+            case 3:
+                pages.drop(p);
+                for (uint32_t l = 0; l < pages.n_layers(); ++l) {
+                    for (size_t i = 0; i < want[l].size(); ++i) { // what was on a device means nothing any more
+                        memset(want[l][i].data() + begin, 0, size);
+                        memset(there[l][i].data() + begin, 0, size);
+                    }
+                }
+                break;
+            default:
+                pages.pin(p);
+                c.used(p);
+                CHECK(pages.restore({ p }, &error));
+                for (uint32_t l = 0; l < pages.n_layers(); ++l) {
+                    for (size_t i = 0; i < want[l].size(); ++i) {
+                        CHECK(memcmp(at(l, i) + begin, want[l][i].data() + begin, size) == 0);
+                    }
+                }
+                CHECK(pages.write(p, &error));
+                for (uint32_t l = 0; l < pages.n_layers(); ++l) {
+                    for (size_t i = 0; i < want[l].size(); ++i) {
+                        const int value = (int) (rng() % 255);
+                        memset(want[l][i].data() + begin, value, row_bytes);
+                        memset(at(l, i) + begin, value, row_bytes);
+                    }
+                }
+                break;
+        }
+        CHECK((uint64_t) pages.count().resident_peak_bytes <= pages.budget_bytes());
+        uint64_t charged = 0;
+        for (uint32_t l = 0; l < pages.n_layers(); ++l) {
+            charged += pages.layer_charge(l);
+            CHECK(!pages.is_away(l) || pages.layer_charge(l) == 0);
+        }
+        CHECK(charged == pages.page_charge() && charged <= pages.page_charge_max());
+    }
+    CHECK(n_failed > 0 && pages.count().evicted_dirty > 0);
+}
+
 // Pages that only come on first use, and go when they are empty: without a spill file.
 static void test_without_spill() {
     cache c(204, 16, 21, false, false);
@@ -317,6 +410,7 @@ int main() {
         test_random(4096, 16, ahead, 1); // slices of whole pages of the system
         test_random(204, 16, ahead, 2);  // slices smaller than one
         test_random(100, 48, ahead, 3);
+        test_layers_away(ahead, 4);
     }
     printf("ok\n");
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from native_build import native_programs
+from rpc_devices import rpc_server
 
 BUDGET_PAGES = {16: 30, 256: 5, 1024: 2}
 
@@ -54,3 +55,25 @@ COMPOSITES = ["gemma3-dense", "gpt-oss-moe", "granitehybrid-dense", "falcon-h1-d
 @pytest.mark.parametrize("family", COMPOSITES)
 def test_parts_of_composite_caches(family: str, architectures: dict[str, Path], tmp_path: Path) -> None:
     run(architectures[family], tmp_path, steps=200, page=16, budget_pages=66, together=0, full_disk=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("demo", {"page": 64, "budget_pages": 18}),
+        ("demo", {"page": 16, "budget_pages": 100, "unified": 1, "ctx": 3000, "seed": 7}),
+        ("demo", {"page": 17, "budget_pages": 64, "type": "q8_0", "async": 1, "poison": 0, "seed": 5}),
+        ("gemma3-dense", {}),
+        ("falcon-h1-dense", {"async": 1}),
+        ("deepseek2-moe", {}),
+    ],
+)
+def test_cells_follow_their_layers_to_a_device(
+    family: str, options: dict[str, object], demo_model: Path, architectures: dict[str, Path], tmp_path: Path
+) -> None:
+    """What is in pages and on disk goes to a device with its layer, and comes back, in the middle of everything."""
+    model = demo_model if family == "demo" else architectures[family]
+    options = {"page": 16, "budget_pages": 66, "together": 0, "steps": 60 if family == "demo" else 200, **options}
+    with rpc_server() as server:
+        report = run(model, tmp_path, rpc=server.endpoint, **options)
+    assert report["placements"] > 2

@@ -104,6 +104,8 @@ def expert_rows(rates: Change | None, metrics: Mapping[str, Any]) -> Iterator[Te
         said += f"{share(metrics['expert_hits'] / asked)} since the start"
         if metrics["expert_guesses"]:
             said += f"; {share(metrics['expert_guesses_used'] / metrics['expert_guesses'])} of guesses used"
+        if on_device := metrics["expert_device_hits"] + metrics["expert_device_misses"]:
+            said += f"; {share(metrics['expert_device_hits'] / on_device)} on the device"
         yield row("experts", said)
 
 

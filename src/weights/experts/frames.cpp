@@ -5,47 +5,30 @@
 
 namespace superllama {
 
-static const size_t huge_bytes_min = 64u << 20; // of all frames; below, huge pages would be a large share of them
-
-static size_t page_of(size_t frame_bytes, size_t n_max) {
-    return frame_bytes * n_max < huge_bytes_min ? system_page() : huge_page;
-}
-
-size_t expert_frames::slack(size_t frame_bytes, size_t n_max) {
-    return page_of(frame_bytes, n_max) - system_page();
-}
-
-expert_frames::expert_frames(size_t frame_bytes, size_t n_max) :
+expert_frames::expert_frames(size_t frame_bytes, size_t n_max, ggml_backend_buffer_type_t locked) :
     frame_bytes(frame_bytes),
     n_max(n_max),
-    page(page_of(frame_bytes, n_max)),
-    range(frame_bytes * n_max, page, "experts") {}
-
-// Where the pages begin and end that the frame of this number needs beside those before it.
-std::pair<size_t, size_t> expert_frames::pages_of(size_t i) const {
-    return { round_up(i * frame_bytes, page), round_up((i + 1) * frame_bytes, page) };
-}
+    memory(frame_memory::create(frame_bytes, n_max, locked)) {}
 
 uint8_t * expert_frames::take(uint32_t block) {
     if (free.empty()) {
         if (owners.size() == n_max) {
             throw std::logic_error("more experts than there are");
         }
-        const auto pages = pages_of(owners.size());
-        if (pages.first < pages.second) {
-            address_commit(range.base() + pages.first, pages.second - pages.first, kind_of(page));
-        }
+        const size_t i = owners.size();
+        memory->grow(i);
         owners.push_back(block);
-        return at(owners.size() - 1);
+        numbers[memory->at(i)] = i;
+        return memory->at(i);
     }
     const size_t i = *free.begin();
     free.erase(free.begin());
     owners[i] = block;
-    return at(i);
+    return memory->at(i);
 }
 
 void expert_frames::give_back(uint8_t * frame) {
-    const size_t i = (size_t) (frame - range.base()) / frame_bytes;
+    const size_t i = numbers.at(frame);
     owners[i] = -1;
     free.insert(i);
 }
@@ -64,14 +47,12 @@ bool expert_frames::shrink(const std::function<bool(uint32_t block)> & may_move,
             return false;
         }
         uint8_t * to = take((uint32_t) owner);
-        memcpy(to, at(last), frame_bytes);
+        memcpy(to, memory->at(last), frame_bytes);
         moved((uint32_t) owner, to);
     }
     owners.pop_back();
-    const auto pages = pages_of(last);
-    if (pages.first < pages.second) {
-        address_decommit(range.base() + pages.first, pages.second - pages.first);
-    }
+    numbers.erase(memory->at(last));
+    memory->shrink(last);
     return true;
 }
 

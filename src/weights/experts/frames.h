@@ -2,23 +2,22 @@
 // up from the front, and memory goes back to the system from the end.
 #pragma once
 
-#include "io/address_space.h"
+#include "weights/experts/frame_memory.h"
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <set>
-#include <utility>
+#include <unordered_map>
 #include <vector>
 
 namespace superllama {
 
 class expert_frames {
   public:
-    expert_frames(size_t frame_bytes, size_t n_max); // throws where there is no address space
-
-    // Frames lie on huge pages where there are many of them; the last page is then partly unused.
-    static size_t slack(size_t frame_bytes, size_t n_max);
+    // `locked`: a buffer type for host memory that a device reads well; null: none does.
+    expert_frames(size_t frame_bytes, size_t n_max, ggml_backend_buffer_type_t locked = nullptr);
 
     bool has_free() const { return !free.empty(); } // one that has memory
     uint8_t * take(uint32_t block);                 // a free one, or one more
@@ -31,14 +30,11 @@ class expert_frames {
                 const std::function<void(uint32_t block, uint8_t * to)> & moved);
 
   private:
-    uint8_t * at(size_t i) const { return range.base() + i * frame_bytes; }
-    std::pair<size_t, size_t> pages_of(size_t i) const;
-
     size_t frame_bytes;
     size_t n_max;
-    size_t page; // memory comes and goes in these
-    address_range range;
-    std::vector<int64_t> owners; // by frame; -1: free
+    std::unique_ptr<frame_memory> memory;
+    std::unordered_map<const uint8_t *, size_t> numbers; // of frames that have memory
+    std::vector<int64_t> owners;                         // by frame; -1: free
     std::set<size_t> free;
 };
 

@@ -7,17 +7,20 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <utility>
 
 namespace superllama {
 
 static const int64_t guess_tokens_max = 4; // more of them want most experts anyway
 static const int n_fill = 4;               // experts that are read at once without anybody asking
 
-expert_pool::expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used) :
+expert_pool::expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used,
+                         experts_on_device on_device) :
     store(store),
     loader(loader),
     dense(dense),
     n_expert_used(n_expert_used),
+    on_device(std::move(on_device)),
     used(loader.size()),
     heats(loader.size()) {
     for (uint32_t id = 0; id < loader.size(); ++id) {
@@ -237,7 +240,19 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         return false;
     }
     settle_guess(wanted, lock);
+    const bool is_sent = s.experts->src[0] != s.expert_weights; // a copy is multiplied with, on a device
+    for (auto it = wanted.begin(); is_sent && it != wanted.end();) {
+        const bool is_there = on_device.has(s.expert_weights, store.blocks()[*it].expert);
+        totals.hits += is_there ? 1 : 0;
+        it = is_there ? (from_device.insert(*it), wanted.erase(it)) : std::next(it);
+    }
     asked_known = false; // the kernels will ask, and what they ask for is counted here
+    return want(wanted, is_routing(s.expert_ids->ne[0]), lock, error);
+}
+
+// They are in use from now on, and on their way where they have to be.
+bool expert_pool::want(const std::set<uint32_t> & wanted, bool routed, block_loader::guard & lock,
+                       std::string * error) {
     for (uint32_t id : wanted) {
         loader[id].in_use = true;
         loader[id].last_use = n_graphs;
@@ -246,7 +261,7 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         used.touch(id);
         const bool is_miss = loader[id].state == block_state::absent;
         (is_miss ? totals.misses : totals.hits)++;
-        heats[id].misses += is_miss && is_routing(s.expert_ids->ne[0]) ? 1 : 0;
+        heats[id].misses += is_miss && routed ? 1 : 0;
     }
     in_use.assign(wanted.begin(), wanted.end());
 
@@ -267,35 +282,6 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         used.touch(id);
     }
     totals.stall_ms += (double) (ggml_time_us() - t_begin) / 1000.0;
-    return true;
-}
-
-// For a device that computes a large batch with them. Experts that nobody chose are not read there, but a kernel may
-// read a little past the end of one: no number that it finds there may be none.
-bool expert_pool::copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error) {
-    const size_t bytes = weights->nb[2];
-    const std::vector<uint8_t> zeros(std::min<size_t>(bytes, 512));
-    bool follows = false; // the expert before was copied
-    for (int32_t e = 0; e < store.n_experts(weights); ++e) {
-        const auto id = (uint32_t) store.block_of(weights, e);
-        if (!loader[id].in_use) {
-            if (follows) {
-                ggml_backend_tensor_set(to, zeros.data(), (size_t) e * bytes, zeros.size());
-            }
-            follows = false;
-            continue;
-        }
-        loader.wait_for(id, lock);
-        if (loader[id].state != block_state::ready) {
-            *error = loader[id].error;
-            return false;
-        }
-        const uint8_t * data = store.data(id, store.slice_of(id, weights));
-        lock.unlock(); // it is in use: it stays
-        ggml_backend_tensor_set(to, data, (size_t) e * bytes, bytes);
-        lock.lock();
-        follows = true;
-    }
     return true;
 }
 
@@ -402,6 +388,7 @@ bool expert_pool::release(std::string * error) {
         }
     }
     in_use.clear();
+    from_device.clear();
     trim(bytes_max);
     return error->empty();
 }

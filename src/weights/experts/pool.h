@@ -4,6 +4,7 @@
 
 #include "weights/block_loader.h"
 #include "weights/dense_stream.h"
+#include "weights/experts/request.h"
 #include "weights/graph.h"
 #include "weights/recency.h"
 
@@ -21,7 +22,8 @@ struct pool_budget {
 
 class expert_pool : public block_owner {
   public:
-    expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used);
+    expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used,
+                experts_on_device on_device);
 
     // All with the loader's lock held.
     pool_budget plan(int n_ubatch) const;
@@ -35,6 +37,7 @@ class expert_pool : public block_owner {
     // them, which costs small ones more than their computation; which ones it used is seen at its end.
     bool hold_all(const layer_graph & graph);
     bool acquire(const layer_stop & s, block_loader::guard & lock, std::string * error);
+    bool send(const expert_request & r, block_loader::guard & lock, std::string * error);
     bool copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error);
     void guess(const layer_stop & s);  // what comes next, while this layer computes; or all, where all have room
     bool release(std::string * error); // false: one could not be read, and what was computed is not to be used
@@ -63,6 +66,8 @@ class expert_pool : public block_owner {
     void give_memory_back(uint32_t id) override;
     bool may_stay(uint32_t id) const override;
 
+    bool want(const std::set<uint32_t> & wanted, bool routed, block_loader::guard & lock, std::string * error);
+    void keep_leaving(const expert_request & r, block_loader::guard & lock);
     bool choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error);
     bool is_routing(int64_t n_chosen) const { return n_expert_used <= 0 || n_chosen <= n_expert_used; }
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
@@ -81,6 +86,7 @@ class expert_pool : public block_owner {
     block_loader & loader;
     dense_stream & dense; // routers are among its blocks
     const int n_expert_used;
+    const experts_on_device on_device;
 
     size_t bytes_max = 0;
     size_t n_here = 0; // bytes of all experts that are on the host
@@ -92,7 +98,8 @@ class expert_pool : public block_owner {
     uint32_t next_fill = 0;             // where all have room, those before it were read, or tried
     const layer_graph * held = nullptr; // the graph that runs without a stop
     std::vector<uint32_t> in_use;
-    std::vector<uint32_t> guessed; // of later layers
+    std::set<uint32_t> from_device; // those that the same layer of a large batch has from there
+    std::vector<uint32_t> guessed;  // of later layers
     int64_t n_graphs = 0;
     counters totals = {};
     std::vector<heat> heats; // by block

@@ -1,0 +1,110 @@
+// Experts on devices: of a layer whose other weights are there, a bank with slots for some of its experts, those that
+// were used least recently the first to leave.
+//
+// The layer's products are computed on the device with every expert that a ubatch chose, as if all of them were there:
+// what is missing comes before, so that results do not depend on what a bank holds. Upstream's graphs of a cache of
+// experts (llama-moe-cache.h) do that: they look an expert's slot up in a map, and multiply with the bank.
+#pragma once
+
+#include "devices/placement.h"
+#include "weights/experts/request.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace superllama {
+
+class expert_banks {
+  public:
+    struct layer_weights {
+        int32_t layer;
+        std::vector<ggml_tensor *> weights; // one matrix of each expert in each of them; on the host
+    };
+
+    expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used,
+                 const std::vector<ggml_backend_dev_t> & devices);
+    ~expert_banks();
+
+    bool is_of_bank(const ggml_tensor * weights) const { return bank_tensors.count(weights) > 0; }
+    const std::vector<ggml_tensor *> & weights(int32_t il) const;
+
+    // What such a layer takes on devices of this type; nothing: it is none.
+    expert_sizes sizes(int32_t il, ggml_backend_buffer_type_t buft) const;
+
+    // While no graph runs, on the device where the layer is. Of its former bank, those used last stay, where both have
+    // room for a moment: `room` bytes are free. Without a bank, `whole` may be tensors on the same device that hold all
+    // of its experts. False: no memory there, and the layer has no bank.
+    bool resize(int32_t il, ggml_backend_buffer_type_t buft, int32_t n_slots, uint64_t room,
+                const std::vector<ggml_tensor> & whole = {});
+    int32_t n_slots(int32_t il) const; // 0: it has none
+    size_t bytes(int32_t il) const;    // of its bank
+    bool any() const;
+
+    // For graphs: the map of a layer's slots, where its bank has room for what so many tokens choose at most, else
+    // null; and the bank that has the experts of this tensor.
+    ggml_tensor * slot_map(int32_t il, int64_t n_tokens, int64_t n_chosen) const;
+    ggml_tensor * bank_of(const ggml_tensor * weights) const;
+
+    // Sends what is missing to its slots. False with the reason in `error`.
+    using serve_request = std::function<bool(const expert_request & r, std::string * error)>;
+    enum class result { not_ours, copied, failed };
+
+    // Before a part of a graph begins on a device: where `src` is a map of slots, what is missing is brought, and the
+    // map is copied to `dst`. `original_of`: of a tensor that may be a copy from another device.
+    result copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
+                const std::function<const ggml_tensor *(const ggml_tensor *)> & original_of,
+                const serve_request & serve, std::string * error);
+
+    bool holds(const ggml_tensor * weights, int32_t expert) const; // from any thread
+    // To a tensor of all experts of the layer, for a large batch; of one that is there.
+    void copy_to(const ggml_tensor * weights, int32_t expert, ggml_tensor * to) const;
+
+    struct counters {
+        int64_t hits;   // experts that ubatches chose and that were there
+        int64_t misses; // and those that were not
+    };
+    counters count() const { return { n_hits, n_misses }; }
+
+    struct traffic {      // in bytes
+        int64_t up = 0;   // experts that were missing
+        int64_t down = 0; // those that left for them
+    };
+    traffic traffic_of(ggml_backend_dev_t dev) const; // from any thread
+
+  private:
+    struct bank;
+    struct held {
+        int32_t expert;
+        int32_t slot;
+        int64_t last_use;
+    };
+
+    bool has(int32_t il) const { return il >= 0 && (size_t) il < banks.size() && banks[(size_t) il] != nullptr; }
+    static size_t place(const bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
+    static std::vector<held> held_by(const bank & b);
+    static bool allocate(bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
+    static std::vector<int32_t> plan(bank & b, expert_request * r);
+    void own(bank & b, int32_t slot, int32_t expert);
+
+    int32_t n_expert_used;
+    ggml_context_ptr ctx_maps;
+    ggml_backend_buffer_ptr maps_buffer;
+    std::vector<std::unique_ptr<bank>> banks; // by layer
+    std::unordered_map<const ggml_tensor *, std::pair<int32_t, size_t>> bank_tensors;
+    std::unordered_map<const ggml_tensor *, int32_t> layer_of_map;
+    mutable std::mutex mutex; // of which expert is where, and of bytes_of, for reports
+    std::atomic<int64_t> n_hits{ 0 };
+    std::atomic<int64_t> n_misses{ 0 };
+    std::map<ggml_backend_dev_t, traffic> bytes_of;
+};
+
+} // namespace superllama

@@ -1,0 +1,97 @@
+#include "devices/speeds.h"
+
+#include "ggml-cpp.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <future>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace superllama {
+
+static const size_t upload_bytes = 16u << 20;
+static const int n_repeats = 3; // the fastest counts: others were disturbed
+static const double link_share_min = 0.4;
+
+double upload_bytes_per_s(ggml_backend_dev_t device) {
+    ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(device);
+    if (host == nullptr) {
+        return 0;
+    }
+    const ggml_backend_buffer_ptr from(ggml_backend_buft_alloc_buffer(host, upload_bytes));
+    const ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    ggml_tensor * to = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, (int64_t) upload_bytes);
+    const ggml_backend_buffer_ptr buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_dev_buffer_type(device)));
+    if (from == nullptr || buffer == nullptr) {
+        return 0;
+    }
+    const void * data = ggml_backend_buffer_get_base(from.get());
+    int64_t best_us = INT64_MAX;
+    for (int i = 0; i < n_repeats + 1; ++i) { // the first one finds memory that was never used
+        const int64_t t_begin = ggml_time_us();
+        ggml_backend_tensor_set(to, data, 0, upload_bytes);
+        best_us = i == 0 ? best_us : std::min(best_us, ggml_time_us() - t_begin);
+    }
+    return (double) upload_bytes * 1e6 / (double) std::max<int64_t>(1, best_us);
+}
+
+static double measured_memory(size_t buffer_bytes, unsigned n_threads) {
+    const std::vector<uint64_t> words(buffer_bytes / sizeof(uint64_t), 1);
+    const size_t share = words.size() / n_threads;
+    const auto sum = [&](size_t i) {
+        return std::accumulate(words.begin() + (ptrdiff_t) (i * share), words.begin() + (ptrdiff_t) ((i + 1) * share),
+                               (uint64_t) 0);
+    };
+    int64_t best_us = INT64_MAX;
+    uint64_t read = 0; // of words: that they are used keeps them from being left out
+    for (int i = 0; i < n_repeats; ++i) {
+        const int64_t t_begin = ggml_time_us();
+        std::vector<std::future<uint64_t>> sums;
+        for (size_t t = 0; t < n_threads; ++t) {
+            sums.push_back(std::async(std::launch::async, sum, t));
+        }
+        for (std::future<uint64_t> & f : sums) {
+            read += f.get();
+        }
+        best_us = std::min(best_us, ggml_time_us() - t_begin);
+    }
+    return (double) (read / n_repeats * sizeof(uint64_t)) * 1e6 / (double) std::max<int64_t>(1, best_us);
+}
+
+double memory_bytes_per_s(size_t buffer_bytes) {
+    static std::atomic<double> known{ 0 };
+    try {
+        if (known <= 0) {
+            known = measured_memory(buffer_bytes, std::max(1u, std::thread::hardware_concurrency() / 2));
+        }
+    } catch (const std::exception &) { // no memory or no threads for it
+    }
+    return known;
+}
+
+bool sends_experts(ggml_backend_dev_t device, size_t buffer_bytes) {
+    if (const char * asked = getenv("SUPERLLAMA_EXPERTS")) {
+        const bool sends = strcmp(asked, "send") == 0;
+        if (!sends && strcmp(asked, "stay") != 0) {
+            throw std::runtime_error(std::string("SUPERLLAMA_EXPERTS=") + asked + ": it is send or stay");
+        }
+        return sends;
+    }
+    const double link = upload_bytes_per_s(device);
+    const double memory = memory_bytes_per_s(buffer_bytes);
+    const bool sends = memory <= 0 || link >= link_share_min * memory;
+    LLAMA_LOG_INFO("%s: %.1f GB/s to %s, %.1f GB/s within memory: experts that it lacks are %s\n", __func__, link / 1e9,
+                   ggml_backend_dev_name(device), memory / 1e9, sends ? "sent there" : "computed here");
+    return sends;
+}
+
+} // namespace superllama

@@ -1,0 +1,107 @@
+// What the pool has to do with devices: experts that go there, in a bank or for one large batch.
+
+#include "weights/experts/pool.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <algorithm>
+
+namespace superllama {
+
+// What a device has is the first to leave the host, so that both together hold as many as they can.
+bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std::string * error) {
+    std::set<uint32_t> all, wanted;
+    for (int32_t e : r.chosen) {
+        const auto id = (uint32_t) store.block_of(r.weights, e);
+        heats[id].uses++;
+        loader[id].last_use = n_graphs;
+        all.insert(id);
+    }
+    for (int32_t e : r.missing) {
+        wanted.insert((uint32_t) store.block_of(r.weights, e));
+    }
+    totals.hits += (int64_t) (all.size() - wanted.size());
+    bool ok = want(wanted, true, lock, error);
+    if (ok) {
+        keep_leaving(r, lock);
+    }
+    const int64_t t_begin = ggml_time_us();
+    for (uint32_t id : wanted) {
+        if (ok) {
+            loader.wait_for(id, lock);
+        }
+        if (!ok || loader[id].state != block_state::ready) {
+            ok = false;
+            break; // release() says why
+        }
+        lock.unlock(); // it is in use: it stays
+        r.send(store.blocks()[id].expert,
+               [&](const ggml_tensor * weights) { return store.data(id, store.slice_of(id, weights)); });
+        lock.lock();
+    }
+    totals.stall_ms += (double) (ggml_time_us() - t_begin) / 1000.0;
+    lock.unlock();
+    r.finish();
+    lock.lock();
+    for (uint32_t id : wanted) {
+        if (ok && bytes_max < n_here) {
+            used.add_cold(id);
+        }
+    }
+    return release(error) && ok;
+}
+
+// They are read from the device sooner than from the disk.
+void expert_pool::keep_leaving(const expert_request & r, block_loader::guard & lock) {
+    for (int32_t e : r.leaving) {
+        const auto id = (uint32_t) store.block_of(r.weights, e);
+        if (loader[id].state != block_state::absent || !make_frame(id)) {
+            continue;
+        }
+        loader.fill(id, lock, [&] {
+            for (const weight_slice & s : store.blocks()[id].slices) {
+                r.fetch(e, s.tensor, store.place_of(id, s));
+            }
+        });
+        if (loader[id].state == block_state::ready) { // else a smaller budget came meanwhile
+            used.touch(id);
+        }
+    }
+}
+
+// For a device that computes a large batch with them. Experts that nobody chose are not read there, but a kernel may
+// read a little past the end of one: no number that it finds there may be none.
+bool expert_pool::copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error) {
+    const size_t bytes = weights->nb[2];
+    const std::vector<uint8_t> zeros(std::min<size_t>(bytes, 512));
+    bool follows = false; // the expert before was copied
+    for (int32_t e = 0; e < store.n_experts(weights); ++e) {
+        const auto id = (uint32_t) store.block_of(weights, e);
+        if (from_device.count(id) > 0) {
+            on_device.copy(weights, e, to);
+            follows = true;
+            continue;
+        }
+        if (!loader[id].in_use) {
+            if (follows) {
+                ggml_backend_tensor_set(to, zeros.data(), (size_t) e * bytes, zeros.size());
+            }
+            follows = false;
+            continue;
+        }
+        loader.wait_for(id, lock);
+        if (loader[id].state != block_state::ready) {
+            *error = loader[id].error;
+            return false;
+        }
+        const uint8_t * data = store.data(id, store.slice_of(id, weights));
+        lock.unlock(); // it is in use: it stays
+        ggml_backend_tensor_set(to, data, (size_t) e * bytes, bytes);
+        lock.lock();
+        follows = true;
+    }
+    return true;
+}
+
+} // namespace superllama

@@ -1,0 +1,34 @@
+// What a device that holds some of a layer's experts wants of the others, for one ubatch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+struct ggml_tensor;
+
+namespace superllama {
+
+struct expert_request {
+    const ggml_tensor * weights;  // one of the layer's tensors of experts
+    std::vector<int32_t> chosen;  // by its tokens, one after the other
+    std::vector<int32_t> missing; // of these, each once
+    std::vector<int32_t> leaving; // have the places of the missing
+
+    // To the device: `matrix` finds an expert's share of a tensor in host memory, which stays there until all were
+    // sent.
+    using matrix_of = std::function<const uint8_t *(const ggml_tensor * weights)>;
+    std::function<void(int32_t expert, const matrix_of & matrix)> send;
+    // From the device, of one that leaves: before any is sent.
+    std::function<void(int32_t expert, const ggml_tensor * weights, uint8_t * to)> fetch;
+    // What was sent is there.
+    std::function<void()> finish;
+};
+
+// Experts that devices hold, for a large batch of which a device computes only this product.
+struct experts_on_device {
+    std::function<bool(const ggml_tensor * weights, int32_t expert)> has;
+    std::function<void(const ggml_tensor * weights, int32_t expert, ggml_tensor * to)> copy;
+};
+
+} // namespace superllama

@@ -1,0 +1,236 @@
+"""A mixture of experts larger than a card: its layers compute there, with experts that come and go, and every logit is
+that of a card which has all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import make_model
+from cards import any_card, hide_cards
+from rpc_devices import PRELUDE
+from running import Runner
+
+N_LAYER, N_EXPERT, N_USED = 4, 32, 4
+
+
+@pytest.fixture(scope="module")
+def mixture(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mixture") / "moe.gguf"
+    spec = make_model.Spec(kind="moe", n_layer=N_LAYER, n_embd=256, n_expert=N_EXPERT, n_expert_used=N_USED, n_ff=384)
+    make_model.make_model(path, demo_model, spec)
+    return path
+
+
+@pytest.fixture(params=["card"], autouse=True)
+def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_cards(request, monkeypatch)
+    for name, value in any_card().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SUPERLLAMA_EXPERTS", "send")  # whatever the speeds of this machine
+
+
+COMMON = (
+    PRELUDE
+    + """
+import numpy as np
+TOKENS = [int(t) for t in np.random.default_rng(3).integers(300, 2000, 64)]
+N_SHORT = 2 # tokens of a batch, for which the smallest bank here has slots enough
+
+def open_context(model, **kwargs):
+    return superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=2, **kwargs)
+
+def rows_of(ctx, n=10):
+    "Logits after a prompt that experts of the host are copied to the card for, then after short batches."
+    ctx.clear()
+    rows = []
+    def add(tokens):
+        ctx.decode(tokens)
+        rows.append(ctx.logits()[-1].tobytes())
+    add(TOKENS[:40])
+    for i in range(n):
+        add(TOKENS[40 + i : 41 + i])
+    add(TOKENS[50 : 50 + N_SHORT])
+    return rows
+
+def static(n_gpu_layers=99, **params):
+    with superllama.Model(path, n_gpu_layers=n_gpu_layers, **params) as model, open_context(model) as ctx:
+        return rows_of(ctx)
+
+def part(share, **params):
+    "Where the card holds this share of it: logits, metrics, how many layers are there, and which experts."
+    with superllama.Model(path, dynamic_layers=True, **params) as model:
+        with open_context(model) as ctx:
+            rows_of(ctx)
+            full = ctx.metrics().vram_own_bytes
+        model.set_budget(vram=int(share * full))
+        with open_context(model) as ctx:
+            tiers = [layer.tier for layer in model.layers()]
+            return rows_of(ctx), ctx.metrics(), tiers.count("device"), model.experts().tier == 2
+
+def there(model):
+    "Experts on the card, of each layer."
+    return (model.experts().tier == 2).sum(axis=1).tolist()
+"""
+)
+
+
+def run(run_python: Runner, script: str, path: Path) -> dict[str, Any]:
+    done = run_python(COMMON + script, path, "gpu", 0)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+SMALLER = """
+want = static()
+model = superllama.Model(path, dynamic_layers=True)
+ctx = open_context(model)
+rows_of(ctx)
+full = ctx.metrics().vram_own_bytes
+found = []
+for share in (1.0, 0.85, 0.65, 0.75, 1.0, 0.7):
+    model.set_budget(vram=int(share * full))
+    got = rows_of(ctx)
+    before, m = [ctx.metrics(), rows_of(ctx), ctx.metrics()][::2]
+    found.append({"share": share, "same": got == want, "there": there(model), "own": m.vram_own_bytes,
+                  "budget": m.vram_budget_bytes, "hits": m.expert_device_hits - before.expert_device_hits,
+                  "misses": m.expert_device_misses - before.expert_device_misses, "layers": m.gpu_layers_active,
+                  "up": m.devices[0].bytes_up - before.devices[0].bytes_up})
+print(json.dumps({"found": found}))
+"""
+
+
+def test_the_same_logits_with_fewer_experts_there(mixture: Path, run_python: Runner) -> None:
+    found = run(run_python, SMALLER, mixture)["found"]
+    for budget in found:
+        assert budget["same"], budget["share"]
+        assert budget["own"] <= budget["budget"]
+        assert budget["layers"] == N_LAYER
+        if budget["share"] < 1:
+            assert all(N_USED * 2 <= n < N_EXPERT for n in budget["there"])
+            assert budget["hits"] + budget["misses"] >= N_LAYER * N_USED * 10
+            assert budget["hits"] > 0
+        else:
+            assert budget["there"] == [N_EXPERT] * N_LAYER
+            assert budget["hits"] == budget["misses"] == budget["up"] == 0
+    assert sum(found[2]["there"]) < sum(found[1]["there"])
+    assert found[2]["misses"] > found[1]["misses"]
+    sent = {budget["up"] / budget["misses"] for budget in found if budget["misses"]}
+    assert len(sent) == 1  # bytes of an expert, and nothing else
+
+
+DISK = """
+want = static()
+with superllama.Model(path, dynamic_layers=True) as model, open_context(model) as ctx:
+    rows_of(ctx)
+    full = ctx.metrics().vram_own_bytes
+vram = int(0.65 * full)
+model = superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=vram)
+ctx = open_context(model)
+from superllama._native import ffi, lib
+range_ = ffi.new("uint64_t[2]")
+assert lib.superllama_budget_range(model._c, range_, range_ + 1) == 0
+least = range_[0] + (range_[1] - range_[0]) // 4
+model.set_budget(mem_budget=least)
+base = ctx.metrics()
+same = [rows_of(ctx) == want for _ in range(3)]
+m = ctx.metrics()
+tier = model.experts().tier
+print(json.dumps({"same": same, "disk": int((tier == 1).sum()), "device": int((tier == 2).sum()),
+                  "host": int((tier == 0).sum()), "own": m.vram_own_bytes, "vram": vram,
+                  "mem": sum(m.memory_by_tag.values()), "budget": least, "read": m.expert_misses - base.expert_misses,
+                  "down": m.devices[0].bytes_down}))
+"""
+
+
+def test_larger_than_card_and_memory(mixture: Path, run_python: Runner) -> None:
+    """A part of the experts is nowhere but on disk; neither budget is exceeded."""
+    found = run(run_python, DISK, mixture)
+    assert found["same"] == [True] * 3
+    assert found["own"] <= found["vram"] and found["mem"] <= found["budget"]
+    assert found["disk"] > 0 and found["device"] > 0 and found["read"] > 0
+    assert found["down"] > 0  # what left the card stayed in memory, where it had room
+
+
+CUTS = """
+want = static()
+model = superllama.Model(path, dynamic_layers=True, async_prefetch=True)
+ctx, other = open_context(model), open_context(model)
+rows_of(ctx)
+rows_of(other)
+full = ctx.metrics().vram_own_bytes
+done, errors = threading.Event(), []
+
+def move():
+    random = np.random.default_rng(7)
+    try:
+        while not done.is_set():
+            model.set_budget(vram=int(full * random.uniform(0.76, 1)))
+            time.sleep(float(random.uniform(0, 0.2)))
+    except Exception as error:
+        errors.append(repr(error))
+
+thread = threading.Thread(target=move)
+thread.start()
+same = [rows_of(c) == want for _ in range(4) for c in (ctx, other)]
+done.set()
+thread.join()
+m = ctx.metrics()
+print(json.dumps({"same": same, "errors": errors, "misses": m.expert_device_misses, "own": m.vram_own_bytes,
+                  "budget": m.vram_budget_bytes}))
+"""
+
+
+def test_budgets_that_change_while_it_computes(mixture: Path, run_python: Runner) -> None:
+    found = run(run_python, CUTS, mixture)
+    assert found["errors"] == []
+    assert all(found["same"]), found["same"]
+    assert found["misses"] > 0
+    assert found["own"] <= found["budget"]
+
+
+CONVERTED = """
+# the processor's own layout is used only where no host memory is the card's own kind
+ours, m, placed, _ = part(0.7, no_host=True)
+same = ours == static(placed, no_host=True)
+print(json.dumps({"same": same, "placed": placed, "asked": m.expert_device_hits + m.expert_device_misses}))
+"""
+
+
+def test_converted_experts_stay_with_their_layers(mixture: Path, run_python: Runner) -> None:
+    """Experts in another layout than the file's cannot be sent from host memory: then whole layers move, exactly."""
+    found = run(run_python, CONVERTED, mixture)
+    assert found["same"]
+    assert 0 < found["placed"] < N_LAYER + 1
+    assert found["asked"] == 0
+
+
+STAYING = """
+os.environ["SUPERLLAMA_EXPERTS"] = "stay"
+ours, m, _, tiers = part(0.75)
+every, some = tiers.all(axis=1).tolist(), tiers.any(axis=1).tolist()
+kept = every.count(False)
+same = ours == static(override_tensor={f"blk.[0-{kept - 1}].ffn_.*_exps": "CPU"})
+os.environ["SUPERLLAMA_EXPERTS"] = "perhaps"
+try:
+    superllama.Model(path, dynamic_layers=True)
+    said = ""
+except superllama.ModelError as error:
+    said = str(error)
+print(json.dumps({"same": same, "tiers": [every, some], "kept": kept, "layers": m.gpu_layers_active,
+                  "asked": m.expert_device_hits + m.expert_device_misses, "said": said}))
+"""
+
+
+def test_experts_stay_where_the_link_is_slow(mixture: Path, run_python: Runner) -> None:
+    """Then those of the last layers are on the card, and others are computed on the host: stock's -ncmoe, exactly."""
+    found = run(run_python, STAYING, mixture)
+    assert found["same"]
+    assert found["layers"] == N_LAYER and 0 < found["kept"] < N_LAYER
+    assert found["tiers"][0] == found["tiers"][1] == [False] * found["kept"] + [True] * (N_LAYER - found["kept"])
+    assert found["asked"] == 0
+    assert "SUPERLLAMA_EXPERTS=perhaps" in found["said"]

@@ -1,0 +1,230 @@
+// Banks of experts against a model of them: what a ubatch chose is in its slot when it computes, those used last stay,
+// also when a bank becomes smaller or larger. The device is the processor.
+
+#include "devices/expert_banks.h"
+
+#include "check.h"
+#include "ggml-cpp.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+using namespace superllama;
+
+static const int32_t n_layers = 3, n_expert = 16, n_used = 3;
+
+struct machine {
+    ggml_backend_ptr backend{ ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
+    ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
+    ggml_context_ptr ctx{ ggml_init({ 64 * ggml_tensor_overhead(), nullptr, true }) };
+    ggml_backend_buffer_ptr buffer;
+    std::vector<expert_banks::layer_weights> layers;
+
+    machine() {
+        for (int32_t il = 0; il < n_layers; ++il) {
+            layers.push_back({ il + 1, {} }); // the first layer has no experts
+            for (int64_t rows : { 4, 6 }) {
+                layers.back().weights.push_back(ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 8, rows, n_expert));
+            }
+        }
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft));
+        for (const auto & l : layers) {
+            for (size_t i = 0; i < l.weights.size(); ++i) {
+                float * data = (float *) l.weights[i]->data;
+                for (int64_t k = 0; k < ggml_nelements(l.weights[i]); ++k) {
+                    data[k] = (float) (1000 * l.layer + 100 * (int) i + (int) (k / (8 * l.weights[i]->ne[1])));
+                }
+            }
+        }
+    }
+};
+
+static const float * matrix(const ggml_tensor * t, int64_t e) {
+    return (const float *) ((const char *) t->data + e * (int64_t) t->nb[2]);
+}
+
+// What one layer's bank holds, and when a ubatch chose it last.
+struct model {
+    std::map<int32_t, int64_t> held;
+    size_t n_slots = 0;
+
+    int use(const std::vector<int32_t> & chosen, int64_t now) { // how many were missing
+        int missing = 0;
+        for (int32_t e : std::set<int32_t>(chosen.begin(), chosen.end())) {
+            missing += (int) (1 - held.count(e));
+            held[e] = now;
+        }
+        return missing;
+    }
+
+    // As many have left as there are no slots for, and none that was used later than one that stayed.
+    void forget(const std::function<bool(int32_t)> & is_there, bool all) {
+        std::map<int32_t, int64_t> stays;
+        int64_t oldest = INT64_MAX, youngest = 0; // that stayed, that left
+        for (const auto & e : held) {
+            if (is_there(e.first)) {
+                stays.insert(e);
+                oldest = std::min(oldest, e.second);
+            } else {
+                youngest = std::max(youngest, e.second);
+            }
+        }
+        CHECK(stays.size() == (all ? 0 : std::min(held.size(), n_slots)));
+        CHECK(stays.empty() || youngest <= oldest);
+        held = stays;
+    }
+};
+
+struct run_of {
+    machine & m;
+    expert_banks & banks;
+    std::string error;
+    std::vector<int32_t> left; // experts that were fetched back
+
+    expert_banks::result compute(int32_t il, const std::vector<int32_t> & chosen, bool serves = true) {
+        ggml_context_ptr ctx(ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+        ggml_tensor * map = banks.slot_map(il, (int64_t) chosen.size() / n_used, n_used);
+        CHECK(map != nullptr);
+        ggml_tensor * copied = ggml_dup_tensor(ctx.get(), map);
+        ggml_tensor * ids = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, (int64_t) chosen.size());
+        ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), m.buft));
+        memcpy(ids->data, chosen.data(), ggml_nbytes(ids));
+        ggml_tensor * slots = ggml_get_rows(ctx.get(), copied, ids);
+        ggml_cgraph * graph = ggml_new_graph(ctx.get());
+        ggml_build_forward_expand(graph, slots);
+
+        const auto serve = [&](const expert_request & r, std::string * why) {
+            CHECK(r.chosen == chosen && r.weights == m.layers[(size_t) il - 1].weights[0]);
+            for (int32_t e : r.leaving) {
+                CHECK(banks.holds(r.weights, e));
+                std::vector<float> row(8 * 4);
+                r.fetch(e, r.weights, (uint8_t *) row.data());
+                CHECK(memcmp(row.data(), matrix(r.weights, e), 8 * 4 * sizeof(float)) == 0);
+                left.push_back(e);
+            }
+            for (size_t i = r.missing.size(); i-- > 0;) {
+                const int32_t e = r.missing[i];
+                if (!serves && i == 0) {
+                    *why = "unreadable";
+                    return false;
+                }
+                r.send(e, [e](const ggml_tensor * t) { return (const uint8_t *) matrix(t, e); });
+            }
+            r.finish();
+            return true;
+        };
+        const auto same = [](const ggml_tensor * t) { return t; };
+        const expert_banks::result result = banks.copy(m.backend.get(), map, copied, graph, same, serve, &error);
+        for (size_t i = 0; result == expert_banks::result::copied && i < chosen.size(); ++i) {
+            const int32_t slot = ((const int32_t *) copied->data)[chosen[i]];
+            for (const ggml_tensor * w : m.layers[(size_t) il - 1].weights) {
+                const ggml_tensor * bank = banks.bank_of(w);
+                CHECK(slot >= 0 && slot < bank->ne[2] && bank->ne[2] == banks.n_slots(il));
+                CHECK(memcmp(matrix(bank, slot), matrix(w, chosen[i]), w->nb[2]) == 0);
+            }
+        }
+        return result;
+    }
+};
+
+static void test_random() {
+    machine m;
+    expert_banks banks(m.layers, n_used, { ggml_backend_get_device(m.backend.get()) });
+    run_of run{ m, banks, {}, {} };
+    std::map<int32_t, model> models;
+    std::mt19937 random(3);
+    int64_t hits = 0, misses = 0;
+    for (int step = 0; step < 4000; ++step) {
+        const int32_t il = 1 + (int32_t) (random() % n_layers);
+        model & expected = models[il];
+        const auto is_there = [&](int32_t e) { return banks.holds(m.layers[(size_t) il - 1].weights[1], e); };
+        if (step < n_layers || random() % 50 == 0) {
+            const int32_t n =
+                step < n_layers ? 8 : (int32_t) (random() % 3 == 0 ? 0 : n_used + random() % (n_expert - n_used + 1));
+            const bool room = random() % 4 > 0;
+            const bool keeps = room && n > 0 && expected.n_slots > 0;
+            if ((size_t) n != expected.n_slots) {
+                CHECK(banks.resize(il, m.buft, n, room ? 1 << 20 : 0));
+                expected.n_slots = (size_t) n;
+                expected.forget(is_there, !keeps);
+            }
+            CHECK(banks.n_slots(il) == n && (banks.bytes(il) > 0) == (n > 0));
+        }
+        for (int32_t e = 0; e < n_expert; ++e) {
+            CHECK(is_there(e) == (expected.held.count(e) > 0));
+        }
+        std::vector<int32_t> chosen;
+        const int64_t n_tokens = 1 + random() % 4;
+        for (int64_t t = 0; t < n_tokens; ++t) {
+            const int32_t first = (int32_t) (random() % (random() % 2 == 0 ? 5 : n_expert));
+            for (int32_t k = 0; k < n_used; ++k) {
+                chosen.push_back((first + 3 * k) % n_expert);
+            }
+        }
+        if (banks.slot_map(il, n_tokens, n_used) == nullptr) {
+            CHECK(std::min<int64_t>(n_tokens * n_used, n_expert) > banks.n_slots(il));
+            continue;
+        }
+        const size_t n_left = run.left.size();
+        CHECK(run.compute(il, chosen) == expert_banks::result::copied);
+        const size_t before = expected.held.size();
+        const int missing = expected.use(chosen, step + 1);
+        expected.forget(is_there, false);
+        CHECK(run.left.size() - n_left == before + (size_t) missing - expected.held.size());
+        misses += missing;
+        hits += (int64_t) std::set<int32_t>(chosen.begin(), chosen.end()).size() - missing;
+    }
+    CHECK(hits > 1000 && misses > 1000);
+    CHECK(banks.count().hits == hits && banks.count().misses == misses);
+    const auto bytes = banks.traffic_of(ggml_backend_get_device(m.backend.get()));
+    CHECK(bytes.up == misses * 8 * (4 + 6) * 4 && bytes.down == (int64_t) run.left.size() * 8 * 4 * 4);
+}
+
+// A layer that was there as a whole leaves some of its experts, and a failed read leaves none that is half there.
+static void test_whole_and_failures() {
+    machine m;
+    expert_banks banks(m.layers, n_used, { ggml_backend_get_device(m.backend.get()) });
+    run_of run{ m, banks, {}, {} };
+    std::vector<ggml_tensor> whole;
+    for (const ggml_tensor * t : m.layers[0].weights) {
+        whole.push_back(*t);
+    }
+    CHECK(!banks.any());
+    CHECK(banks.resize(1, m.buft, 9, 1 << 20, whole) && banks.any());
+    CHECK(run.compute(1, { 0, 4, 8 }) == expert_banks::result::copied && banks.count().misses == 0);
+
+    CHECK(run.compute(1, { 0, 10, 12 }, false) == expert_banks::result::failed && run.error == "unreadable");
+    CHECK(!banks.holds(m.layers[0].weights[0], 10) && banks.holds(m.layers[0].weights[0], 12));
+    CHECK(run.compute(1, { 0, 10, 12 }) == expert_banks::result::copied);
+
+    CHECK(run.compute(1, { 0, 1, 16 }) == expert_banks::result::failed); // no such expert
+    CHECK(run.error.find("does not exist") != std::string::npos);
+    CHECK(run.compute(1, { 0, 1, 2 }) == expert_banks::result::copied);
+
+    ggml_tensor other = whole[0];
+    CHECK(banks.copy(m.backend.get(), &other, nullptr, nullptr, {}, {}, &run.error) == expert_banks::result::not_ours);
+    CHECK(banks.bank_of(&other) == nullptr && banks.bank_of(m.layers[1].weights[0]) == nullptr);
+    CHECK(banks.slot_map(0, 1, n_used) == nullptr && banks.slot_map(1, 33, n_used) == nullptr);
+    CHECK(banks.slot_map(1, 3, n_used) != nullptr && banks.slot_map(1, 4, n_used) == nullptr);
+
+    const expert_sizes s = banks.sizes(1, m.buft);
+    CHECK(s.n_expert == n_expert && s.n_min == n_used && s.slot == 8 * 10 * 4 && s.all >= 16 * s.slot);
+    for (int32_t n = 1; n <= n_expert; ++n) {
+        CHECK(banks.resize(2, m.buft, n, 0) && banks.bytes(2) <= s.bank + s.slot * (size_t) n);
+    }
+    CHECK(banks.sizes(0, m.buft).n_expert == 0);
+}
+
+int main() {
+    test_random();
+    test_whole_and_failures();
+    printf("ok\n");
+    return 0;
+}
