@@ -1,15 +1,15 @@
 """The device tier: against every static -ngl, while its budget changes, and how fast layers move.
 
     python -m bench.device_tier --model MODEL.gguf [--shares 0.25 0.5 0.75 1] [--turns 60] [--rounds 10]
-                                [--contexts 512 2048 8192] [--gpu]
+                                [--contexts 512 2048 8192] [--filled 0.75] [--gpu]
 
 The device is an RPC server on this machine, or with --gpu the first one of this build. Placements: at each share of
 what the whole model takes there, --dynamic-layers with that --vram-budget takes turns with stock's -ngl for the same
 number of layers, which is the best that fits; both stay loaded, each with a server of its own. Phases: the budget is
 cut in half in the middle of generation and restored. Moves: loading back from host memory and from the file, in turns
 with plain uploads to the device (a server of its own again) and direct reads of the file. Growth: longer and longer
-contexts, filled to three quarters, on a device that is full with the first. Prints Markdown; ratios are medians of the
-pairs with their 95 % intervals.
+contexts, each filled to a part, on a device that is full with the first; with the standard KV cache and with pages.
+Prints Markdown; ratios are medians of the pairs with their 95 % intervals.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import contextlib
 import json
 import mmap
 import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,12 +27,11 @@ from pathlib import Path
 from statistics import median
 
 import superllama
-from superllama._programs import server_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import programs  # noqa: E402
+from bench import programs, rpc_server  # noqa: E402
 from bench.off_is_stock import REST_S, interval  # noqa: E402
 from bench.turns import TurnTaker  # noqa: E402
 
@@ -47,21 +44,8 @@ def device(args: argparse.Namespace) -> Iterator[list[str]]:
     if args.gpu:
         yield []
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [programs.find("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", args.threads]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(list(map(str, command)), env=server_environment(), **quiet)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        yield [f"127.0.0.1:{port}"]
-    finally:
-        process.kill()
-        process.wait()
+    with rpc_server.serving(args.threads) as server:
+        yield [server.endpoint]
 
 
 class Probe:
@@ -173,14 +157,17 @@ def phases(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Co
 def growth(args: argparse.Namespace, place: list[str]) -> None:
     for endpoint in place:
         superllama.add_rpc_server(endpoint)
-    print(f"\n{args.model.name}\n\n| context | device layers | on the device, MB | prompt, tok/s | decode, tok/s |")
-    print("|---:|---:|---:|---:|---:|", flush=True)
+    print(f"\n{args.model.name}\n")
+    print("| context | tokens | KV cache | device layers | on the device, MB | prompt, tok/s | decode, tok/s |")
+    print("|---:|---:|---|---:|---:|---:|---:|", flush=True)
     budget: int | str = "auto"
-    for n_ctx in args.contexts:
+    for n_ctx, paged in [(n_ctx, paged) for n_ctx in args.contexts for paged in (False, True)]:
+        n_tokens = int(args.filled * n_ctx)
         with superllama.Model(args.model, dynamic_layers=True, async_prefetch=True, vram_budget=budget) as model:
-            with superllama.Context(model, n_ctx=n_ctx, n_threads=args.threads) as ctx:
+            kwargs = {"n_ctx": n_ctx, "n_threads": args.threads, "flash_attn": "on", "paged_kv": paged}
+            with superllama.Context(model, **kwargs) as ctx:
                 begin = time.perf_counter()
-                ctx.decode([i % 1000 + 10 for i in range(3 * n_ctx // 4)])
+                ctx.decode([i % 1000 + 10 for i in range(n_tokens)])
                 ctx.logits()
                 prompt_s = time.perf_counter() - begin
                 begin = time.perf_counter()
@@ -192,8 +179,8 @@ def growth(args: argparse.Namespace, place: list[str]) -> None:
             on_device = sum(layer.tier == "device" for layer in model.layers())
         budget = used if budget == "auto" else budget
         print(
-            f"| {n_ctx} | {on_device} | {used / 1e6:.0f} of {int(budget) / 1e6:.0f} | "
-            f"{3 * n_ctx // 4 / prompt_s:.1f} | {args.tokens / decode_s:.1f} |",
+            f"| {n_ctx} | {n_tokens} | {'in pages' if paged else 'standard'} | {on_device} | "
+            f"{used / 1e6:.0f} of {int(budget) / 1e6:.0f} | {n_tokens / prompt_s:.1f} | {args.tokens / decode_s:.1f} |",
             flush=True,
         )
 
@@ -287,6 +274,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=60, help="of each placement")
     parser.add_argument("--rounds", type=int, default=10, help="of moves")
     parser.add_argument("--contexts", type=int, nargs="*", default=[512, 2048, 8192], help="cells")
+    parser.add_argument("--filled", type=float, default=0.75, help="part of each of these contexts")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="of the program and of the server")

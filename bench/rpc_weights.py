@@ -10,21 +10,15 @@ leaves behind. Prints Markdown, and what the server's look through the file took
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
-
-from superllama._programs import server_environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import programs
+from bench import rpc_server
 from bench.counting import Counter
 
 LOAD = """
@@ -40,27 +34,6 @@ print(time.monotonic() - began, int(ctx.logits()[0].argmax()))
 """
 
 
-@contextlib.contextmanager
-def server(args: argparse.Namespace, cache: str, *flags: object) -> Iterator[tuple[str, float]]:
-    """Its endpoint, and the seconds until it takes clients."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [programs.find("ggml-rpc-server"), "-p", port, "-t", args.threads, *flags]
-    environment = server_environment() | {"SUPERLLAMA_CACHE": cache}
-    began = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL)
-    try:
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.01)
-        yield f"127.0.0.1:{port}", time.monotonic() - began
-    finally:
-        process.kill()
-        process.wait()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -74,10 +47,11 @@ def main() -> None:
         (Path(folder) / "models").mkdir()
         (Path(folder) / "models" / "model.gguf").symlink_to(args.model.resolve())
         for name, flags in (("without", ()), ("--model-dir", ("--model-dir", Path(folder) / "models"))):
-            with server(args, f"{folder}/cache", *flags) as (endpoint, ready_s):
+            cache = {"SUPERLLAMA_CACHE": f"{folder}/cache"}
+            with rpc_server.serving(args.threads, *flags, environment=cache) as server:
                 for how in ("static", "dynamic"):
                     for load in ("first", "second") if flags else ("first",):
-                        with Counter(endpoint) as counter:
+                        with Counter(server.endpoint) as counter:
                             command = [sys.executable, "-c", LOAD, args.model, counter.endpoint, how]
                             environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
                             done = subprocess.run(
@@ -89,8 +63,9 @@ def main() -> None:
                             f"{100 * counter.total / size:.2f} % | {float(seconds):.1f} | {token} |",
                             flush=True,
                         )
-        with server(args, f"{folder}/cache", *flags) as (_, again_s):
-            print(f"\nReady to serve: {ready_s:.1f} s the first time, {again_s:.1f} s with what the cache keeps.")
+        with rpc_server.serving(args.threads, *flags, environment=cache) as again:
+            first_s, again_s = server.ready_s, again.ready_s
+            print(f"\nReady to serve: {first_s:.1f} s the first time, {again_s:.1f} s with what the cache keeps.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""An RPC server on this machine as a run's device: a process with memory of its own, over loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bench import programs
+from superllama._programs import server_environment
+
+START_S = 60.0
+PERIOD_S = 0.02  # between two looks at its memory
+
+
+class Server:
+    """A running one. `endpoint` is what --rpc takes."""
+
+    def __init__(self, threads: int, *flags: object, environment: Mapping[str, str] | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.endpoint = f"127.0.0.1:{port}"
+        command = [programs.find("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads, *flags]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        begin = time.monotonic()
+        env = server_environment() | (environment or {})
+        self._process = subprocess.Popen(list(map(str, command)), env=env, **quiet)
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            if self._process.poll() is not None or time.monotonic() - begin > START_S:
+                self.close()
+                raise RuntimeError(f"{command[0]} does not serve; start it by hand to see why")
+            time.sleep(0.01)
+        self.ready_s = time.monotonic() - begin
+
+    def in_use(self) -> int:
+        """Bytes that are its own in memory: of the program, and of the process beneath it, which serves."""
+        pid = self._process.pid
+        pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        pages = 0
+        for one in pids:
+            _, resident, shared, *_ = map(int, Path(f"/proc/{one}/statm").read_text().split())
+            pages += resident - shared
+        return pages * os.sysconf("SC_PAGESIZE")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def serving(threads: int, *flags: object, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    with contextlib.closing(Server(threads, *flags, environment=environment)) as server:
+        yield server
+
+
+class Peak:
+    """The most that a server has had in use since, above what it had then."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = self._most = server.in_use()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            with contextlib.suppress(OSError, ValueError):  # it has ended
+                self._most = max(self._most, self._server.in_use())
+
+    def close(self) -> int:
+        self._ended.set()
+        self._thread.join()
+        return self._most - self._before
