@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import tiny_model as tiny
+from rpc_devices import NO_GPU, rpc_server
+from running import Runner
 
 import superllama
 from superllama._engine.options import arguments
@@ -44,3 +48,35 @@ def test_a_draft_model_is_asked(tiny_model: Path) -> None:
     assert words[words.index("--spec-type") + 1] == "draft-simple"
     words = arguments(str(tiny_model), {"spec_type": "draft-eagle3", "speculative": str(tiny_model)})
     assert [words[i + 1] for i, word in enumerate(words) if word == "--spec-type"] == ["draft-eagle3"]
+
+
+ON_A_DEVICE = """
+import json, sys
+import superllama
+path, endpoint, prompt = sys.argv[1:]
+superllama.add_rpc_server(endpoint)
+
+def answer(**options):
+    with superllama.LLM(path, n_ctx=512, n_parallel=1, n_threads=1, dynamic_layers=True, **options) as llm:
+        found = llm.generate(prompt, max_tokens=24, temperature=0)
+        tiers = [layer.tier for layer in llm.layers()]
+        return found.tokens, found.timings.draft_accepted, tiers.count("device"), llm.metrics().vram_own_bytes
+
+whole = answer()
+print(json.dumps([whole, answer(speculative=path, vram_budget=whole[3] * 3 // 4)]))
+"""
+
+
+def test_drafts_where_a_device_has_a_part_of_both_models(
+    demo_model: Path, run_python: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in NO_GPU.items():
+        monkeypatch.setenv(name, value)
+    with rpc_server() as server:
+        done = run_python(ON_A_DEVICE, demo_model, server.endpoint, PROMPT)
+    assert done.returncode == 0, done.stderr
+    (tokens, _, n_layers, own), (drafted, n_accepted, n_there, vram) = json.loads(done.stdout)
+    assert drafted == tokens
+    assert n_accepted >= 12
+    assert 0 < n_there < n_layers
+    assert vram <= own * 3 // 4

@@ -234,3 +234,27 @@ def test_experts_stay_where_the_link_is_slow(mixture: Path, run_python: Runner) 
     assert found["tiers"][0] == found["tiers"][1] == [False] * found["kept"] + [True] * (N_LAYER - found["kept"])
     assert found["asked"] == 0
     assert "SUPERLLAMA_EXPERTS=perhaps" in found["said"]
+
+
+SPECULATION = """
+def answer(**options):
+    shape = {"n_ctx": 256, "n_ubatch": 64, "n_parallel": 1, "n_threads": 2}
+    with superllama.LLM(path, speculative=path, spec_draft_n_max=3, **shape, **options) as llm:
+        found = llm.generate(PROMPT, max_tokens=16, temperature=0)
+        return found.tokens, found.timings.draft_accepted, llm.metrics()
+
+tokens, n_accepted, _ = answer(n_gpu_layers=99)
+full = answer(dynamic_layers=True)[2].vram_own_bytes
+got, n_got, m = answer(dynamic_layers=True, vram_budget=int(0.8 * full))
+print(json.dumps({"same": got == tokens, "accepted": [n_accepted, n_got], "hits": m.expert_device_hits,
+                  "misses": m.expert_device_misses, "own": m.vram_own_bytes, "budget": m.vram_budget_bytes}))
+"""
+
+
+def test_drafts_are_checked_with_experts_that_come(mixture: Path, run_python: Runner) -> None:
+    """The model drafts for itself, both have a part of their experts on the card."""
+    found = run(run_python, SPECULATION, mixture)
+    assert found["same"]
+    assert found["accepted"][0] == found["accepted"][1] > 6
+    assert found["hits"] > 0 and found["misses"] > 0
+    assert found["own"] <= found["budget"]
