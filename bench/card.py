@@ -133,30 +133,6 @@ class Nvml:
         return int(memory.used)
 
 
-class InUse:
-    """The most of the card that is in use while this lives, above what was before: `peak()` at its end."""
-
-    PERIOD_S = 0.02
-
-    def __init__(self, nvml: Nvml) -> None:
-        self._nvml = nvml
-        self._before = self._most = nvml.used()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ended.wait(self.PERIOD_S):
-            self._most = max(self._most, self._nvml.used())
-
-    def peak(self) -> int:
-        return self._most - self._before
-
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join()
-
-
 def nvml() -> Nvml | None:
     """None: only a run's own backend shows how much it takes."""
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import bound, card, page_cache, placement, rpc_server
 from bench.gpu_turn import CONTEXT_MARGIN, OUT_OF_MEMORY, Result, Spec
+from bench.peak import Peak
 from bench.placement import Placement
 from bench.pressure import Pressure, pressure
 from bench.sizes import format_size
@@ -59,13 +60,13 @@ class Runner:
                 limits = stack.enter_context(pressure(journal, host + self.headroom, "cgroup"))
             if self.server_threads:
                 server = stack.enter_context(rpc_server.serving(self.server_threads))
-                peak = rpc_server.Peak(server)
+                peak = stack.enter_context(contextlib.closing(Peak(server.in_use)))
                 result = _run(replace(spec, server=server.endpoint), limits)
-                return replace(result, vram_bytes=peak.close())
+                return replace(result, vram_bytes=peak.rise())
             if self.nvml is None:
                 return _run(spec, limits)
-            in_use = stack.enter_context(contextlib.closing(card.InUse(self.nvml)))
-            return replace(_run(spec, limits), vram_bytes=in_use.peak())
+            peak = stack.enter_context(contextlib.closing(Peak(self.nvml.used)))
+            return replace(_run(spec, limits), vram_bytes=peak.rise())
 
 
 def _run(spec: Spec, limits: Pressure | None) -> Result:

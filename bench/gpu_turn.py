@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.peak import Peak
+
 PROMPT_S = 60.0  # a prompt that would take longer is left out, the shortest not computed a second time
 DECODE_S = 20.0  # decoding ends then, however few tokens there are
 CONTEXT_MARGIN = 8  # cells
-SAMPLE_S = 0.02
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -51,30 +51,12 @@ class Result:
     error: str = ""  # OUT_OF_MEMORY, or a sentence
 
 
-class Watch:
-    """The most of the first card that its backend shows in use, in this process or by whomever it counts."""
+def in_use() -> int:
+    """Bytes of the first card that its backend shows in use, in this process or by whomever it counts."""
+    import superllama
 
-    def __init__(self) -> None:
-        self.peak = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _look(self) -> None:
-        import superllama
-
-        cards = [d for d in superllama.devices() if d.kind == "gpu" and d.backend != "RPC"]
-        self.peak = max([self.peak, *(d.memory_total - d.memory_free for d in cards[:1])])
-
-    def _run(self) -> None:
-        while not self._ended.wait(SAMPLE_S):
-            self._look()
-
-    def close(self) -> int:
-        self._ended.set()
-        self._thread.join()
-        self._look()
-        return self.peak
+    cards = [d for d in superllama.devices() if d.kind == "gpu" and d.backend != "RPC"]
+    return cards[0].memory_total - cards[0].memory_free if cards else 0
 
 
 class Tokens:
@@ -94,7 +76,7 @@ def run(spec: Spec) -> Result:
 
     if spec.server:
         superllama.add_rpc_server(spec.server)
-    watch = Watch() if spec.watch else None
+    watch = Peak(in_use) if spec.watch else None
     out = Result()
     with superllama.Model(spec.model, progress=False, **spec.model_params) as model:
         context_params = {"n_ctx": spec.n_ctx, "n_ubatch": spec.n_ubatch, "n_threads": spec.threads}
@@ -111,7 +93,9 @@ def run(spec: Spec) -> Result:
                     out.prompt[str(n)] = n / compute(context, tokens.next(n))
             out.prompt.setdefault(str(shortest), shortest / out.first_token_s)
             decode(context, tokens, spec.tokens, out)
-    out.vram_bytes = watch.close() if watch else 0
+    if watch:
+        watch.close()
+        out.vram_bytes = watch.most
     return out
 
 

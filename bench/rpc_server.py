@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from bench import programs
 from superllama._programs import server_environment
 
 START_S = 60.0
-PERIOD_S = 0.02  # between two looks at its memory
 
 
 class Server:
@@ -59,24 +57,3 @@ class Server:
 def serving(threads: int, *flags: object, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     with contextlib.closing(Server(threads, *flags, environment=environment)) as server:
         yield server
-
-
-class Peak:
-    """The most that a server has had in use since, above what it had then."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._before = self._most = server.in_use()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ended.wait(PERIOD_S):
-            with contextlib.suppress(OSError, ValueError):  # it has ended
-                self._most = max(self._most, self._server.in_use())
-
-    def close(self) -> int:
-        self._ended.set()
-        self._thread.join()
-        return self._most - self._before

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from ._params import ContextParams, ModelParams, SamplingParams
     from ._plan import Plan, plan
     from ._plan_nodes import NodesPlan, plan_nodes
+    from ._quantize import quantize
+    from ._scoring import Perplexity
 
 __version__ = "0.1.0"
 
@@ -69,6 +71,7 @@ _HOME = {
     "Metrics": "_metrics",
     "Model": "_model",
     "ModelParams": "_params",
+    "Perplexity": "_scoring",
     "Piece": "_generation",
     "Plan": "_plan",
     "NodesPlan": "_plan_nodes",
@@ -86,6 +89,7 @@ _HOME = {
     "memory": "_memory",
     "plan": "_plan",
     "plan_nodes": "_plan_nodes",
+    "quantize": "_quantize",
 }
 
 __all__ = [
@@ -115,6 +119,7 @@ __all__ = [
     "ModelParams",
     "NodesPlan",
     "PausedError",
+    "Perplexity",
     "Piece",
     "Plan",
     "PreemptedError",
@@ -138,6 +143,7 @@ __all__ = [
     "memory",
     "plan",
     "plan_nodes",
+    "quantize",
 ]
 
 

@@ -15,13 +15,13 @@ from ._native import ffi, lib
 from ._params import SamplingParams, merged
 from ._process import check_process, inherited
 from ._sampling import Sampler
-from ._states import States
+from ._scoring import Scoring
 from ._text import is_text, token_list
 
 MOST_SCALE = 10_000  # of an adapter; with more come numbers that are none
 
 
-class Context(States):
+class Context(Scoring):
     """A place to compute in: the tokens that a model has read, in one or more sequences, and the logits of the
     latest. Made on a Model, or on the path of one, which then is closed with the context.
 
@@ -157,15 +157,6 @@ class Context(States):
             elif before is not None:
                 self._pending[seq] = before
             raise
-
-    def _check_generates(self) -> None:
-        with self.model._use() as m:
-            by_token = self._memory and not self._at_once and not lib.llama_model_has_encoder(m)
-            if not by_token or lib.llama_model_is_diffusion(m):
-                raise ContextError(
-                    f"{self.model.path.name} ({self.model.description}) does not generate token by token; embed() and "
-                    "decode() may be what it is for"
-                )
 
     def chat(
         self,

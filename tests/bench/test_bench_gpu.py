@@ -1,5 +1,6 @@
 """gpu.py without a card: stock's placement, the bound, the table, and what it says where there is none."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import pytest
 from bench import card, gpu, gpu_report, gpu_runs, gpu_saturation, placement
 from bench.bound import CardLimits, Weights
 from bench.gpu_turn import OUT_OF_MEMORY, Result
+from bench.peak import Peak
 from bench.placement import ALL, MIB, Placement
 from rpc_devices import NO_GPU
+from serving import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -263,6 +266,37 @@ def test_a_run_on_the_processor(tiny_model: Path) -> None:
     assert result.decode > 0 < result.first_token_s
     failed = runner.run(runner.spec({"n_gpu_layers": "many"}, {}))
     assert failed.error.startswith("ValidationError: 1 validation error for ModelParams n_gpu_layers")
+
+
+def test_a_server_in_place_of_a_card(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in NO_GPU.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(gpu, "DISK_BYTES", 1 << 20)
+    shape = ["--shares", "60", "--host", "100", "--prompts", "16", "--tokens", "2", "--turns", "1", "--ubatch", "16"]
+    assert gpu.main(["--model", str(tiny_model), "--server", "1", "--threads", "1", *shape]) == 0
+    said = capsys.readouterr()
+    assert "RPC server with 1 threads" in said.out
+    cells = said.out.splitlines()[-1].split("|")
+    assert cells[1].startswith(" 60 %")
+    assert all(float(cells[i]) > 0 for i in (7, 8, 9)), said.out  # decoding: stock, ours, ratio
+    assert gpu.main(["--model", str(tiny_model), "--server", "1", "--saturation", "x.svg"]) == 1
+    assert "needs a card" in capsys.readouterr().err
+
+
+def test_the_most_that_a_number_was() -> None:
+    values = iter([3, 5, 2, 9, 4])
+    last = 4
+
+    def read() -> int:
+        nonlocal last
+        last = next(values, last)
+        return last
+
+    with contextlib.closing(Peak(read)) as peak:
+        until(lambda: last == 4)
+    assert (peak.first, peak.most, peak.rise()) == (3, 9, 6)
 
 
 def test_memory_is_read_at_some_speed() -> None:
