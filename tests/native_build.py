@@ -52,7 +52,7 @@ def arch_models(folder: Path, names: str | None = None) -> dict[str, Path]:
 def run_native(program: str, *arguments: object) -> dict[str, Any]:
     """What one of the programs reports: greedy tokens and a hash over all logits, of "probe" and "probe-stock"."""
     command = [native_programs() / program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

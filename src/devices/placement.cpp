@@ -1,6 +1,8 @@
 #include "devices/placement.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 namespace superllama {
 
@@ -71,6 +73,21 @@ static std::vector<int> devices_of_layers(const placement_sizes & sizes, bool ap
     return to;
 }
 
+// Of experts that are chosen, those that a bank with room for this share of a layer's lacks; measured, see "Which
+// experts a made model asks for" in bench/RESULTS.md.
+static double missing_of(double held) {
+    static const std::pair<double, double> measured[] = { { 0, 1 },      { 0.125, 0.48 }, { 0.25, 0.30 },
+                                                          { 0.5, 0.12 }, { 0.75, 0.03 },  { 1, 0 } };
+    for (size_t i = 1; i < std::size(measured); ++i) {
+        const auto & [x0, y0] = measured[i - 1];
+        const auto & [x1, y1] = measured[i];
+        if (held <= x1) {
+            return y0 + (y1 - y0) * (held - x0) / (x1 - x0);
+        }
+    }
+    return 0;
+}
+
 // What is left of a device to the experts of its layers: as many slots for each; where that is not enough for one
 // token, that many for as few layers as have room, from the last downwards.
 static void share_slots(const placement_sizes & sizes, int dev, layer_placement * p) {
@@ -126,9 +143,33 @@ static void share_layers(const placement_sizes & sizes, int dev, layer_placement
     }
 }
 
+// What takes less time: over the link the missing ones of banks, or on the host those of the layers that have none
+// there. Where experts are sent already, that has to be worse by a quarter to end: budgets wander.
+static void share(const placement_sizes & sizes, size_t dev, layer_placement * p) {
+    layer_placement by_layers = *p;
+    share_layers(sizes, (int) dev, &by_layers);
+    uint64_t left = sizes.room[dev], experts = 0, absent = 0;
+    for (size_t il = 0; il < p->device.size(); ++il) {
+        if (p->device[il] == (int) dev) {
+            left -= std::min<uint64_t>(left, sizes.layers[il]);
+            experts += sizes.experts[il].all;
+            absent += by_layers.whole[il] ? 0 : sizes.experts[il].all;
+        }
+    }
+    const double all = std::max(1.0, (double) experts);
+    const double missing = missing_of((double) left / all);
+    const bool sends = missing * (sizes.sends[dev] ? 0.8 : 1.0) < sizes.link_share[dev] * (double) absent / all;
+    if (sends) {
+        share_slots(sizes, (int) dev, p);
+    } else {
+        *p = by_layers;
+    }
+    p->sends[dev] = sends;
+}
+
 layer_placement place_layers(const placement_sizes & sizes) {
     const size_t n = sizes.layers.size();
-    layer_placement p = { devices_of_layers(sizes, false), std::vector<bool>(n), std::vector<int32_t>(n) };
+    layer_placement p = { devices_of_layers(sizes, false), std::vector<bool>(n), std::vector<int32_t>(n), sizes.sends };
     const auto n_placed = (int32_t) (n - (size_t) std::count(p.device.begin(), p.device.end(), -1));
     const auto has_experts = [](const expert_sizes & e) { return e.n_expert > 0; };
     const bool apart = n_placed < std::min((int32_t) n, sizes.n_layers_max) &&
@@ -143,7 +184,7 @@ layer_placement place_layers(const placement_sizes & sizes) {
     }
     for (size_t d = 0; apart && d < sizes.room.size(); ++d) {
         if (sizes.has_banks[d]) {
-            (sizes.sends[d] ? share_slots : share_layers)(sizes, (int) d, &p);
+            share(sizes, d, &p);
         }
     }
     return p;

@@ -24,18 +24,22 @@ struct placement_sizes {
     std::vector<int32_t> n_layers;     // upper bound of each device
     std::vector<double> crossing_s;    // of each: what a token takes on its way there and back, 0 = next to nothing
     std::vector<bool> has_banks;       // of each: whether it can hold a layer without its experts, and some of these
-    std::vector<bool> sends; // of those: whether others come when they are chosen; else experts are all there or none
+    std::vector<double> link_share;    // of those: the speed of the way there, of that of the host's memory
+    std::vector<bool> sends;           // of those, so far: as in layer_placement
 };
 
 struct layer_placement {
     std::vector<int> device;      // of each layer, -1: the host
     std::vector<bool> whole;      // with its experts
     std::vector<int32_t> n_slots; // else, of a bank for some of them there
+    std::vector<bool> sends;      // of each device: whether experts come there when they are chosen
 };
 
 // As many layers as have room, and of these as few as can be on devices that are far, the farthest first. Where not all
 // layers have room with their experts, they go without them, and experts have the room that is left: as many of each
-// layer, for each layer asks for as many; or all of as many layers.
+// layer, for each layer asks for as many, and those that are missing are sent; or all of as many layers, and the host
+// computes the others. What takes less time: of experts that are chosen a bank serves more than its share, so that of
+// slots for a quarter a quarter is missing, instead of three quarters; but they go over the link.
 layer_placement place_layers(const placement_sizes & sizes);
 
 } // namespace superllama

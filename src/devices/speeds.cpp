@@ -9,7 +9,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <future>
+#include <limits>
+#include <locale>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -19,7 +22,6 @@ namespace superllama {
 
 static const size_t upload_bytes = 16u << 20;
 static const int n_repeats = 3; // the fastest counts: others were disturbed
-static const double link_share_min = 0.4;
 
 double upload_bytes_per_s(ggml_backend_dev_t device) {
     ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(device);
@@ -78,20 +80,32 @@ double memory_bytes_per_s(size_t buffer_bytes) {
     return known;
 }
 
-bool sends_experts(ggml_backend_dev_t device, size_t buffer_bytes) {
+static const double always = std::numeric_limits<double>::infinity();
+
+static double asked_share(const std::string & asked) {
+    if (asked == "send" || asked == "stay") {
+        return asked == "send" ? always : 0;
+    }
+    std::istringstream text(asked);
+    text.imbue(std::locale::classic());
+    double share = 0;
+    if (!(text >> share) || !text.eof() || !(share >= 0)) {
+        throw std::runtime_error("SUPERLLAMA_EXPERTS=" + asked +
+                                 ": it is send, stay, or the speed of the way to the card as a part of the memory's, "
+                                 "such as 0.3");
+    }
+    return share;
+}
+
+double link_share(ggml_backend_dev_t device, size_t buffer_bytes) {
     if (const char * asked = getenv("SUPERLLAMA_EXPERTS")) {
-        const bool sends = strcmp(asked, "send") == 0;
-        if (!sends && strcmp(asked, "stay") != 0) {
-            throw std::runtime_error(std::string("SUPERLLAMA_EXPERTS=") + asked + ": it is send or stay");
-        }
-        return sends;
+        return asked_share(asked);
     }
     const double link = upload_bytes_per_s(device);
     const double memory = memory_bytes_per_s(buffer_bytes);
-    const bool sends = memory <= 0 || link >= link_share_min * memory;
-    LLAMA_LOG_INFO("%s: %.1f GB/s to %s, %.1f GB/s within memory: experts that it lacks are %s\n", __func__, link / 1e9,
-                   ggml_backend_dev_name(device), memory / 1e9, sends ? "sent there" : "computed here");
-    return sends;
+    LLAMA_LOG_INFO("%s: %.1f GB/s to %s, %.1f GB/s within memory\n", __func__, link / 1e9,
+                   ggml_backend_dev_name(device), memory / 1e9);
+    return memory > 0 ? link / memory : always;
 }
 
 } // namespace superllama

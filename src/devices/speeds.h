@@ -12,11 +12,9 @@ double upload_bytes_per_s(ggml_backend_dev_t device); // from page-locked memory
 // be.
 double memory_bytes_per_s(size_t buffer_bytes);
 
-// Whether experts that a token chose and a device lacks are sent there, or computed where they are. Sending pays where
-// the link has two fifths of the memory's speed: of what is there a bank serves more than a placement of whole layers,
-// so that with a quarter of the experts there a quarter of those chosen is missing, instead of three quarters.
-// SUPERLLAMA_EXPERTS=send or stay decides otherwise; throws where it says anything else. `buffer_bytes`: that may be
-// used to find out.
-bool sends_experts(ggml_backend_dev_t device, size_t buffer_bytes);
+// The speed of the way there, of that of the memory: what decides whether experts that a token chose and a device lacks
+// are sent there, or computed where they are. SUPERLLAMA_EXPERTS says it instead: a number, or send or stay; throws where
+// it says anything else. `buffer_bytes`: that may be used to find out.
+double link_share(ggml_backend_dev_t device, size_t buffer_bytes);
 
 } // namespace superllama

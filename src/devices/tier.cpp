@@ -81,6 +81,7 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
         }
         experts_of.push_back(most);
     }
+    sends.resize(n_devices());
     const auto memory = device_memory_sample(cfg.devices);
     for (size_t d = 0; d < n_devices(); ++d) {
         set_budget(d, cfg.budgets[d], memory[d].free, memory[d].total);
@@ -159,13 +160,14 @@ layer_placement device_tier::target() const {
 
 layer_placement device_tier::target(const std::vector<uint64_t> & budgets, const std::vector<size_t> & kv,
                                     const std::vector<size_t> & compute, const std::vector<double> & crossing_s) const {
-    placement_sizes sizes = { {}, experts_of, cfg.n_layers_max, {}, cfg.n_layers, crossing_s, {}, {} };
+    placement_sizes sizes = {
+        {}, experts_of, cfg.n_layers_max, {}, cfg.n_layers, crossing_s, {}, cfg.link_share, sends
+    };
     for (int il = 0; il < n_layers(); ++il) {
         sizes.layers.push_back(parts[(size_t) il].bytes + kv[(size_t) il]);
     }
     for (size_t d = 0; d < n_devices(); ++d) {
         sizes.room.push_back(budgets[d] - std::min<uint64_t>(budgets[d], compute[d]));
-        sizes.sends.push_back(cfg.sends_experts[d]);
         sizes.has_banks.push_back(banks != nullptr && holds_experts(cfg.devices[d]));
     }
     return place_layers(sizes);

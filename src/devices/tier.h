@@ -34,12 +34,12 @@ class device_tier {
   public:
     struct config {
         std::vector<ggml_backend_dev_t> devices;
-        std::vector<uint64_t> budgets;   // of each, 0 = automatic
-        std::vector<int32_t> n_layers;   // upper bound of each
-        std::vector<bool> sends_experts; // of each: whether experts that it lacks come to it when they are chosen
-        std::vector<double> crossing_s;  // of each: what a token takes on its way there and back, 0 = next to nothing
-        int32_t n_layers_max;            // of all, as -ngl
-        int32_t n_layers_all;            // that the model has, the output matrix counted
+        std::vector<uint64_t> budgets;  // of each, 0 = automatic
+        std::vector<int32_t> n_layers;  // upper bound of each
+        std::vector<double> link_share; // of each: the speed of the way there, of that of the host's memory
+        std::vector<double> crossing_s; // of each: what a token takes on its way there and back, 0 = next to nothing
+        int32_t n_layers_max;           // of all, as -ngl
+        int32_t n_layers_all;           // that the model has, the output matrix counted
         float mem_pressure;
         float mem_pressure_low;
         bool async; // read the file in a thread while uploading, and upload while the model runs on
@@ -180,6 +180,7 @@ class device_tier {
     size_t placed_bytes(size_t dev) const; // weights and KV there
     size_t compute_need(size_t dev) const; // of all contexts, and what is spare for their KV to grow
     int place_of(int p, const layer_placement & to) const;
+    void note_sending(const layer_placement & to);
     bool leave(int p, const layer_placement & to, std::string * error);
     uint64_t room_on(size_t dev) const;
     bool resize_bank(int il, int32_t n_slots);
@@ -212,6 +213,8 @@ class device_tier {
     std::atomic<size_t> n_kv_host{ 0 };
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };
+    std::vector<bool> sends; // of each device: experts that it lacks, as of the last place()
+    bool said_sending = false;
     int64_t t_sample_us = 0;
     int64_t sample_us;                                                     // between two samples
     std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>> moves;   // null: it has none

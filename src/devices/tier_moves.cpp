@@ -33,6 +33,21 @@ int device_tier::place_of(int p, const layer_placement & to) const {
     return is_experts(p) && !to.whole[il] ? -1 : to.device[il];
 }
 
+void device_tier::note_sending(const layer_placement & to) {
+    for (size_t d = 0; d < n_devices(); ++d) {
+        bool lacks = false;
+        for (size_t il = 0; il < to.device.size(); ++il) {
+            lacks = lacks || (to.device[il] == (int) d && !to.whole[il]);
+        }
+        if (lacks && (to.sends[d] != sends[d] || !said_sending)) {
+            LLAMA_LOG_INFO("%s: experts that %s lacks are %s\n", __func__, ggml_backend_dev_name(cfg.devices[d]),
+                           to.sends[d] ? "sent there" : "computed here");
+            said_sending = true;
+        }
+    }
+    sends = to.sends;
+}
+
 bool device_tier::place(std::string * error, bool beside) {
     const int64_t t_begin = ggml_time_us();
     bool moved = arriving != nullptr;
@@ -41,6 +56,7 @@ bool device_tier::place(std::string * error, bool beside) {
     }
     bool ok = !moved || land(error);
     const layer_placement to = target();
+    note_sending(to);
     for (size_t d = 0; d < n_devices(); ++d) { // while something moves, there is no more on a device than there was
         places[d].most = std::max<uint64_t>(places[d].budget_now, used_bytes(d));
     }

@@ -292,7 +292,7 @@ void dynamic_model::create_tier() {
         cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
         const bool asks = !cfg.experts.empty() && device_tier::holds_experts(model.devices[d].dev);
         const size_t buffer = std::min<size_t>(speed_bytes_max, budget_now / 4);
-        cfg.sends_experts.push_back(asks && sends_experts(model.devices[d].dev, buffer));
+        cfg.link_share.push_back(asks ? link_share(model.devices[d].dev, buffer) : 0);
         cfg.crossing_s.push_back(crossing_s(model.devices[d].dev, token_state_bytes(model)));
     }
     cfg.n_layers_all = n_all;

@@ -236,6 +236,38 @@ def test_experts_stay_where_the_link_is_slow(mixture: Path, run_python: Runner) 
     assert "SUPERLLAMA_EXPERTS=perhaps" in found["said"]
 
 
+BOTH = """
+os.environ["SUPERLLAMA_EXPERTS"] = "0.35"
+sent = static()
+model = superllama.Model(path, dynamic_layers=True)
+ctx = open_context(model)
+rows_of(ctx)
+full = ctx.metrics().vram_own_bytes
+found = []
+for share in (0.9, 0.5, 0.85, 0.5, 1.0):
+    model.set_budget(vram=int(share * full))
+    rows, m = rows_of(ctx), ctx.metrics()
+    on_card = model.experts().tier == 2
+    every, some = on_card.all(axis=1), on_card.any(axis=1)
+    kept = int((~every).sum())
+    sends = bool((some & ~every).any())
+    pins = {f"blk.[0-{kept - 1}].ffn_.*_exps": "CPU"}
+    want = sent if sends or kept == 0 else static(override_tensor=pins)
+    found.append({"share": share, "sends": sends, "same": rows == want, "own": m.vram_own_bytes,
+                  "budget": m.vram_budget_bytes})
+print(json.dumps({"found": found}))
+"""
+
+
+def test_whether_experts_are_sent_hangs_on_how_many_there_are(mixture: Path, run_python: Runner) -> None:
+    """It changes with the budget, on a live context."""
+    found = run(run_python, BOTH, mixture)["found"]
+    assert [budget["sends"] for budget in found] == [True, False, True, False, False]
+    for budget in found:
+        assert budget["same"], budget["share"]
+        assert budget["own"] <= budget["budget"]
+
+
 SPECULATION = """
 def answer(**options):
     shape = {"n_ctx": 256, "n_ubatch": 64, "n_parallel": 1, "n_threads": 2}

@@ -41,7 +41,8 @@ static placement_sizes mixture(size_t n_layers, int32_t n_expert, size_t expert_
     sizes.n_layers = { sizes.n_layers_max };
     sizes.crossing_s = { 0 };
     sizes.has_banks = { true };
-    sizes.sends = { true };
+    sizes.link_share = { 1e9 }; // sending costs nothing
+    sizes.sends = { false };
     return sizes;
 }
 
@@ -75,13 +76,35 @@ static void test_staying() {
     const uint64_t dense = 10 * 1000 + 5000;
     for (uint64_t n = 0; n < 10; ++n) {
         placement_sizes sizes = mixture(10, 64, 100, dense + n * 6400 + 6399);
-        sizes.sends = { false };
+        sizes.link_share = { 0 };
         const layer_placement p = place_layers(sizes);
-        CHECK(n_placed(p) == 11 && bytes_on(sizes, p, 0) == dense + n * 6400);
+        CHECK(n_placed(p) == 11 && !p.sends[0] && bytes_on(sizes, p, 0) == dense + n * 6400);
         for (size_t il = 0; il < 10; ++il) {
             CHECK(p.n_slots[il] == 0 && p.whole[il] == (il >= 10 - n));
         }
     }
+}
+
+// Sending pays the more, the more experts are there, and does not end with every byte of the budget.
+static void test_what_pays() {
+    const auto sends = [](double held, double link_share, bool before) {
+        placement_sizes sizes = mixture(10, 64, 100, 15000 + (uint64_t) (64000 * held));
+        sizes.link_share = { link_share };
+        sizes.sends = { before };
+        const layer_placement p = place_layers(sizes);
+        CHECK((p.n_slots[9] > 0) == p.sends[0]);
+        return (bool) p.sends[0];
+    };
+    for (bool before : { false, true }) {
+        CHECK(!sends(0.1, 0.1, before) && !sends(0.9, 0, before) && sends(0.1, 1, before) && sends(0.5, 0.4, before));
+        bool last = false;
+        for (int n_layers = 0; n_layers < 10; ++n_layers) { // whose experts would have room
+            CHECK(!last || sends(0.1 * n_layers, 0.3, before)); // once it pays, it does with more
+            last = sends(0.1 * n_layers, 0.3, before);
+        }
+        CHECK(last);
+    }
+    CHECK(!sends(0.3, 0.35, false) && sends(0.3, 0.35, true));
 }
 
 // A device of another machine takes layers with their experts or not at all.
@@ -97,7 +120,8 @@ static void test_without_banks() {
     sizes.n_layers = { 11, 11 };
     sizes.crossing_s = { 0, 0 };
     sizes.has_banks = { true, false };
-    sizes.sends = { true, false };
+    sizes.link_share = { 1e9, 0 };
+    sizes.sends = { false, false };
     const layer_placement both = place_layers(sizes);
     for (size_t il = 0; il < 11; ++il) {
         CHECK(both.device[il] >= 0);
@@ -127,6 +151,7 @@ static void test_random() {
             sizes.n_layers.push_back((int32_t) upto(n + 1));
             sizes.crossing_s.push_back(upto(2) > 0 ? 0.0 : 0.01);
             sizes.has_banks.push_back(upto(3) > 0);
+            sizes.link_share.push_back((double) upto(4) / 4);
             sizes.sends.push_back(upto(2) > 0);
         }
         const layer_placement p = place_layers(sizes);
@@ -150,6 +175,7 @@ static void test_random() {
 int main() {
     test_mixture();
     test_staying();
+    test_what_pays();
     test_without_banks();
     test_random();
     printf("ok\n");
