@@ -98,7 +98,7 @@ static void test_what_pays() {
     for (bool before : { false, true }) {
         CHECK(!sends(0.1, 0.1, before) && !sends(0.9, 0, before) && sends(0.1, 1, before) && sends(0.5, 0.4, before));
         bool last = false;
-        for (int n_layers = 0; n_layers < 10; ++n_layers) { // whose experts would have room
+        for (int n_layers = 0; n_layers < 10; ++n_layers) {     // whose experts would have room
             CHECK(!last || sends(0.1 * n_layers, 0.3, before)); // once it pays, it does with more
             last = sends(0.1 * n_layers, 0.3, before);
         }
