@@ -13,7 +13,8 @@ was before, its own with it; without one, what the backend shows.
 
 --server: no card, but an RPC server on this machine with so many threads (all cores without a number), one for each
 run, whose VRAM is what its process has in memory. It computes on the same processor as the host, mostly while that one
-waits: with twice the threads it is a device that is up to twice as fast.
+waits: with twice the threads it is a device that is up to twice as fast. Weights of the host are not repacked then, for
+a server's are not.
 
 --quick: two budgets, one prompt, one turn. --saturation: instead of the table, another program takes memory of the card
 in the middle of a generation with an automatic budget, and gives it back; a plot of speed and VRAM over time

@@ -45,6 +45,8 @@ class Runner:
 
     def spec(self, model_params: Mapping[str, object], context_params: Mapping[str, object]) -> Spec:
         n_ctx = max(self.prompts) + self.tokens + CONTEXT_MARGIN
+        if self.server_threads:  # which computes with weights as they are in the file
+            model_params = {**model_params, "use_extra_bufts": False}
         return Spec(
             str(self.model), self.prompts, self.tokens, self.threads, self.n_ubatch, n_ctx, dict(model_params),
             dict(context_params), self.nvml is None and not self.server_threads,
