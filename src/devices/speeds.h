@@ -13,8 +13,8 @@ double upload_bytes_per_s(ggml_backend_dev_t device); // from page-locked memory
 double memory_bytes_per_s(size_t buffer_bytes);
 
 // The speed of the way there, of that of the memory: what decides whether experts that a token chose and a device lacks
-// are sent there, or computed where they are. SUPERLLAMA_EXPERTS says it instead: a number, or send or stay; throws where
-// it says anything else. `buffer_bytes`: that may be used to find out.
+// are sent there, or computed where they are. SUPERLLAMA_EXPERTS says it instead: a number, or send or stay; throws
+// where it says anything else. `buffer_bytes`: that may be used to find out.
 double link_share(ggml_backend_dev_t device, size_t buffer_bytes);
 
 } // namespace superllama
