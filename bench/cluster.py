@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import urllib.request
@@ -24,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import rpc_server
 from bench.control_plane import serving
 from bench.sizes import parse_size
 from superllama._engine.starting import free_port
-from superllama._programs import find_program
 
 N_SLOTS = 4
 STORE = 80 << 20  # the least that an object store of Ray takes
@@ -75,17 +74,11 @@ def until_ready(url: str, n_groups: int) -> None:
 
 @contextlib.contextmanager
 def plain_server(a: argparse.Namespace) -> Iterator[str]:
-    endpoint = f"127.0.0.1:{free_port('127.0.0.1')}"
-    rpc = [find_program("ggml-rpc-server"), "-p", endpoint.rpartition(":")[2], "-t", "1"]
-    with subprocess.Popen(rpc, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        time.sleep(1)  # it listens before the other one looks for it
-        sizes = ["-m", a.model, "-c", a.n_ctx, "-np", N_SLOTS, "--kv-unified", "-t", 1, "--no-repack"]
-        budgets = ["--mem-budget", a.mem_per_node, "--vram-budget", a.mem_per_node, "--rpc", endpoint]
-        try:
-            with serving([*sizes, "--dynamic-layers", *budgets]) as server:
-                yield f"http://127.0.0.1:{server.port}"
-        finally:
-            process.terminate()
+    sizes = ["-m", a.model, "-c", a.n_ctx, "-np", N_SLOTS, "--kv-unified", "-t", 1, "--no-repack"]
+    with rpc_server.serving(1) as device:
+        budgets = ["--mem-budget", a.mem_per_node, "--vram-budget", a.mem_per_node, "--rpc", device.endpoint]
+        with serving([*sizes, "--dynamic-layers", *budgets]) as server:
+            yield f"http://127.0.0.1:{server.port}"
 
 
 class Nodes:

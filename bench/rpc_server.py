@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench import programs
-from superllama._programs import server_environment
+from superllama._programs import find_program, server_environment
 
 START_S = 60.0
 
@@ -24,7 +23,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.endpoint = f"127.0.0.1:{port}"
-        command = [programs.find("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads, *flags]
+        command = [find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads, *flags]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         begin = time.monotonic()
         env = server_environment() | (environment or {})

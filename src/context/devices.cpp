@@ -60,9 +60,9 @@ context_hooks::all_cells::~all_cells() {
 }
 
 // The KV cache is going to have more cells, or may have fewer: layers make room for them on devices.
-void context_hooks::impl::resize_kv(bool differs) {
+void context_hooks::impl::resize_kv() {
     std::string error;
-    if (differs && !tier->place(&error)) {
+    if (!tier->place(&error)) {
         LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
     }
 }

@@ -210,8 +210,8 @@ bool context_hooks::prepare(const llama_ubatch & ubatch) {
         if (!pimpl->tier->apply_asked(&error) || !pimpl->tier->sample(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
         }
-        if (pimpl->paging.pager != nullptr) {
-            pimpl->resize_kv(pimpl->paging.pager->expect_cells(ubatch.n_tokens));
+        if (pimpl->paging.pager != nullptr && pimpl->paging.pager->expect_cells(ubatch.n_tokens)) {
+            pimpl->resize_kv();
         }
         const bool offloads = pimpl->ctx.cparams.op_offload;
         if (pimpl->placement != pimpl->tier->generation() || (offloads && !pimpl->tier->has_room())) {
@@ -323,8 +323,9 @@ bool context_hooks::on_state(const llama_seq_id * read, const std::function<bool
         const assert_guard guard("the state is damaged, or of another model");
         pimpl->ctx.memory_update(false);
         pimpl->finish_graphs(); // which that may have begun
-        if (read != nullptr && pimpl->tier != nullptr && pimpl->paging.pager != nullptr) {
-            pimpl->resize_kv(pimpl->paging.pager->expect_state(bytes));
+        if (read != nullptr && pimpl->tier != nullptr && pimpl->paging.pager != nullptr &&
+            pimpl->paging.pager->expect_state(bytes)) {
+            pimpl->resize_kv();
         }
         const bool done = work();
         std::string error;

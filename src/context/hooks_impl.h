@@ -101,7 +101,7 @@ struct context_hooks::impl {
     // Of a cache in pages, that its layers' parts follow the layers.
     static std::unique_ptr<layer_kv::cache> paged_layers(const kv_paging & paging);
 
-    void resize_kv(bool differs);
+    void resize_kv();
 
     void offer_paging();
     void offer_lending();

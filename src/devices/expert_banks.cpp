@@ -9,8 +9,8 @@
 
 namespace superllama {
 
-static const int64_t tokens_max =
-    32; // more of them choose most of the experts, and would leave nothing of what is there
+// More of them choose most of the experts, and would leave nothing of what is there.
+static const int64_t tokens_max = 32;
 
 struct expert_banks::bank {
     int32_t layer = -1;
@@ -231,13 +231,14 @@ ggml_tensor * expert_banks::bank_of(const ggml_tensor * weights) const {
 }
 
 // Which of the chosen are missing, and which leave for them. The slots that the missing get: too few where there are no
-// more.
-std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r) {
+// more. `n_there`: of the chosen, those that have one.
+std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r, int64_t * n_there) {
     b.now++;
     std::set<int32_t> missing;
     for (int32_t e : r->chosen) {
         const int32_t s = b.slots()[e];
         if (s >= 0) {
+            *n_there += b.last_use[(size_t) s] < b.now ? 1 : 0; // tokens may choose the same
             b.last_use[(size_t) s] = b.now;
         } else {
             missing.insert(e);
@@ -322,12 +323,12 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
     if (!std::all_of(r.chosen.begin(), r.chosen.end(), exists)) { // of a device that is gone, say
         return fail("the router asks for an expert that does not exist");
     }
-    std::vector<int32_t> slots = plan(b, &r);
+    int64_t n_there = 0;
+    std::vector<int32_t> slots = plan(b, &r, &n_there);
     if (slots.size() < r.missing.size()) {
         return fail("a ubatch wants more experts than there are slots");
     }
-    const size_t n_chosen = std::set<int32_t>(r.chosen.begin(), r.chosen.end()).size();
-    n_hits += (int64_t) (n_chosen - r.missing.size());
+    n_hits += n_there;
     n_misses += (int64_t) r.missing.size();
     r.send = [&](int32_t expert, const expert_request::matrix_of & matrix) {
         const int32_t slot = slots.back();

@@ -92,7 +92,7 @@ class expert_banks {
     static size_t place(const bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
     static std::vector<held> held_by(const bank & b);
     static bool allocate(bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
-    static std::vector<int32_t> plan(bank & b, expert_request * r);
+    static std::vector<int32_t> plan(bank & b, expert_request * r, int64_t * n_there);
     void own(bank & b, int32_t slot, int32_t expert);
 
     int32_t n_expert_used;

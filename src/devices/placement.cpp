@@ -88,20 +88,25 @@ static double missing_of(double held) {
     return 0;
 }
 
+// Of a device's room, what its layers leave to their experts.
+static uint64_t left_for_experts(const placement_sizes & sizes, int dev, const layer_placement & p) {
+    uint64_t left = sizes.room[(size_t) dev];
+    for (size_t il = 0; il < p.device.size(); ++il) {
+        left -= p.device[il] == dev ? std::min<uint64_t>(left, sizes.layers[il]) : 0;
+    }
+    return left;
+}
+
 // What is left of a device to the experts of its layers: as many slots for each; where that is not enough for one
 // token, that many for as few layers as have room, from the last downwards.
 static void share_slots(const placement_sizes & sizes, int dev, layer_placement * p) {
-    uint64_t left = sizes.room[(size_t) dev];
+    uint64_t left = left_for_experts(sizes, dev, *p);
     uint64_t slots = 0, banks = 0; // one slot for each layer, and what their banks take besides
     int32_t n_min = 0, n_max = 0;
     std::vector<size_t> layers; // the last first
     for (size_t il = p->device.size(); il-- > 0;) {
         const expert_sizes & e = sizes.experts[il];
-        if (p->device[il] != dev) {
-            continue;
-        }
-        left -= std::min<uint64_t>(left, bytes_on(sizes, il, dev, true));
-        if (e.n_expert > 0) {
+        if (p->device[il] == dev && e.n_expert > 0) {
             layers.push_back(il);
             slots += e.slot;
             banks += e.bank;
@@ -130,10 +135,7 @@ static void share_slots(const placement_sizes & sizes, int dev, layer_placement 
 
 // Or to all experts of as many layers as have room, from the last downwards.
 static void share_layers(const placement_sizes & sizes, int dev, layer_placement * p) {
-    uint64_t left = sizes.room[(size_t) dev];
-    for (size_t il = 0; il < p->device.size(); ++il) {
-        left -= p->device[il] == dev ? std::min<uint64_t>(left, bytes_on(sizes, il, dev, true)) : 0;
-    }
+    uint64_t left = left_for_experts(sizes, dev, *p);
     for (size_t il = p->device.size(); il-- > 0;) {
         const expert_sizes & e = sizes.experts[il];
         if (p->device[il] == dev && e.n_expert > 0 && e.all <= left) {
@@ -148,16 +150,15 @@ static void share_layers(const placement_sizes & sizes, int dev, layer_placement
 static void share(const placement_sizes & sizes, size_t dev, layer_placement * p) {
     layer_placement by_layers = *p;
     share_layers(sizes, (int) dev, &by_layers);
-    uint64_t left = sizes.room[dev], experts = 0, absent = 0;
+    uint64_t experts = 0, absent = 0;
     for (size_t il = 0; il < p->device.size(); ++il) {
         if (p->device[il] == (int) dev) {
-            left -= std::min<uint64_t>(left, sizes.layers[il]);
             experts += sizes.experts[il].all;
             absent += by_layers.whole[il] ? 0 : sizes.experts[il].all;
         }
     }
     const double all = std::max(1.0, (double) experts);
-    const double missing = missing_of((double) left / all);
+    const double missing = missing_of((double) left_for_experts(sizes, (int) dev, *p) / all);
     const bool sends = missing * (sizes.sends[dev] ? 0.8 : 1.0) < sizes.link_share[dev] * (double) absent / all;
     if (sends) {
         share_slots(sizes, (int) dev, p);

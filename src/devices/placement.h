@@ -38,8 +38,8 @@ struct layer_placement {
 // As many layers as have room, and of these as few as can be on devices that are far, the farthest first. Where not all
 // layers have room with their experts, they go without them, and experts have the room that is left: as many of each
 // layer, for each layer asks for as many, and those that are missing are sent; or all of as many layers, and the host
-// computes the others. What takes less time: of experts that are chosen a bank serves more than its share, so that of
-// slots for a quarter a quarter is missing, instead of three quarters; but they go over the link.
+// computes the others. What takes less time: of experts that are chosen a bank serves more than its share, so that with
+// slots for a quarter three tenths are missing, instead of three quarters; but they go over the link.
 layer_placement place_layers(const placement_sizes & sizes);
 
 } // namespace superllama

@@ -192,12 +192,17 @@ bool device_tier::resize_banks(const layer_placement & to, bool grow) {
 
 // ------------------------------------------------------------------------------------------------- parts
 
+// To where another one lies, with what belongs to that place: experts have a table on the host.
+static void put(ggml_tensor * t, const ggml_tensor & where) {
+    t->buffer = where.buffer;
+    t->data = where.data;
+    t->extra = where.extra;
+    t->flags = where.flags;
+}
+
 void device_tier::on_host(part & l) {
     for (weight & w : l.weights) {
-        w.tensor->buffer = w.host.buffer;
-        w.tensor->data = w.host.data;
-        w.tensor->extra = w.host.extra;
-        w.tensor->flags = w.host.flags;
+        put(w.tensor, w.host);
         if (w.tensor == twin) {
             *cfg.output = tied;
         }
@@ -329,8 +334,7 @@ static locked_staging * staging_for(ggml_backend_dev_t dev,
 }
 
 void device_tier::send(ggml_tensor * to, const uint8_t * data, size_t bytes) {
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(to->buffer));
-    if (locked_staging * by_way = staging_for(dev, batches)) {
+    if (locked_staging * by_way = staging_for(device_with(to), batches)) {
         by_way->send(to, 0, data, bytes);
     } else {
         ggml_backend_tensor_set(to, data, 0, bytes);
@@ -364,10 +368,7 @@ void device_tier::upload(bool beside) {
             }
             a.tensors.push_back(*w.tensor);
             ggml_tensor & t = a.tensors.back();
-            t.buffer = nullptr;
-            t.data = nullptr;
-            t.extra = nullptr;
-            t.flags = 0; // experts have a table on the host
+            put(&t, {}); // nowhere yet
             ggml_tallocr_alloc(&place, &t);
             list.push_back({ &t, w.source, held, store.is_locked(w.tensor) });
         }
@@ -410,11 +411,7 @@ bool device_tier::land(std::string * error) {
         l.device = dev;
         l.n_loads++;
         for (weight & w : l.weights) {
-            w.tensor->buffer = t->buffer;
-            w.tensor->data = t->data;
-            w.tensor->extra = t->extra;
-            w.tensor->flags = t->flags;
-            t++;
+            put(w.tensor, *t++);
             store.hold_resident(w.tensor, false);
             if (w.tensor == twin) {
                 *cfg.output = twin;

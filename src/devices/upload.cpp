@@ -32,7 +32,7 @@ struct read_range {
 
 } // namespace
 
-static ggml_backend_dev_t device_of(const ggml_tensor * t) {
+ggml_backend_dev_t device_with(const ggml_tensor * t) {
     return ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
 }
 
@@ -40,7 +40,7 @@ static ggml_backend_dev_t device_of(const ggml_tensor * t) {
 // Devices with copy engines of their own want it large, and so does a server that may have the weights itself: it is
 // asked once for each.
 static size_t send_bytes(const ggml_tensor * t) {
-    ggml_backend_dev_t dev = device_of(t);
+    ggml_backend_dev_t dev = device_with(t);
     ggml_backend_reg_t reg = dev != nullptr ? ggml_backend_dev_backend_reg(dev) : nullptr;
     if (reg == nullptr || strcmp(ggml_backend_reg_name(reg), "RPC") != 0) {
         return read_bytes_max;
@@ -93,8 +93,8 @@ size_t device_upload_staging() {
 
 bool device_upload(const weight_store & store, const std::vector<device_upload_tensor> & tensors, bool ahead,
                    const std::function<locked_staging *(ggml_backend_dev_t)> & locked, std::string * error) {
-    for (const auto & t : tensors) { // what is in host memory was looked through on its way there
-        locked(device_of(t.tensor)); // is made here, before another thread asks for it
+    for (const auto & t : tensors) {   // what is in host memory was looked through on its way there
+        locked(device_with(t.tensor)); // is made here, before another thread asks for it
         if (t.held.empty() && !store.check_tensor(t.tensor, t.source, error)) {
             return false;
         }
@@ -103,7 +103,7 @@ bool device_upload(const weight_store & store, const std::vector<device_upload_t
     std::unique_ptr<uint8_t[]> staging[2];
     std::string read_error;
     const auto read = [&](size_t i) -> const uint8_t * {
-        locked_staging * by_way = locked(device_of(ranges[i].pieces.front().tensor));
+        locked_staging * by_way = locked(device_with(ranges[i].pieces.front().tensor));
         auto & at = staging[i % 2];
         if (at == nullptr && by_way == nullptr) {
             at.reset(new uint8_t[staging_bytes()]);
@@ -114,11 +114,11 @@ bool device_upload(const weight_store & store, const std::vector<device_upload_t
     };
     const auto when = ahead ? std::launch::async : std::launch::deferred;
     std::future<const uint8_t *> next;
-    if (!ranges.empty() && locked(device_of(ranges[0].pieces.front().tensor)) == nullptr) {
+    if (!ranges.empty() && locked(device_with(ranges[0].pieces.front().tensor)) == nullptr) {
         next = std::async(when, read, 0); // while what is in memory goes, by no way that the two share
     }
     for (const auto & t : tensors) {
-        locked_staging * by_way = locked(device_of(t.tensor));
+        locked_staging * by_way = locked(device_with(t.tensor));
         const size_t share = t.held.empty() ? 0 : ggml_nbytes(t.tensor) / t.held.size();
         for (size_t k = 0; k < t.held.size(); ++k) {
             if (by_way != nullptr && !t.held_locked) {

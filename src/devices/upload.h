@@ -18,6 +18,8 @@ struct device_upload_tensor {
     bool held_locked;                  // page-locked, so that a device reads them well
 };
 
+ggml_backend_dev_t device_with(const ggml_tensor * t); // that has its memory
+
 // Host memory that an upload takes at most, where it has none that is page-locked.
 size_t device_upload_staging();
 

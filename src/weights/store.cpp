@@ -109,7 +109,7 @@ uint8_t * weight_store::place_of(uint32_t block, const weight_slice & slice) con
 }
 
 const uint8_t * weight_store::data(uint32_t block, size_t slice) const {
-    return all_blocks[block].addr + all_blocks[block].slices[slice].at;
+    return place_of(block, all_blocks[block].slices[slice]);
 }
 
 // Of a block that is no expert: so many of its first bytes lie on huge pages, where the system has any.

@@ -56,8 +56,9 @@ import superllama
 path, endpoint, prompt = sys.argv[1:]
 superllama.add_rpc_server(endpoint)
 
-def answer(**options):
-    with superllama.LLM(path, n_ctx=512, n_parallel=1, n_threads=1, dynamic_layers=True, **options) as llm:
+def answer(**options): # with weights of the host as the server has them: others have kernels of their own
+    shape = {"n_ctx": 512, "n_parallel": 1, "n_threads": 1, "repack": False}
+    with superllama.LLM(path, dynamic_layers=True, **shape, **options) as llm:
         found = llm.generate(prompt, max_tokens=24, temperature=0)
         tiers = [layer.tier for layer in llm.layers()]
         return found.tokens, found.timings.draft_accepted, tiers.count("device"), llm.metrics().vram_own_bytes

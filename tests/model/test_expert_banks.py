@@ -60,6 +60,13 @@ def static(n_gpu_layers=99, **params):
     with superllama.Model(path, n_gpu_layers=n_gpu_layers, **params) as model, open_context(model) as ctx:
         return rows_of(ctx)
 
+def opened():
+    "A model of which the card has as much as it can, a context, and the bytes that are there."
+    model = superllama.Model(path, dynamic_layers=True)
+    ctx = open_context(model)
+    rows_of(ctx)
+    return model, ctx, ctx.metrics().vram_own_bytes
+
 def part(share, **params):
     "Where the card holds this share of it: logits, metrics, how many layers are there, and which experts."
     with superllama.Model(path, dynamic_layers=True, **params) as model:
@@ -87,10 +94,7 @@ def run(run_python: Runner, script: str, path: Path) -> dict[str, Any]:
 
 SMALLER = """
 want = static()
-model = superllama.Model(path, dynamic_layers=True)
-ctx = open_context(model)
-rows_of(ctx)
-full = ctx.metrics().vram_own_bytes
+model, ctx, full = opened()
 found = []
 for share in (1.0, 0.85, 0.65, 0.75, 1.0, 0.7):
     model.set_budget(vram=int(share * full))
@@ -239,10 +243,7 @@ def test_experts_stay_where_the_link_is_slow(mixture: Path, run_python: Runner) 
 BOTH = """
 os.environ["SUPERLLAMA_EXPERTS"] = "0.35"
 sent = static()
-model = superllama.Model(path, dynamic_layers=True)
-ctx = open_context(model)
-rows_of(ctx)
-full = ctx.metrics().vram_own_bytes
+model, ctx, full = opened()
 found = []
 for share in (0.9, 0.5, 0.85, 0.5, 1.0):
     model.set_budget(vram=int(share * full))
