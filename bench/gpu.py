@@ -1,7 +1,8 @@
 """One table of what a card gives: superllama and stock's best static placement at the same VRAM, and the bound.
 
     python -m bench.gpu --model MODEL.gguf [--shares 15 25 40 60 80 100] [--host 100 50] [--prompts 512 4096]
-                        [--tokens 48] [--threads N] [--turns 3] [--quick] [--server [THREADS]] [--saturation OUT.svg]
+                        [--tokens 48] [--threads N] [--turns 3] [--quick] [--expert-misses share] [--server [THREADS]]
+                        [--saturation OUT.svg]
 
 For each budget of VRAM, and of host memory beside it, in percent of the model's file: `--dynamic-layers
 --async-prefetch --vram-budget X [--mem-budget Y]`, in turns with the placement of stock (bench/placement.py) that takes
@@ -43,12 +44,13 @@ QUICK = {"shares": [25, 60], "host": [100], "prompts": [512], "tokens": 24, "tur
 FULL = {"shares": [15, 25, 40, 60, 80, 100], "host": [100, 50], "prompts": [512, 4096], "tokens": 48, "turns": 3}
 
 
-def measure(stock: Stock, share: int, host: int, turns: int) -> Row:
+def measure(stock: Stock, share: int, host: int, turns: int, misses: str = "send") -> Row:
     """A row: ours first, which says what stock may take, then whoever was last begins."""
     runner, size = stock.runner, stock.weights.file_bytes
     vram_budget, host_budget = size * share // 100, size * host // 100 if host < 100 else None
     note(f"VRAM {share} %, host {host} %")
     params: dict[str, object] = {"dynamic_layers": True, "async_prefetch": True, "vram_budget": vram_budget}
+    params["expert_misses"] = misses
     spec = runner.spec(params if host_budget is None else {**params, "mem_budget": host_budget}, {})
     ours = [runner.run(spec, host_budget)]
     where = stock.best(vram_budget if ours[0].error else ours[0].vram_bytes)
@@ -116,7 +118,7 @@ def table(args: argparse.Namespace, here: card.Card) -> None:
     failures: list[str] = []
     for host in args.host:
         for share in args.shares:
-            row = measure(stock, share, host, args.turns)
+            row = measure(stock, share, host, args.turns, args.expert_misses)
             print(gpu_report.text(row, runner.prompts, weights, limits), flush=True)
             failures += gpu_report.failures(row)
     if failures:
@@ -134,6 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=n_physical_cores())
     parser.add_argument("--ubatch", type=int, default=512)
     parser.add_argument("--headroom", type=parse_size, default=parse_size("1GiB"), help="beside the host's budget")
+    parser.add_argument("--expert-misses", choices=["send", "share"], default="send", help="of superllama")
     parser.add_argument("--server", type=int, nargs="?", const=n_physical_cores(), default=0, metavar="THREADS")
     parser.add_argument("--quick", action="store_true", help="what is not named above is small")
     parser.add_argument("--saturation", type=Path, metavar="OUT.svg", help="or .png")

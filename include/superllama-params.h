@@ -14,6 +14,12 @@ enum superllama_layer_policy {
     SUPERLLAMA_LAYER_POLICY_LRU = 1, // evict what was used longest ago
 };
 
+// Of a layer whose experts are only in part on a device, those that a ubatch chooses and the device lacks.
+enum superllama_expert_misses {
+    SUPERLLAMA_EXPERT_MISSES_SEND = 0,  // all are sent there: results do not depend on what it holds
+    SUPERLLAMA_EXPERT_MISSES_SHARE = 1, // the host computes some while others are sent: that changes last digits
+};
+
 // Whether fewer threads compute while other processes keep cores busy.
 enum superllama_adapt_threads {
     SUPERLLAMA_ADAPT_THREADS_EXACT =
@@ -32,6 +38,7 @@ struct superllama_model_params {
     int32_t prefetch_threads; // read workers, 0 = default
 
     enum superllama_layer_policy layer_policy;
+    enum superllama_expert_misses expert_misses;
 
     uint64_t mem_budget_bytes; // hard cap on host memory for weights, KV and compute buffers, 0 = automatic
     float mem_pressure;        // high mark of memory in use, 0..1

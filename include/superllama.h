@@ -120,7 +120,8 @@ struct superllama_stats {
     double throttled_ms; // its control groups held it back for their CPU quota
 
     int64_t expert_device_hits;   // experts that ubatches chose and that were on the device of their layer
-    int64_t expert_device_misses; // that came there from the host or the disk first
+    int64_t expert_device_misses; // and those that were not
+    int64_t expert_host_computed; // of these, those that the host computed; the others were sent there first
 };
 
 // The paged KV cache of a context. Counters only grow.

@@ -45,6 +45,7 @@ ENUMS: dict[str, dict[str, int]] = {
     },
     "lazy_mode": _enum("LLAMA_LAZY_MODE_", off="OFF", auto="AUTO", on="ON"),
     "layer_policy": _enum("SUPERLLAMA_LAYER_POLICY_", pin="PIN", lru="LRU"),
+    "expert_misses": _enum("SUPERLLAMA_EXPERT_MISSES_", send="SEND", share="SHARE"),
     "adapt_threads": _enum("SUPERLLAMA_ADAPT_THREADS_", exact="EXACT", on="ON", off="OFF"),
     "rope_scaling": _enum(
         "LLAMA_ROPE_SCALING_TYPE_", model="UNSPECIFIED", none="NONE", linear="LINEAR", yarn="YARN", longrope="LONGROPE"

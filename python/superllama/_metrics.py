@@ -116,7 +116,10 @@ class Metrics(BaseModel):
     expert_device_hits: Count = Field(
         description="experts that were on the device of their layer when they were chosen"
     )
-    expert_device_misses: Count = Field(description="those that were sent there first")
+    expert_device_misses: Count = Field(description="those that were not there")
+    expert_host_computed: Count = Field(
+        description="of these, those that the host computed"
+    )
     experts: ExpertCounts | None = Field(
         description="each expert; in a file's last line and in one a minute before it, null in others"
     )

@@ -209,6 +209,11 @@ class ModelParams(_Params):
     layer_policy: Literal["pin", "lru"] = Field(
         _default(_MODEL.superllama, "layer_policy"), description="which layers are held: a fixed set, or the latest"
     )
+    expert_misses: Literal["send", "share"] = Field(
+        _default(_MODEL.superllama, "expert_misses"),
+        description="experts that are chosen and that a device lacks: all are sent there, so that results do not "
+        "depend on what it holds; or the host computes some of them meanwhile, which changes last digits",
+    )
     mem_budget: Size = Field(
         "auto",
         description="host memory for weights, KV and compute buffers: bytes, '8GiB', '60%' of what this process may "
@@ -236,7 +241,8 @@ class ModelParams(_Params):
     _enforcer: ClassVar[str] = "dynamic_layers"
     _enforced: ClassVar[tuple[str, ...]] = ("mem_budget", "vram_budget", "async_prefetch")
     _superllama: ClassVar[frozenset[str]] = frozenset(
-        {"dynamic_layers", "async_prefetch", "prefetch_threads", "layer_policy", "mem_pressure", "mem_pressure_low"}
+        {"dynamic_layers", "async_prefetch", "prefetch_threads", "layer_policy", "expert_misses"}
+        | {"mem_pressure", "mem_pressure_low"}
     )
 
     @field_validator("tensor_split")

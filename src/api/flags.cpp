@@ -140,6 +140,19 @@ static std::vector<common_arg> superllama_options() {
                    })
             .set_env("LLAMA_ARG_VRAM_BUDGET"));
     add(common_arg(
+            { "--expert-misses" }, "send|share",
+            "with --dynamic-layers, of a mixture of experts that is larger than the devices: send the experts that are "
+            "chosen and that a device lacks there, so that results do not depend on what it holds (send), or have the "
+            "processor compute some of them meanwhile, which changes last digits (share) (default: send)",
+            [](common_params & params, const std::string & value) {
+                if (value != "send" && value != "share") {
+                    throw std::invalid_argument("\"" + value + "\" is neither send nor share");
+                }
+                params.superllama.model.expert_misses =
+                    value == "send" ? SUPERLLAMA_EXPERT_MISSES_SEND : SUPERLLAMA_EXPERT_MISSES_SHARE;
+            })
+            .set_env("LLAMA_ARG_EXPERT_MISSES"));
+    add(common_arg(
             { "--mem-pressure" }, "F",
             "with --dynamic-layers: share of memory in use above which layers are evicted, 0.0 to 1.0 (default: 0.85)",
             [](common_params & params, const std::string & value) {

@@ -82,7 +82,8 @@ bool graph_run::on_copy(ggml_backend * backend, const ggml_tensor * src, ggml_te
         std::string error;
         const auto sent = self.copy_slots(backend, src, dst, part, &error);
         if (sent != expert_banks::result::not_ours) {
-            return sent == expert_banks::result::copied || !self.fail("experts could not be sent: " + error);
+            return sent == expert_banks::result::copied ||
+                   !self.fail("experts could not be sent or computed: " + error);
         }
         bool copied = false;
         return self.weights->before_copy(src, dst, &copied, &error)
@@ -101,7 +102,9 @@ expert_banks::result graph_run::copy_slots(ggml_backend * backend, const ggml_te
     }
     const auto original = [this](const ggml_tensor * t) { return original_of(graph, t); };
     const auto serve = [this](const expert_request & r, std::string * why) { return weights->send_experts(r, why); };
-    return banks->copy(backend, src, dst, part, original, serve, error);
+    ggml_backend_sched_t sched = ctx.get_sched();
+    ggml_backend_t host = ggml_backend_sched_get_backend(sched, ggml_backend_sched_get_n_backends(sched) - 1);
+    return banks->copy(backend, host, src, dst, part, original, serve, error);
 }
 
 bool graph_run::stops_after(ggml_tensor * node) {
@@ -112,7 +115,7 @@ bool graph_run::stops_after(ggml_tensor * node) {
     if (stops && weights->pieces_of(node) != nullptr) {
         skip(node); // it is computed once the graph stopped there
     }
-    return stops || kv || user_asked;
+    return stops || kv || user_asked || (banks != nullptr && banks->stops_after(node));
 }
 
 bool graph_run::after_node(ggml_tensor * node) {
@@ -120,6 +123,9 @@ bool graph_run::after_node(ggml_tensor * node) {
     const std::vector<uint32_t> * pieces = turn ? weights->pieces_of(node) : nullptr;
     if (pieces != nullptr && !multiply_in_pieces(node, *pieces)) {
         return false;
+    }
+    if (banks != nullptr) {
+        banks->after_node(node);
     }
     if (user_asked && !cp.cb_eval(node, false, cp.cb_eval_user_data)) {
         cut_short = true; // its own wish: no error
@@ -184,6 +190,9 @@ bool graph_run::end() {
     if (turn) {
         turn = false;
         try {
+            if (banks != nullptr) {
+                banks->end_graph();
+            }
             weights->end_graph();
         } catch (const std::exception & e) {
             fail(e.what());

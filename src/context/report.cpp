@@ -85,6 +85,7 @@ void context_hooks::impl::collect_weights(struct superllama_stats & s) {
     if (const expert_banks * banks = weights->banks()) {
         s.expert_device_hits = banks->count().hits;
         s.expert_device_misses = banks->count().misses;
+        s.expert_host_computed = banks->count().stayed;
     }
     s.stall_ms = c.stall_ms;
     s.prefetch_pending = c.prefetch.pending;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
 #include <stdexcept>
 
 namespace superllama {
@@ -18,11 +17,14 @@ struct expert_banks::bank {
     std::vector<ggml_tensor *> tensors; // the same, as many as there are slots
     ggml_context_ptr ctx;
     ggml_tensor * map = nullptr; // the slot of each expert, -1: it has none
+    std::vector<int32_t> sent;   // the same as a device sees it, where the host computes some
     ggml_backend_buffer_ptr buffer;
     std::atomic<int32_t> n_slots{ 0 };
     std::vector<int32_t> expert_of; // by slot, -1: it is free
     std::vector<int64_t> last_use;  // by slot
+    std::vector<int64_t> asked;     // by expert: when a ubatch chose it last
     int64_t now = 0;
+    double to_send = 0; // of the missing ones so far, the part of one that the link still has to take
 
     int32_t n_expert() const { return (int32_t) weights.front()->ne[2]; }
     int32_t * slots() const { return (int32_t *) map->data; }
@@ -50,11 +52,12 @@ static ggml_tensor expert_in(const ggml_tensor & t, int64_t i) {
 }
 
 expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used,
-                           const std::vector<ggml_backend_dev_t> & devices) :
+                           const std::vector<device> & devices) :
     n_expert_used(n_expert_used),
     ctx_maps(ggml_init({ (layers.size() + 1) * ggml_tensor_overhead(), nullptr, true })) {
-    for (ggml_backend_dev_t dev : devices) {
-        bytes_of[dev] = {};
+    for (const device & d : devices) {
+        bytes_of[d.dev] = {};
+        sent_share[d.dev] = d.sent_share;
     }
     for (const layer_weights & l : layers) {
         banks.resize(std::max(banks.size(), (size_t) l.layer + 1));
@@ -70,6 +73,7 @@ expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_
         }
         b.map = ggml_new_tensor_2d(ctx_maps.get(), GGML_TYPE_I32, 1, b.n_expert());
         ggml_format_name(b.map, "slots-%d", l.layer);
+        b.asked.resize((size_t) b.n_expert());
         layer_of_map[b.map] = l.layer;
     }
     maps_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_maps.get(), ggml_backend_cpu_buffer_type()));
@@ -230,12 +234,11 @@ ggml_tensor * expert_banks::bank_of(const ggml_tensor * weights) const {
     return banks[(size_t) found->second.first]->tensors[found->second.second];
 }
 
-// Which of the chosen are missing, and which leave for them. The slots that the missing get: too few where there are no
-// more. `n_there`: of the chosen, those that have one.
-std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r, int64_t * n_there) {
+// Of the chosen, those without a slot. `n_there`: those that have one.
+std::set<int32_t> expert_banks::missing_of(bank & b, const std::vector<int32_t> & chosen, int64_t * n_there) {
     b.now++;
     std::set<int32_t> missing;
-    for (int32_t e : r->chosen) {
+    for (int32_t e : chosen) {
         const int32_t s = b.slots()[e];
         if (s >= 0) {
             *n_there += b.last_use[(size_t) s] < b.now ? 1 : 0; // tokens may choose the same
@@ -244,16 +247,39 @@ std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r, int64_t * 
             missing.insert(e);
         }
     }
+    return missing;
+}
+
+// The link takes its share of them; those that were chosen before that most recently, for they will be again.
+void expert_banks::leave_to_host(bank & b, double sent_share, std::set<int32_t> * missing, expert_request * r) const {
+    b.to_send += sent_share * (double) missing->size();
+    std::vector<int32_t> by_age(missing->begin(), missing->end());
+    std::stable_sort(by_age.begin(), by_age.end(),
+                     [&b](int32_t x, int32_t y) { return b.asked[(size_t) x] < b.asked[(size_t) y]; });
+    const auto n_sent = std::min(by_age.size(), (size_t) b.to_send);
+    b.to_send -= (double) n_sent;
+    by_age.resize(by_age.size() - n_sent);
+    size_t n_pairs = 0;
+    for (int32_t e : by_age) {
+        n_pairs += (size_t) std::count(r->chosen.begin(), r->chosen.end(), e);
+        if (n_pairs <= by_host.pairs_max()) {
+            r->staying.push_back(e);
+            missing->erase(e);
+        }
+    }
+}
+
+// Which leave for the missing. The slots that these get: too few where there are no more.
+std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r) {
     std::vector<std::pair<int64_t, int32_t>> by_age; // of slots
-    for (int32_t s = 0; !missing.empty() && s < b.n_slots; ++s) {
+    for (int32_t s = 0; !r->missing.empty() && s < b.n_slots; ++s) {
         if (b.last_use[(size_t) s] < b.now) {
             by_age.emplace_back(b.last_use[(size_t) s], s);
         }
     }
     std::sort(by_age.begin(), by_age.end());
-    r->missing.assign(missing.begin(), missing.end());
     std::vector<int32_t> slots;
-    for (size_t i = 0; i < std::min(missing.size(), by_age.size()); ++i) {
+    for (size_t i = 0; i < std::min(r->missing.size(), by_age.size()); ++i) {
         slots.push_back(by_age[i].second);
         if (b.expert_of[(size_t) slots.back()] >= 0) {
             r->leaving.push_back(b.expert_of[(size_t) slots.back()]);
@@ -275,6 +301,12 @@ void expert_banks::own(bank & b, int32_t slot, int32_t expert) {
     }
 }
 
+// Of a tensor of a bank, that of the host.
+ggml_tensor * expert_banks::host_twin(const bank & b, const ggml_tensor * of_bank) {
+    const auto at = std::find(b.tensors.begin(), b.tensors.end(), of_bank);
+    return at == b.tensors.end() ? nullptr : b.weights[(size_t) (at - b.tensors.begin())];
+}
+
 // The node that looks slots up in what a map is copied to; null: it is not what upstream's graphs look like.
 static const ggml_tensor * lookup_in(ggml_cgraph * part, const ggml_tensor * map) {
     const ggml_tensor * lookup = nullptr;
@@ -291,8 +323,18 @@ static const ggml_tensor * lookup_in(ggml_cgraph * part, const ggml_tensor * map
     return lookup;
 }
 
-expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst,
-                                        ggml_cgraph * part,
+bool expert_banks::shares() const {
+    return host_can && std::any_of(sent_share.begin(), sent_share.end(), [](const auto & d) { return d.second < 1; });
+}
+
+void expert_banks::after_node(const ggml_tensor * node) {
+    if (stops_after(node)) {
+        by_host.write(by_host_to);
+    }
+}
+
+expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t host, const ggml_tensor * src,
+                                        ggml_tensor * dst, ggml_cgraph * part,
                                         const std::function<const ggml_tensor *(const ggml_tensor *)> & original_of,
                                         const serve_request & serve, std::string * error) {
     const auto found = layer_of_map.find(src);
@@ -324,12 +366,28 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
         return fail("the router asks for an expert that does not exist");
     }
     int64_t n_there = 0;
-    std::vector<int32_t> slots = plan(b, &r, &n_there);
+    std::set<int32_t> missing = missing_of(b, r.chosen, &n_there);
+    n_hits += n_there;
+    n_misses += (int64_t) missing.size();
+    by_host.end();
+    const double share = sent_share.at(ggml_backend_get_device(backend));
+    if (!missing.empty() && share < 1) {
+        const auto on_host = [&b](const ggml_tensor * t) { return host_twin(b, t); };
+        host_can = by_host.begin(part, lookup, on_host, b.weights.size());
+        if (host_can) {
+            by_host_to = backend;
+            leave_to_host(b, share, &missing, &r);
+        }
+    }
+    for (int32_t e : r.chosen) {
+        b.asked[(size_t) e] = b.now;
+    }
+    r.missing.assign(missing.begin(), missing.end());
+    std::vector<int32_t> slots = plan(b, &r);
     if (slots.size() < r.missing.size()) {
         return fail("a ubatch wants more experts than there are slots");
     }
-    n_hits += n_there;
-    n_misses += (int64_t) r.missing.size();
+    n_stayed += (int64_t) r.staying.size();
     r.send = [&](int32_t expert, const expert_request::matrix_of & matrix) {
         const int32_t slot = slots.back();
         slots.pop_back();
@@ -346,11 +404,23 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
         ggml_backend_tensor_get(t, to, (size_t) b.slots()[expert] * t->nb[2], t->nb[2]);
         count(bytes.down, t->nb[2]);
     };
+    r.compute = [&](std::string * why) {
+        return by_host.compute(host, r.chosen, std::set<int32_t>(r.staying.begin(), r.staying.end()), why);
+    };
     r.finish = [backend] { ggml_backend_synchronize(backend); };
     if (!serve(r, error)) {
+        by_host.end();
         return result::failed;
     }
-    ggml_backend_tensor_set_async(backend, dst, src->data, 0, ggml_nbytes(src));
+    const int32_t * slots_seen = b.slots();
+    if (!r.staying.empty()) { // the device computes something in their place that nobody reads: best with what it has
+        const auto is_there = [&b](int32_t e) { return b.slots()[e] >= 0; };
+        const auto any = std::find_if(r.chosen.begin(), r.chosen.end(), is_there);
+        b.sent.assign(slots_seen, slots_seen + b.n_expert());
+        std::replace(b.sent.begin(), b.sent.end(), -1, any != r.chosen.end() ? b.slots()[*any] : 0);
+        slots_seen = b.sent.data();
+    }
+    ggml_backend_tensor_set_async(backend, dst, slots_seen, 0, ggml_nbytes(src));
     return result::copied;
 }
 

@@ -3,9 +3,11 @@
 //
 // The layer's products are computed on the device with every expert that a ubatch chose, as if all of them were there:
 // what is missing comes before, so that results do not depend on what a bank holds. Upstream's graphs of a cache of
-// experts (llama-moe-cache.h) do that: they look an expert's slot up in a map, and multiply with the bank.
+// experts (llama-moe-cache.h) do that: they look an expert's slot up in a map, and multiply with the bank. Where
+// results may depend on it, the host computes some of the missing ones meanwhile (host_experts.h).
 #pragma once
 
+#include "devices/host_experts.h"
 #include "devices/placement.h"
 #include "weights/experts/request.h"
 
@@ -17,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -30,8 +33,12 @@ class expert_banks {
         std::vector<ggml_tensor *> weights; // one matrix of each expert in each of them; on the host
     };
 
-    expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used,
-                 const std::vector<ggml_backend_dev_t> & devices);
+    struct device {
+        ggml_backend_dev_t dev;
+        double sent_share; // of the missing experts, those that are sent; the host computes the others. 1: all
+    };
+
+    expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used, const std::vector<device> & devices);
     ~expert_banks();
 
     bool is_of_bank(const ggml_tensor * weights) const { return bank_tensors.count(weights) > 0; }
@@ -58,11 +65,18 @@ class expert_banks {
     using serve_request = std::function<bool(const expert_request & r, std::string * error)>;
     enum class result { not_ours, copied, failed };
 
-    // Before a part of a graph begins on a device: where `src` is a map of slots, what is missing is brought, and the
-    // map is copied to `dst`. `original_of`: of a tensor that may be a copy from another device.
-    result copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
-                const std::function<const ggml_tensor *(const ggml_tensor *)> & original_of,
+    // Before a part of a graph begins on a device: where `src` is a map of slots, what is missing is brought, or
+    // computed on the host, and the map is copied to `dst`. `original_of`: of a tensor that may be a copy from another
+    // device.
+    result copy(ggml_backend_t backend, ggml_backend_t host, const ggml_tensor * src, ggml_tensor * dst,
+                ggml_cgraph * part, const std::function<const ggml_tensor *(const ggml_tensor *)> & original_of,
                 const serve_request & serve, std::string * error);
+
+    // After this node of the part, before the next one: what the host computed takes its place there.
+    bool stops_after(const ggml_tensor * node) const { return node == by_host.node(); }
+    void after_node(const ggml_tensor * node);
+    void end_graph() { by_host.end(); }
+    bool shares() const; // whether the host computes any, as far as graphs were seen
 
     bool holds(const ggml_tensor * weights, int32_t expert) const; // from any thread
     // To a tensor of all experts of the layer, for a large batch; of one that is there.
@@ -71,8 +85,9 @@ class expert_banks {
     struct counters {
         int64_t hits;   // experts that ubatches chose and that were there
         int64_t misses; // and those that were not
+        int64_t stayed; // of these, those that the host computed
     };
-    counters count() const { return { n_hits, n_misses }; }
+    counters count() const { return { n_hits, n_misses, n_stayed }; }
 
     struct traffic {      // in bytes
         int64_t up = 0;   // experts that were missing
@@ -92,7 +107,10 @@ class expert_banks {
     static size_t place(const bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
     static std::vector<held> held_by(const bank & b);
     static bool allocate(bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
-    static std::vector<int32_t> plan(bank & b, expert_request * r, int64_t * n_there);
+    static std::set<int32_t> missing_of(bank & b, const std::vector<int32_t> & chosen, int64_t * n_there);
+    static std::vector<int32_t> plan(bank & b, expert_request * r);
+    void leave_to_host(bank & b, double sent_share, std::set<int32_t> * missing, expert_request * r) const;
+    static ggml_tensor * host_twin(const bank & b, const ggml_tensor * of_bank);
     void own(bank & b, int32_t slot, int32_t expert);
 
     int32_t n_expert_used;
@@ -104,7 +122,12 @@ class expert_banks {
     mutable std::mutex mutex; // of which expert is where, and of bytes_of, for reports
     std::atomic<int64_t> n_hits{ 0 };
     std::atomic<int64_t> n_misses{ 0 };
+    std::atomic<int64_t> n_stayed{ 0 };
     std::map<ggml_backend_dev_t, traffic> bytes_of;
+    std::map<ggml_backend_dev_t, double> sent_share;
+    std::atomic<bool> host_can{ true }; // compute what the graphs do with a bank
+    host_experts by_host;               // of the layer that is being computed
+    ggml_backend_t by_host_to = nullptr;
 };
 
 } // namespace superllama

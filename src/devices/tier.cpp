@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 namespace superllama {
@@ -17,7 +19,7 @@ static const uint64_t budget_unknown = 1ull << 50;
 static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
 
 bool device_tier::holds_experts(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_host_buffer_type(dev) != nullptr;
+    return ggml_backend_dev_host_buffer_type(dev) != nullptr || getenv("SUPERLLAMA_EXPERTS") != nullptr;
 }
 
 // Of layers all of whose experts may go.
@@ -28,8 +30,14 @@ static std::unique_ptr<expert_banks> make_banks(const device_tier::config & cfg)
             layers.push_back(l);
         }
     }
+    std::vector<expert_banks::device> devices;
+    for (size_t d = 0; d < cfg.devices.size(); ++d) {
+        // the link and the host's memory are both at work then, and are done at the same time
+        const double link = cfg.link_share[d];
+        devices.push_back({ cfg.devices[d], cfg.share_misses && !std::isinf(link) ? link / (1 + link) : 1 });
+    }
     const bool any = !layers.empty() && std::any_of(cfg.devices.begin(), cfg.devices.end(), device_tier::holds_experts);
-    return any ? std::make_unique<expert_banks>(layers, cfg.n_expert_used, cfg.devices) : nullptr;
+    return any ? std::make_unique<expert_banks>(layers, cfg.n_expert_used, devices) : nullptr;
 }
 
 device_tier::device_tier(weight_store & store, const config & cfg) :
@@ -167,6 +175,8 @@ layer_placement device_tier::target(const std::vector<uint64_t> & budgets, const
         sizes.layers.push_back(parts[(size_t) il].bytes + kv[(size_t) il]);
     }
     for (size_t d = 0; d < n_devices(); ++d) {
+        // the host computes some of those that a bank lacks: that adds its speed to the link's
+        sizes.link_share[d] += banks != nullptr && banks->shares() && sizes.link_share[d] > 0 ? 1 : 0;
         sizes.room.push_back(budgets[d] - std::min<uint64_t>(budgets[d], compute[d]));
         sizes.has_banks.push_back(banks != nullptr && holds_experts(cfg.devices[d]));
     }

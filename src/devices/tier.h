@@ -46,6 +46,7 @@ class device_tier {
 
         std::vector<expert_banks::layer_weights> experts; // of layers that have any
         int32_t n_expert_used;
+        bool share_misses; // the host computes some of the experts that a device lacks
 
         ggml_tensor ** output; // the model's, which may be its token embedding as well
         const ggml_tensor * tok_embd;
@@ -85,7 +86,7 @@ class device_tier {
 
     expert_banks * experts() const { return banks.get(); } // null: no device holds some of a layer's
     // Whether this device can: one of this machine, to which a miss is no journey. It knows host memory that it reads
-    // well.
+    // well. Others do where the environment says what is to be done with a miss.
     static bool holds_experts(ggml_backend_dev_t dev);
 
     // Of one thread at a time: weights of the host to where a device computes a large batch with them.

@@ -41,7 +41,9 @@ void device_tier::note_sending(const layer_placement & to) {
         }
         if (lacks && (to.sends[d] != sends[d] || !said_sending)) {
             LLAMA_LOG_INFO("%s: experts that %s lacks are %s\n", __func__, ggml_backend_dev_name(cfg.devices[d]),
-                           to.sends[d] ? "sent there" : "computed here");
+                           !to.sends[d]      ? "computed here"
+                           : banks->shares() ? "sent there, or computed here meanwhile"
+                                             : "sent there");
             said_sending = true;
         }
     }
@@ -342,7 +344,7 @@ void device_tier::send(ggml_tensor * to, const uint8_t * data, size_t bytes) {
 }
 
 size_t device_tier::staging_bytes() const {
-    size_t bytes = device_upload_staging();
+    size_t bytes = device_upload_staging() + (banks != nullptr && banks->shares() ? host_experts::memory_bytes() : 0);
     for (ggml_backend_dev_t dev : cfg.devices) {
         bytes += ggml_backend_dev_host_buffer_type(dev) != nullptr ? 2 * locked_staging::memory_bytes() : 0;
     }

@@ -284,6 +284,7 @@ void dynamic_model::create_tier() {
     device_tier::config cfg;
     cfg.experts = experts_of_layers();
     cfg.n_expert_used = (int32_t) model.hparams.n_expert_used_max();
+    cfg.share_misses = params.expert_misses == SUPERLLAMA_EXPERT_MISSES_SHARE;
     cfg.n_layers_max = n_max;
     cfg.n_layers = split_layers(model, n_max);
     for (size_t d = 0; d < model.devices.size(); ++d) {
@@ -329,8 +330,12 @@ void dynamic_model::create_tier() {
     };
     devices = std::make_unique<device_tier>(store, cfg);
     if (banks() != nullptr) {
-        const auto holds = std::find_if(cfg.devices.begin(), cfg.devices.end(), device_tier::holds_experts);
-        store.lock_experts(ggml_backend_dev_host_buffer_type(*holds));
+        for (ggml_backend_dev_t dev : cfg.devices) {
+            if (ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(dev)) {
+                store.lock_experts(host);
+                break;
+            }
+        }
     }
 }
 

@@ -48,7 +48,8 @@ const number counters[] = {
     { "expert_guesses_total", "experts read before they were chosen", "expert_guesses", 1 },
     { "expert_guesses_used_total", "those of them that were chosen", "expert_guesses_used", 1 },
     { "expert_device_hits_total", "experts that were on a device when they were chosen", "expert_device_hits", 1 },
-    { "expert_device_misses_total", "experts that were sent there when they were chosen", "expert_device_misses", 1 },
+    { "expert_device_misses_total", "experts that were not there", "expert_device_misses", 1 },
+    { "expert_host_computed_total", "those of them that the host computed", "expert_host_computed", 1 },
     { "metrics_lines_dropped_total", "lines of the metrics file that a slow disk could not take", "metrics_dropped",
       1 },
 };

@@ -127,6 +127,24 @@ def test_the_same_logits_with_fewer_experts_there(mixture: Path, run_python: Run
     assert len(sent) == 1  # bytes of an expert, and nothing else
 
 
+SHARED = """
+os.environ["SUPERLLAMA_EXPERTS"] = "0.4"
+want = static()
+ours, m, _, _ = part(0.7, expert_misses="share")
+close = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in
+         ([np.frombuffer(row, np.float32) for row in pair] for pair in zip(ours, want))]
+print(json.dumps({"close": close, "hits": m.expert_device_hits, "misses": m.expert_device_misses,
+                  "computed": m.expert_host_computed}))
+"""
+
+
+def test_misses_that_are_shared_with_the_host(mixture: Path, run_python: Runner) -> None:
+    """The processor's kernels round in other places than the card's, as they do with any other placement."""
+    found = run(run_python, SHARED, mixture)
+    assert max(found["close"]) < 0.05
+    assert found["hits"] > 0 and 0 < found["computed"] < found["misses"]
+
+
 DISK = """
 want = static()
 with superllama.Model(path, dynamic_layers=True) as model, open_context(model) as ctx:

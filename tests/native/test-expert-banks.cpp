@@ -121,7 +121,8 @@ struct run_of {
             return true;
         };
         const auto same = [](const ggml_tensor * t) { return t; };
-        const expert_banks::result result = banks.copy(m.backend.get(), map, copied, graph, same, serve, &error);
+        const expert_banks::result result =
+            banks.copy(m.backend.get(), nullptr, map, copied, graph, same, serve, &error);
         for (size_t i = 0; result == expert_banks::result::copied && i < chosen.size(); ++i) {
             const int32_t slot = ((const int32_t *) copied->data)[chosen[i]];
             for (const ggml_tensor * w : m.layers[(size_t) il - 1].weights) {
@@ -136,7 +137,7 @@ struct run_of {
 
 static void test_random() {
     machine m;
-    expert_banks banks(m.layers, n_used, { ggml_backend_get_device(m.backend.get()) });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), 1 } });
     run_of run{ m, banks, {}, {} };
     std::map<int32_t, model> models;
     std::mt19937 random(3);
@@ -190,7 +191,7 @@ static void test_random() {
 // A layer that was there as a whole leaves some of its experts, and a failed read leaves none that is half there.
 static void test_whole_and_failures() {
     machine m;
-    expert_banks banks(m.layers, n_used, { ggml_backend_get_device(m.backend.get()) });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), 1 } });
     run_of run{ m, banks, {}, {} };
     std::vector<ggml_tensor> whole;
     for (const ggml_tensor * t : m.layers[0].weights) {
@@ -209,7 +210,8 @@ static void test_whole_and_failures() {
     CHECK(run.compute(1, { 0, 1, 2 }) == expert_banks::result::copied);
 
     ggml_tensor other = whole[0];
-    CHECK(banks.copy(m.backend.get(), &other, nullptr, nullptr, {}, {}, &run.error) == expert_banks::result::not_ours);
+    CHECK(banks.copy(m.backend.get(), nullptr, &other, nullptr, nullptr, {}, {}, &run.error) ==
+          expert_banks::result::not_ours);
     CHECK(banks.bank_of(&other) == nullptr && banks.bank_of(m.layers[1].weights[0]) == nullptr);
     CHECK(banks.slot_map(0, 1, n_used) == nullptr && banks.slot_map(1, 33, n_used) == nullptr);
     CHECK(banks.slot_map(1, 3, n_used) != nullptr && banks.slot_map(1, 4, n_used) == nullptr);

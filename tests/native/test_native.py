@@ -13,7 +13,7 @@ from bench import make_model
 from native_build import native_programs
 
 UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
-UNITS += ["engine", "string-pattern", "batch", "turns", "placement", "expert-banks", "locked-staging"]
+UNITS += ["engine", "string-pattern", "batch", "turns", "placement", "expert-banks", "host-experts", "locked-staging"]
 if sys.platform == "linux":
     UNITS += ["files", "rpc-secret", "pool"]
 

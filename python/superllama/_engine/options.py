@@ -37,6 +37,7 @@ class EngineOptions(TypedDict, total=False):
     async_prefetch: bool  # read ahead in threads (on where layers are dynamic)
     mem_budget: Size  # of the host, for weights, KV cache and buffers: "8GiB", "60%", "auto"
     vram_budget: Size | Sequence[Size]  # of devices: one size for all, or one for each; 0 = no layers there
+    expert_misses: Literal["send", "share"]  # of a card: sent there, or shared with the processor, inexactly ("send")
     paged_kv: bool  # memory for what of the KV cache is used; kv_budget switches it on
     kv_budget: Size  # that KV pages may hold; what is over it goes to disk
     spill_dir: AnyPath  # where KV pages go, and the slots of a paused engine (the system's temporary folder)

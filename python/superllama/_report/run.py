@@ -35,6 +35,7 @@ class Line(Metrics):
     throttled_ms: Rate = 0.0
     expert_device_hits: Count = 0
     expert_device_misses: Count = 0
+    expert_host_computed: Count = 0
     experts: ExpertCounts | None = None
     # the fields of these are their version's too
     sequences: list[dict[str, Any]] = Field(default=[])  # type: ignore[assignment]

@@ -11,7 +11,7 @@ namespace superllama {
 
 // What a device has is the first to leave the host, so that both together hold as many as they can.
 bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std::string * error) {
-    std::set<uint32_t> all, wanted;
+    std::set<uint32_t> all, wanted, sent;
     for (int32_t e : r.chosen) {
         const auto id = (uint32_t) store.block_of(r.weights, e);
         heats[id].uses++;
@@ -19,6 +19,10 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
         all.insert(id);
     }
     for (int32_t e : r.missing) {
+        sent.insert((uint32_t) store.block_of(r.weights, e));
+    }
+    wanted = sent;
+    for (int32_t e : r.staying) {
         wanted.insert((uint32_t) store.block_of(r.weights, e));
     }
     totals.hits += (int64_t) (all.size() - wanted.size());
@@ -27,7 +31,7 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
         keep_leaving(r, lock);
     }
     const int64_t t_begin = ggml_time_us();
-    for (uint32_t id : wanted) {
+    for (uint32_t id : sent) {
         if (ok) {
             loader.wait_for(id, lock);
         }
@@ -42,9 +46,13 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
     }
     totals.stall_ms += (double) (ggml_time_us() - t_begin) / 1000.0;
     lock.unlock();
+    if (ok && !r.staying.empty()) {
+        ok = r.compute(error);
+    }
     r.finish();
     lock.lock();
-    for (uint32_t id : wanted) {
+    asked_known = asked_known && r.staying.empty(); // kernels asked for these, and they are counted here
+    for (uint32_t id : sent) {
         if (ok && bytes_max < n_here) {
             used.add_cold(id);
         }

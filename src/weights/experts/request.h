@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 struct ggml_tensor;
@@ -12,8 +13,9 @@ namespace superllama {
 struct expert_request {
     const ggml_tensor * weights;  // one of the layer's tensors of experts
     std::vector<int32_t> chosen;  // by its tokens, one after the other
-    std::vector<int32_t> missing; // of these, each once
+    std::vector<int32_t> missing; // of these, each once: they are to be sent
     std::vector<int32_t> leaving; // have the places of the missing
+    std::vector<int32_t> staying; // are missing too, and the host computes with them
 
     // To the device: `matrix` finds an expert's share of a tensor in host memory, which stays there until all were
     // sent.
@@ -21,6 +23,8 @@ struct expert_request {
     std::function<void(int32_t expert, const matrix_of & matrix)> send;
     // From the device, of one that leaves: before any is sent.
     std::function<void(int32_t expert, const ggml_tensor * weights, uint8_t * to)> fetch;
+    // With those that stay, which are in host memory, or are waited for by the kernels that ask for them.
+    std::function<bool(std::string * error)> compute;
     // What was sent is there.
     std::function<void()> finish;
 };

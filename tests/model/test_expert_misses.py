@@ -1,0 +1,155 @@
+"""Experts that a device lacks and the host computes: the device is a server with the host's kernels, so that even then
+every logit is that of a device which has all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import make_model
+from rpc_devices import PRELUDE, Server, rpc_server
+from running import Runner
+
+N_LAYER, N_EXPERT, N_USED = 3, 32, 4
+
+
+@pytest.fixture(scope="module")
+def mixture(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mixture") / "moe.gguf"
+    spec = make_model.Spec(kind="moe", n_layer=N_LAYER, n_embd=256, n_expert=N_EXPERT, n_expert_used=N_USED, n_ff=768)
+    make_model.make_model(path, demo_model, spec)
+    return path
+
+
+@pytest.fixture
+def device() -> Iterator[Server]:
+    with rpc_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a server holds some of a layer's experts where it is asked to; two in seven of the misses are sent
+    monkeypatch.setenv("SUPERLLAMA_EXPERTS", "0.4")
+
+
+COMMON = (
+    PRELUDE
+    + """
+import numpy as np
+TOKENS = [int(t) for t in np.random.default_rng(3).integers(300, 2000, 64)]
+
+def open_context(model, **kwargs):
+    return superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=2, **kwargs)
+
+def rows_of(ctx, n=12):
+    "Logits after a prompt, then after tokens one by one, then after two at once."
+    ctx.clear()
+    rows = []
+    for tokens in (TOKENS[:40], *([t] for t in TOKENS[40 : 40 + n]), TOKENS[60:62]):
+        ctx.decode(tokens)
+        rows.append(ctx.logits()[-1].tobytes())
+    return rows
+
+def static():
+    with superllama.Model(path, n_gpu_layers=99, use_extra_bufts=False) as model, open_context(model) as ctx:
+        return rows_of(ctx)
+
+def part(share, **params):
+    "A model of which the device has room for so much, and a context."
+    params = {"dynamic_layers": True, "use_extra_bufts": False, **params}
+    with superllama.Model(path, **params) as model, open_context(model) as ctx:
+        rows_of(ctx)
+        full = ctx.metrics().vram_own_bytes
+    model = superllama.Model(path, **params, vram_budget=int(share * full))
+    return model, open_context(model)
+
+def counts(m):
+    return {"hits": m.expert_device_hits, "misses": m.expert_device_misses, "computed": m.expert_host_computed}
+"""
+)
+
+
+def run(run_python: Runner, script: str, path: Path, endpoint: str) -> dict[str, Any]:
+    done = run_python(COMMON + script, path, endpoint, 0)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+BOTH = """
+want = static()
+found = {}
+for misses in ("send", "share"):
+    model, ctx = part(0.7, expert_misses=misses)
+    same = [rows_of(ctx) == want for _ in range(3)]
+    found[misses] = {"same": same, "layers": ctx.metrics().gpu_layers_active, **counts(ctx.metrics())}
+    model.close()
+print(json.dumps(found))
+"""
+
+
+def test_the_same_logits_whoever_computes(mixture: Path, run_python: Runner, device: Server) -> None:
+    found = run(run_python, BOTH, mixture, device.endpoint)
+    for misses, what in found.items():
+        assert what["same"] == [True] * 3, misses
+        assert what["layers"] == N_LAYER
+        assert what["hits"] > 0 and what["misses"] > 0
+    assert found["send"]["computed"] == 0
+    share = found["share"]
+    # the prompt is computed on the host as a whole, and asks no bank
+    assert share["computed"] == pytest.approx(share["misses"] * 5 / 7, abs=N_LAYER)
+
+
+DISK = """
+want = static()
+model, ctx = part(0.6, expert_misses="share", async_prefetch=True)
+from superllama._native import ffi, lib
+range_ = ffi.new("uint64_t[2]")
+assert lib.superllama_budget_range(model._c, range_, range_ + 1) == 0
+least = range_[0] + (range_[1] - range_[0]) // 4
+model.set_budget(mem_budget=least)
+base = ctx.metrics()
+same = [rows_of(ctx) == want for _ in range(3)]
+m = ctx.metrics()
+print(json.dumps({"same": same, "read": m.expert_misses - base.expert_misses, "own": m.vram_own_bytes,
+                  "vram": m.vram_budget_bytes, "mem": sum(m.memory_by_tag.values()), "budget": least, **counts(m)}))
+"""
+
+
+def test_the_host_has_a_part_of_them_on_disk(mixture: Path, run_python: Runner, device: Server) -> None:
+    found = run(run_python, DISK, mixture, device.endpoint)
+    assert found["same"] == [True] * 3
+    assert found["read"] > 0 and 0 < found["computed"] < found["misses"]
+    assert found["own"] <= found["vram"] and found["mem"] <= found["budget"]
+
+
+CUTS = """
+want = static()
+model, ctx = part(0.9, expert_misses="share")
+other = open_context(model)
+full = ctx.metrics().vram_budget_bytes
+random = np.random.default_rng(5)
+same = []
+for _ in range(8):
+    model.set_budget(vram=int(full * random.uniform(0.7, 1)))
+    threads, rows = [], {}
+    for c in (ctx, other):
+        threads.append(threading.Thread(target=lambda c=c: rows.update({id(c): rows_of(c)})))
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    same += [got == want for got in rows.values()]
+print(json.dumps({"same": same, **counts(ctx.metrics())}))
+"""
+
+
+def test_two_contexts_and_budgets_that_change(mixture: Path, run_python: Runner, device: Server) -> None:
+    found = run(run_python, CUTS, mixture, device.endpoint)
+    assert found["same"] == [True] * 16
+    assert 0 < found["computed"] < found["misses"]
