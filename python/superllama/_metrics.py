@@ -117,9 +117,7 @@ class Metrics(BaseModel):
         description="experts that were on the device of their layer when they were chosen"
     )
     expert_device_misses: Count = Field(description="those that were not there")
-    expert_host_computed: Count = Field(
-        description="of these, those that the host computed"
-    )
+    expert_host_computed: Count = Field(description="of these, those that the host computed")
     experts: ExpertCounts | None = Field(
         description="each expert; in a file's last line and in one a minute before it, null in others"
     )

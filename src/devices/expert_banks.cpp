@@ -10,6 +10,7 @@ namespace superllama {
 
 // More of them choose most of the experts, and would leave nothing of what is there.
 static const int64_t tokens_max = 32;
+static const int32_t kept_part = 4; // of a bank's slots, those that one large batch may fill: each is a copy by itself
 
 struct expert_banks::bank {
     int32_t layer = -1;
@@ -24,10 +25,16 @@ struct expert_banks::bank {
     std::vector<int64_t> last_use;  // by slot
     std::vector<int64_t> asked;     // by expert: when a ubatch chose it last
     int64_t now = 0;
+    std::vector<std::pair<int32_t, int32_t>> coming; // experts of a large batch and their slots
+    std::set<size_t> came;                           // the tensors of which they are there
     double to_send = 0; // of the missing ones so far, the part of one that the link still has to take
 
     int32_t n_expert() const { return (int32_t) weights.front()->ne[2]; }
     int32_t * slots() const { return (int32_t *) map->data; }
+    void forget_coming() {
+        coming.clear();
+        came.clear();
+    }
 };
 
 // A tensor as another one is, with so many experts.
@@ -150,6 +157,7 @@ bool expert_banks::allocate(bank & b, ggml_backend_buffer_type_t buft, int32_t n
     b.n_slots = 0;
     b.expert_of.assign((size_t) n_slots, -1);
     b.last_use.assign((size_t) n_slots, 0);
+    b.forget_coming();
     memset(b.map->data, 0xff, ggml_nbytes(b.map));
     if (n_slots == 0) {
         return true;
@@ -269,20 +277,28 @@ void expert_banks::leave_to_host(bank & b, double sent_share, std::set<int32_t> 
     }
 }
 
-// Which leave for the missing. The slots that these get: too few where there are no more.
-std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r) {
-    std::vector<std::pair<int64_t, int32_t>> by_age; // of slots
-    for (int32_t s = 0; !r->missing.empty() && s < b.n_slots; ++s) {
+// Those that are not used now, the one that was used longest ago first; before them, free ones.
+std::vector<int32_t> expert_banks::slots_by_age(const bank & b) {
+    std::vector<int32_t> slots;
+    for (int32_t s = 0; s < b.n_slots; ++s) {
         if (b.last_use[(size_t) s] < b.now) {
-            by_age.emplace_back(b.last_use[(size_t) s], s);
+            slots.push_back(s);
         }
     }
-    std::sort(by_age.begin(), by_age.end());
-    std::vector<int32_t> slots;
-    for (size_t i = 0; i < std::min(r->missing.size(), by_age.size()); ++i) {
-        slots.push_back(by_age[i].second);
-        if (b.expert_of[(size_t) slots.back()] >= 0) {
-            r->leaving.push_back(b.expert_of[(size_t) slots.back()]);
+    std::stable_sort(slots.begin(), slots.end(), [&b](int32_t x, int32_t y) {
+        const auto age = [&b](int32_t s) { return b.expert_of[(size_t) s] < 0 ? -1 : b.last_use[(size_t) s]; };
+        return age(x) < age(y);
+    });
+    return slots;
+}
+
+// Which leave for the missing. The slots that these get: too few where there are no more.
+std::vector<int32_t> expert_banks::plan(bank & b, expert_request * r) {
+    std::vector<int32_t> slots = r->missing.empty() ? std::vector<int32_t>() : slots_by_age(b);
+    slots.resize(std::min(r->missing.size(), slots.size()));
+    for (int32_t s : slots) {
+        if (b.expert_of[(size_t) s] >= 0) {
+            r->leaving.push_back(b.expert_of[(size_t) s]);
         }
     }
     return slots;
@@ -367,6 +383,7 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
     }
     int64_t n_there = 0;
     std::set<int32_t> missing = missing_of(b, r.chosen, &n_there);
+    b.forget_coming(); // of a batch that failed: their slots are free
     n_hits += n_there;
     n_misses += (int64_t) missing.size();
     by_host.end();
@@ -444,6 +461,54 @@ void expert_banks::copy_to(const ggml_tensor * weights, int32_t expert, ggml_ten
     const ggml_tensor src = expert_in(*bank_of(weights), b.slots()[expert]);
     ggml_tensor dst = expert_in(*to, expert);
     ggml_backend_tensor_copy(&src, &dst);
+}
+
+void expert_banks::plan_to_keep(bank & b, const std::vector<int32_t> & most_chosen, bool may_leave) {
+    b.now++;
+    b.forget_coming();
+    std::vector<int32_t> missing;
+    for (int32_t e : most_chosen) {
+        const int32_t slot = b.slots()[e];
+        if (slot >= 0) {
+            b.last_use[(size_t) slot] = b.now; // the batch's other tensors come from there, too
+        } else {
+            missing.push_back(e);
+        }
+    }
+    const std::vector<int32_t> slots = slots_by_age(b);
+    const auto n_max = (size_t) std::max(1, b.n_slots / kept_part);
+    for (size_t i = 0; i < std::min({ missing.size(), slots.size(), n_max }); ++i) {
+        if (b.expert_of[(size_t) slots[i]] >= 0 && !may_leave) {
+            break;
+        }
+        own(b, slots[i], -1);
+        b.coming.emplace_back(missing[i], slots[i]);
+    }
+}
+
+void expert_banks::keep(const ggml_tensor * weights, const ggml_tensor * from, const std::vector<int32_t> & most_chosen,
+                        bool may_leave) {
+    const ggml_tensor * to = bank_of(weights);
+    if (to == nullptr || ggml_backend_buffer_get_type(from->buffer) != ggml_backend_buffer_get_type(to->buffer)) {
+        return;
+    }
+    const auto & [il, i] = bank_tensors.at(weights);
+    bank & b = *banks[(size_t) il];
+    if (b.came.empty() || b.came.count(i) > 0) {
+        plan_to_keep(b, most_chosen, may_leave);
+    }
+    b.came.insert(i);
+    for (const auto & [expert, slot] : b.coming) {
+        const ggml_tensor src = expert_in(*from, expert);
+        ggml_tensor dst = expert_in(*to, slot);
+        ggml_backend_tensor_copy(&src, &dst);
+    }
+    if (b.came.size() == b.tensors.size()) {
+        for (const auto & [expert, slot] : b.coming) {
+            own(b, slot, expert);
+        }
+        b.forget_coming();
+    }
 }
 
 } // namespace superllama

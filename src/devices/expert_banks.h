@@ -81,6 +81,11 @@ class expert_banks {
     bool holds(const ggml_tensor * weights, int32_t expert) const; // from any thread
     // To a tensor of all experts of the layer, for a large batch; of one that is there.
     void copy_to(const ggml_tensor * weights, int32_t expert, ggml_tensor * to) const;
+    // From there, for the tokens that follow: some of those that the batch chose, by how often, if they are on the same
+    // device. Asked for each tensor of the layer; without `may_leave` they come to free slots only, and of the batch's
+    // own none leaves.
+    void keep(const ggml_tensor * weights, const ggml_tensor * from, const std::vector<int32_t> & most_chosen,
+              bool may_leave);
 
     struct counters {
         int64_t hits;   // experts that ubatches chose and that were there
@@ -108,7 +113,9 @@ class expert_banks {
     static std::vector<held> held_by(const bank & b);
     static bool allocate(bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
     static std::set<int32_t> missing_of(bank & b, const std::vector<int32_t> & chosen, int64_t * n_there);
+    static std::vector<int32_t> slots_by_age(const bank & b);
     static std::vector<int32_t> plan(bank & b, expert_request * r);
+    void plan_to_keep(bank & b, const std::vector<int32_t> & most_chosen, bool may_leave);
     void leave_to_host(bank & b, double sent_share, std::set<int32_t> * missing, expert_request * r) const;
     static ggml_tensor * host_twin(const bank & b, const ggml_tensor * of_bank);
     void own(bank & b, int32_t slot, int32_t expert);

@@ -160,6 +160,12 @@ bool dynamic_model::load() {
     cfg.on_device.copy = [this](const ggml_tensor * weights, int32_t expert, ggml_tensor * to) {
         banks()->copy_to(weights, expert, to);
     };
+    cfg.on_device.keep = [this](const ggml_tensor * weights, const ggml_tensor * from,
+                                const std::vector<int32_t> & most_chosen, bool may_leave) {
+        if (banks() != nullptr) {
+            banks()->keep(weights, from, most_chosen, may_leave);
+        }
+    };
     scheduler = std::make_unique<layer_sched>(store, cfg);
 
     if (params.plan_only) {

@@ -145,6 +145,38 @@ def test_misses_that_are_shared_with_the_host(mixture: Path, run_python: Runner)
     assert found["hits"] > 0 and 0 < found["computed"] < found["misses"]
 
 
+PROMPT = """
+want = static()
+model, ctx, full = opened()
+model.close()
+found = []
+for budget in ({}, {"mem_budget": True}):
+    model = superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=int(0.7 * full))
+    ctx = open_context(model)
+    if budget:
+        from superllama._native import ffi, lib
+        range_ = ffi.new("uint64_t[2]")
+        assert lib.superllama_budget_range(model._c, range_, range_ + 1) == 0
+        model.set_budget(mem_budget=range_[0] + (range_[1] - range_[0]) // 2)
+    before = model.experts().tier == 2
+    ctx.decode(TOKENS[:40])
+    after, uses = model.experts().tier == 2, model.experts().uses
+    found.append({"came": [layer[new].tolist() for layer, new in zip(uses, after & ~before)],
+                  "absent": [layer[~there].tolist() for layer, there in zip(uses, after)],
+                  "same": rows_of(ctx) == want})
+    model.close()
+print(json.dumps({"found": found}))
+"""
+
+
+def test_a_prompt_warms_the_banks(mixture: Path, run_python: Runner) -> None:
+    """Of the experts that were on the card for the prompt, those that it chose most often stay."""
+    for found in run(run_python, PROMPT, mixture)["found"]:
+        assert found["same"]
+        for came, absent in zip(found["came"][:-1], found["absent"][:-1], strict=True):  # the last layer has one token
+            assert came and min(came) >= max(absent)
+
+
 DISK = """
 want = static()
 with superllama.Model(path, dynamic_layers=True) as model, open_context(model) as ctx:

@@ -224,8 +224,46 @@ static void test_whole_and_failures() {
     CHECK(banks.sizes(0, m.buft).n_expert == 0);
 }
 
+// Of a large batch for which all are there for a moment, those that it chose most often stay: a quarter of the slots.
+static void test_large_batches() {
+    machine m;
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), 1 } });
+    run_of run{ m, banks, {}, {} };
+    const auto & weights = m.layers[0].weights;
+    const auto holds = [&](int32_t e) { return banks.holds(weights[0], e); };
+    const auto keep = [&](const std::vector<int32_t> & most_chosen, bool may_leave) {
+        for (const ggml_tensor * w : weights) {
+            CHECK(!holds(most_chosen[0]) || w == weights[0]); // not before all of it is there
+            banks.keep(w, w, most_chosen, may_leave);
+        }
+    };
+    keep({ 1, 2 }, true); // there is no bank
+    CHECK(banks.resize(1, m.buft, 8, 1 << 20));
+    keep({ 15, 3, 7, 9 }, false);
+    CHECK(holds(15) && holds(3) && !holds(7));
+    CHECK(run.compute(1, { 15, 3, 7 }) == expert_banks::result::copied &&
+          banks.count().hits == 2);                                     // what came is right
+    CHECK(run.compute(1, { 0, 1, 2 }) == expert_banks::result::copied); // six slots are taken
+    keep({ 10, 15, 11, 12 }, false);
+    CHECK(holds(10) && holds(11) && holds(15) && !holds(12));
+    keep({ 12, 13 }, false); // all are taken
+    CHECK(!holds(12) && holds(3));
+    keep({ 12, 15, 13 }, true); // two that were used longest ago leave, and 15 is none of them any more
+    CHECK(holds(12) && holds(13) && holds(15) && !holds(3) && !holds(7));
+    CHECK(run.compute(1, { 12, 13, 10 }) == expert_banks::result::copied && run.left.empty());
+
+    keep({ 14, 4, 10, 11, 12, 13, 15, 2, 1, 0 }, true); // the batch has eight of them from there: they stay
+    CHECK(!holds(14) && holds(0) && holds(10));
+    banks.keep(weights[0], weights[0], { 4, 5 }, true); // and then the batch fails
+    CHECK(!holds(4) && !holds(5));
+    CHECK(run.compute(1, { 4, 6, 8 }) == expert_banks::result::copied);
+    keep({ 5, 14 }, true);
+    CHECK(run.compute(1, { 5, 14, 4 }) == expert_banks::result::copied);
+}
+
 int main() {
     test_random();
+    test_large_batches();
     test_whole_and_failures();
     printf("ok\n");
     return 0;

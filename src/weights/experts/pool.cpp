@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <utility>
 
 namespace superllama {
@@ -176,7 +175,7 @@ void expert_pool::trim(size_t bytes) {
 // --------------------------------------------------------------------------------------- the way of a graph
 
 // What the router has chosen, of all tokens of the ubatch.
-bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error) {
+bool expert_pool::choices(const layer_stop & s, std::map<uint32_t, int64_t> * n_chosen, std::string * error) {
     const ggml_tensor * ids = s.expert_ids;
     const ggml_tensor * weights = s.expert_weights;
     const int64_t n_use = is_routing(ids->ne[0]) ? 1 : 0;
@@ -192,7 +191,7 @@ bool expert_pool::choices(const layer_stop & s, std::set<uint32_t> * wanted, std
                 return false;
             }
             const auto id = (uint32_t) store.block_of(weights, e);
-            wanted->insert(id);
+            (*n_chosen)[id]++;
             heats[id].uses += n_use;
         }
     }
@@ -235,12 +234,24 @@ void expert_pool::count_held() {
 
 // What is missing is read, all at once. The kernels wait for each where they need it.
 bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std::string * error) {
-    std::set<uint32_t> wanted;
-    if (!choices(s, &wanted, error)) {
+    std::map<uint32_t, int64_t> n_chosen;
+    if (!choices(s, &n_chosen, error)) {
         return false;
+    }
+    std::set<uint32_t> wanted;
+    for (const auto & entry : n_chosen) {
+        wanted.insert(entry.first);
     }
     settle_guess(wanted, lock);
     const bool is_sent = s.experts->src[0] != s.expert_weights; // a copy is multiplied with, on a device
+    most_chosen.clear();
+    if (is_sent) {
+        std::vector<uint32_t> ids(wanted.begin(), wanted.end());
+        std::stable_sort(ids.begin(), ids.end(), [&](uint32_t a, uint32_t b) { return n_chosen[a] > n_chosen[b]; });
+        for (uint32_t id : ids) {
+            most_chosen.push_back(store.blocks()[id].expert);
+        }
+    }
     for (auto it = wanted.begin(); is_sent && it != wanted.end();) {
         const bool is_there = on_device.has(s.expert_weights, store.blocks()[*it].expert);
         totals.hits += is_there ? 1 : 0;

@@ -8,6 +8,7 @@
 #include "weights/graph.h"
 #include "weights/recency.h"
 
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -68,7 +69,7 @@ class expert_pool : public block_owner {
 
     bool want(const std::set<uint32_t> & wanted, bool routed, block_loader::guard & lock, std::string * error);
     void keep_leaving(const expert_request & r, block_loader::guard & lock);
-    bool choices(const layer_stop & s, std::set<uint32_t> * wanted, std::string * error);
+    bool choices(const layer_stop & s, std::map<uint32_t, int64_t> * n_chosen, std::string * error);
     bool is_routing(int64_t n_chosen) const { return n_expert_used <= 0 || n_chosen <= n_expert_used; }
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
     void fill();
@@ -98,8 +99,9 @@ class expert_pool : public block_owner {
     uint32_t next_fill = 0;             // where all have room, those before it were read, or tried
     const layer_graph * held = nullptr; // the graph that runs without a stop
     std::vector<uint32_t> in_use;
-    std::set<uint32_t> from_device; // those that the same layer of a large batch has from there
-    std::vector<uint32_t> guessed;  // of later layers
+    std::set<uint32_t> from_device;   // those that the same layer of a large batch has from there
+    std::vector<int32_t> most_chosen; // of that layer, what the batch chose
+    std::vector<uint32_t> guessed;    // of later layers
     int64_t n_graphs = 0;
     counters totals = {};
     std::vector<heat> heats; // by block

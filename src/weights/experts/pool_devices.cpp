@@ -109,6 +109,7 @@ bool expert_pool::copy(const ggml_tensor * weights, ggml_tensor * to, block_load
         lock.lock();
         follows = true;
     }
+    on_device.keep(weights, to, most_chosen, bytes_max >= n_here);
     return true;
 }
 

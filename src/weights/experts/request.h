@@ -33,6 +33,11 @@ struct expert_request {
 struct experts_on_device {
     std::function<bool(const ggml_tensor * weights, int32_t expert)> has;
     std::function<void(const ggml_tensor * weights, int32_t expert, ggml_tensor * to)> copy;
+    // All that the batch chose are at `from`: those that it chose most often may stay there. With `may_leave` others
+    // may go for them: the host has these too.
+    std::function<void(const ggml_tensor * weights, const ggml_tensor * from, const std::vector<int32_t> & most_chosen,
+                       bool may_leave)>
+        keep;
 };
 
 } // namespace superllama
