@@ -478,7 +478,8 @@ void expert_banks::plan_to_keep(bank & b, const std::vector<int32_t> & most_chos
     const std::vector<int32_t> slots = slots_by_age(b);
     const auto n_max = (size_t) std::max(1, b.n_slots / kept_part);
     for (size_t i = 0; i < std::min({ missing.size(), slots.size(), n_max }); ++i) {
-        if (b.expert_of[(size_t) slots[i]] >= 0 && !may_leave) {
+        const bool was_used = b.expert_of[(size_t) slots[i]] >= 0 && b.last_use[(size_t) slots[i]] > 0;
+        if (was_used && !may_leave) {
             break;
         }
         own(b, slots[i], -1);

@@ -82,8 +82,8 @@ class expert_banks {
     // To a tensor of all experts of the layer, for a large batch; of one that is there.
     void copy_to(const ggml_tensor * weights, int32_t expert, ggml_tensor * to) const;
     // From there, for the tokens that follow: some of those that the batch chose, by how often, if they are on the same
-    // device. Asked for each tensor of the layer; without `may_leave` they come to free slots only, and of the batch's
-    // own none leaves.
+    // device. Asked for each tensor of the layer; without `may_leave` only those leave for them that no ubatch ever
+    // chose, and of the batch's own none does.
     void keep(const ggml_tensor * weights, const ggml_tensor * from, const std::vector<int32_t> & most_chosen,
               bool may_leave);
 
