@@ -72,6 +72,7 @@ expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_
         bank & b = *banks[(size_t) l.layer];
         b.layer = l.layer;
         b.weights = l.weights;
+        routers.add(l.layer, l.router);
         b.ctx.reset(ggml_init({ l.weights.size() * ggml_tensor_overhead(), nullptr, true }));
         for (size_t i = 0; i < l.weights.size(); ++i) {
             b.tensors.push_back(ggml_dup_tensor(b.ctx.get(), l.weights[i]));
@@ -317,6 +318,28 @@ void expert_banks::own(bank & b, int32_t slot, int32_t expert) {
     }
 }
 
+// Of the next layer that has a bank, what it will probably choose and its bank lacks.
+std::vector<int32_t> expert_banks::guess(const bank & b, const ggml_tensor * choice) {
+    std::vector<int32_t> lacking;
+    if (const bank * next = next_of(b)) {
+        for (int32_t e : routers.guess(b.layer, choice, next->layer, n_expert_used)) {
+            if (next->slots()[e] < 0) {
+                lacking.push_back(e);
+            }
+        }
+    }
+    return lacking;
+}
+
+expert_banks::bank * expert_banks::next_of(const bank & b) const {
+    for (size_t il = (size_t) b.layer + 1; il < banks.size(); ++il) {
+        if (banks[il] != nullptr && banks[il]->n_slots > 0) {
+            return banks[il].get();
+        }
+    }
+    return nullptr;
+}
+
 // Of a tensor of a bank, that of the host.
 ggml_tensor * expert_banks::host_twin(const bank & b, const ggml_tensor * of_bank) {
     const auto at = std::find(b.tensors.begin(), b.tensors.end(), of_bank);
@@ -425,6 +448,9 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
         return by_host.compute(host, r.chosen, std::set<int32_t>(r.staying.begin(), r.staying.end()), why);
     };
     r.finish = [backend] { ggml_backend_synchronize(backend); };
+    const bank * next = next_of(b);
+    r.next_weights = next != nullptr ? next->weights.front() : nullptr;
+    r.guess = [&] { return guess(b, choice); };
     if (!serve(r, error)) {
         by_host.end();
         return result::failed;

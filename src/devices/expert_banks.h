@@ -9,6 +9,7 @@
 
 #include "devices/host_experts.h"
 #include "devices/placement.h"
+#include "devices/router_guess.h"
 #include "weights/experts/request.h"
 
 #include "ggml-backend.h"
@@ -30,7 +31,8 @@ class expert_banks {
   public:
     struct layer_weights {
         int32_t layer;
-        std::vector<ggml_tensor *> weights; // one matrix of each expert in each of them; on the host
+        std::vector<ggml_tensor *> weights;   // one matrix of each expert in each of them; on the host
+        const ggml_tensor * router = nullptr; // on the device with its layer; null: the choice is not guessed
     };
 
     struct device {
@@ -76,7 +78,8 @@ class expert_banks {
     bool stops_after(const ggml_tensor * node) const { return node == by_host.node(); }
     void after_node(const ggml_tensor * node);
     void end_graph() { by_host.end(); }
-    bool shares() const; // whether the host computes any, as far as graphs were seen
+    size_t router_bytes() const { return routers.bytes(); } // of host memory, for guesses
+    bool shares() const;                                    // whether the host computes any, as far as graphs were seen
 
     bool holds(const ggml_tensor * weights, int32_t expert) const; // from any thread
     // To a tensor of all experts of the layer, for a large batch; of one that is there.
@@ -117,6 +120,8 @@ class expert_banks {
     static std::vector<int32_t> plan(bank & b, expert_request * r);
     void plan_to_keep(bank & b, const std::vector<int32_t> & most_chosen, bool may_leave);
     void leave_to_host(bank & b, double sent_share, std::set<int32_t> * missing, expert_request * r) const;
+    bank * next_of(const bank & b) const;
+    std::vector<int32_t> guess(const bank & b, const ggml_tensor * choice);
     static ggml_tensor * host_twin(const bank & b, const ggml_tensor * of_bank);
     void own(bank & b, int32_t slot, int32_t expert);
 
@@ -124,6 +129,7 @@ class expert_banks {
     ggml_context_ptr ctx_maps;
     ggml_backend_buffer_ptr maps_buffer;
     std::vector<std::unique_ptr<bank>> banks; // by layer
+    router_guess routers;
     std::unordered_map<const ggml_tensor *, std::pair<int32_t, size_t>> bank_tensors;
     std::unordered_map<const ggml_tensor *, int32_t> layer_of_map;
     mutable std::mutex mutex; // of which expert is where, and of bytes_of, for reports

@@ -28,6 +28,7 @@ static std::unique_ptr<expert_banks> make_banks(const device_tier::config & cfg)
     for (const expert_banks::layer_weights & l : cfg.experts) {
         if (std::none_of(l.weights.begin(), l.weights.end(), cfg.pinned)) {
             layers.push_back(l);
+            layers.back().router = l.router != nullptr && cfg.pinned(l.router) ? nullptr : l.router;
         }
     }
     std::vector<expert_banks::device> devices;

@@ -345,6 +345,7 @@ void device_tier::send(ggml_tensor * to, const uint8_t * data, size_t bytes) {
 
 size_t device_tier::staging_bytes() const {
     size_t bytes = device_upload_staging() + (banks != nullptr && banks->shares() ? host_experts::memory_bytes() : 0);
+    bytes += banks != nullptr && cfg.async ? banks->router_bytes() : 0;
     for (ggml_backend_dev_t dev : cfg.devices) {
         bytes += ggml_backend_dev_host_buffer_type(dev) != nullptr ? 2 * locked_staging::memory_bytes() : 0;
     }

@@ -275,7 +275,7 @@ std::vector<expert_banks::layer_weights> dynamic_model::experts_of_layers() cons
         }
         const auto moves = [this](const ggml_tensor * t) { return store.n_experts(t) > 0 && store.is_plain(t); };
         if (!weights.empty() && std::all_of(weights.begin(), weights.end(), moves)) {
-            found.push_back({ (int32_t) il, weights });
+            found.push_back({ (int32_t) il, weights, l.ffn_gate_inp });
         }
     }
     return found;

@@ -117,13 +117,15 @@ base = ctx.metrics()
 same = [rows_of(ctx) == want for _ in range(3)]
 m = ctx.metrics()
 print(json.dumps({"same": same, "read": m.expert_misses - base.expert_misses, "own": m.vram_own_bytes,
-                  "vram": m.vram_budget_bytes, "mem": sum(m.memory_by_tag.values()), "budget": least, **counts(m)}))
+                  "vram": m.vram_budget_bytes, "mem": sum(m.memory_by_tag.values()), "budget": least,
+                  "guesses": m.expert_guesses, "right": m.expert_guesses_used, **counts(m)}))
 """
 
 
 def test_the_host_has_a_part_of_them_on_disk(mixture: Path, run_python: Runner, device: Server) -> None:
     found = run(run_python, DISK, mixture, device.endpoint)
     assert found["same"] == [True] * 3
+    assert 0 < found["right"] < found["guesses"]  # what the next layer would choose was read meanwhile
     assert found["read"] > 0 and 0 < found["computed"] < found["misses"]
     assert found["own"] <= found["vram"] and found["mem"] <= found["budget"]
 

@@ -10,8 +10,7 @@
 
 namespace superllama {
 
-static const int64_t guess_tokens_max = 4; // more of them want most experts anyway
-static const int n_fill = 4;               // experts that are read at once without anybody asking
+static const int n_fill = 4; // experts that are read at once without anybody asking
 
 expert_pool::expert_pool(weight_store & store, block_loader & loader, dense_stream & dense, int n_expert_used,
                          experts_on_device on_device) :
@@ -242,7 +241,7 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
     for (const auto & entry : n_chosen) {
         wanted.insert(entry.first);
     }
-    settle_guess(wanted, lock);
+    settle_guess(store.blocks()[*wanted.begin()].layer, wanted, lock);
     const bool is_sent = s.experts->src[0] != s.expert_weights; // a copy is multiplied with, on a device
     most_chosen.clear();
     if (is_sent) {
@@ -347,7 +346,10 @@ void expert_pool::guess_layer(const layer_stop & s, const layer_stop & before, i
     if (block_of_router >= 0) {
         dense.point((uint32_t) block_of_router);
     }
-    const auto experts = expert_guess(router, s.experts->src[1], s.experts->src[2]->ne[0]);
+    read_guessed(weights, expert_guess(router, s.experts->src[1], s.experts->src[2]->ne[0]), priority);
+}
+
+void expert_pool::read_guessed(const ggml_tensor * weights, const std::set<int32_t> & experts, int64_t priority) {
     for (int32_t e : experts) {
         const auto id = (uint32_t) store.block_of(weights, e);
         if (loader[id].state == block_state::ready) {
@@ -372,10 +374,9 @@ void expert_pool::guess_layer(const layer_stop & s, const layer_stop & before, i
 }
 
 // The router has chosen: what was guessed right is urgent now, what was guessed wrong is not read any more.
-void expert_pool::settle_guess(const std::set<uint32_t> & wanted, block_loader::guard & lock) {
+void expert_pool::settle_guess(int32_t layer, const std::set<uint32_t> & wanted, block_loader::guard & lock) {
     std::vector<uint32_t> wrong;
     std::vector<uint32_t> later; // of another layer
-    const int32_t layer = store.blocks()[*wanted.begin()].layer;
     for (uint32_t id : guessed) {
         if (store.blocks()[id].layer != layer) {
             later.push_back(id);

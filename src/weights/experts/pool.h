@@ -72,8 +72,10 @@ class expert_pool : public block_owner {
     bool choices(const layer_stop & s, std::map<uint32_t, int64_t> * n_chosen, std::string * error);
     bool is_routing(int64_t n_chosen) const { return n_expert_used <= 0 || n_chosen <= n_expert_used; }
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
+    void guess_on_device(const expert_request & r, block_loader::guard & lock);
+    void read_guessed(const ggml_tensor * weights, const std::set<int32_t> & experts, int64_t priority);
     void fill();
-    void settle_guess(const std::set<uint32_t> & wanted, block_loader::guard & lock);
+    void settle_guess(int32_t layer, const std::set<uint32_t> & wanted, block_loader::guard & lock);
     bool make_frame(uint32_t id);
     bool close_gaps(uint32_t id, block_loader::guard & lock);
     int64_t find_victim() const;

@@ -26,6 +26,7 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
         wanted.insert((uint32_t) store.block_of(r.weights, e));
     }
     totals.hits += (int64_t) (all.size() - wanted.size());
+    settle_guess(store.blocks()[(uint32_t) store.block_of(r.weights, 0)].layer, wanted, lock);
     bool ok = want(wanted, true, lock, error);
     if (ok) {
         keep_leaving(r, lock);
@@ -57,7 +58,21 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
             used.add_cold(id);
         }
     }
-    return release(error) && ok;
+    ok = release(error) && ok;
+    if (ok && loader.reads_ahead() && n_used < n_here) {
+        guess_on_device(r, lock);
+    }
+    return ok;
+}
+
+// They are read while the device computes this layer.
+void expert_pool::guess_on_device(const expert_request & r, block_loader::guard & lock) {
+    lock.unlock();
+    const std::vector<int32_t> experts = r.guess();
+    lock.lock();
+    if (!experts.empty()) {
+        read_guessed(r.next_weights, std::set<int32_t>(experts.begin(), experts.end()), 0);
+    }
 }
 
 // They are read from the device sooner than from the disk.

@@ -27,6 +27,10 @@ struct expert_request {
     std::function<bool(std::string * error)> compute;
     // What was sent is there.
     std::function<void()> finish;
+    // Of the next layer that the device holds some of, those that it will probably choose and does not hold. Takes
+    // time.
+    std::function<std::vector<int32_t>()> guess;
+    const ggml_tensor * next_weights; // one of that layer's tensors
 };
 
 // Experts that devices hold, for a large batch of which a device computes only this product.

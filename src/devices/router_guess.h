@@ -1,0 +1,34 @@
+// Which experts a layer on a device will choose, guessed while the one before it is about to be computed there: from
+// what that one's router saw, and a copy of this one's in host memory (weights/experts/guess.h).
+#pragma once
+
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <vector>
+
+namespace superllama {
+
+class router_guess {
+  public:
+    void add(int32_t layer, const ggml_tensor * router);
+
+    // What `next` will choose; `choice` is what `layer` chose, in a graph that computed it. Nothing where that is not
+    // to be seen from there, or for many tokens.
+    std::set<int32_t> guess(int32_t layer, const ggml_tensor * choice, int32_t next, int64_t n_chosen);
+
+    size_t bytes() const; // of host memory, once all were needed
+
+  private:
+    struct router {
+        const ggml_tensor * tensor;
+        std::vector<float> numbers; // the same in host memory, once they were needed
+    };
+
+    std::map<int32_t, router> routers; // by layer
+};
+
+} // namespace superllama
