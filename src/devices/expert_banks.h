@@ -1,5 +1,5 @@
-// Experts on devices: of a layer whose other weights are there, a bank with slots for some of its experts, those that
-// were used least recently the first to leave.
+// Experts on devices: of each layer whose other weights are there, a bank with slots for some of its experts, those
+// that were used least recently the first to leave (expert_bank.h).
 //
 // The layer's products are computed on the device with every expert that a ubatch chose, as if all of them were there:
 // what is missing comes before, so that results do not depend on what a bank holds. Upstream's graphs of a cache of
@@ -7,6 +7,7 @@
 // results may depend on it, the host computes some of the missing ones meanwhile (host_experts.h).
 #pragma once
 
+#include "devices/expert_bank.h"
 #include "devices/host_experts.h"
 #include "devices/placement.h"
 #include "devices/router_guess.h"
@@ -104,35 +105,19 @@ class expert_banks {
     traffic traffic_of(ggml_backend_dev_t dev) const; // from any thread
 
   private:
-    struct bank;
-    struct held {
-        int32_t expert;
-        int32_t slot;
-        int64_t last_use;
-    };
-
     bool has(int32_t il) const { return il >= 0 && (size_t) il < banks.size() && banks[(size_t) il] != nullptr; }
-    static size_t place(const bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
-    static std::vector<held> held_by(const bank & b);
-    static bool allocate(bank & b, ggml_backend_buffer_type_t buft, int32_t n_slots);
-    static std::set<int32_t> missing_of(bank & b, const std::vector<int32_t> & chosen, int64_t * n_there);
-    static std::vector<int32_t> slots_by_age(const bank & b);
-    static std::vector<int32_t> plan(bank & b, expert_request * r);
-    void plan_to_keep(bank & b, const std::vector<int32_t> & most_chosen, bool may_leave);
-    void leave_to_host(bank & b, double sent_share, std::set<int32_t> * missing, expert_request * r) const;
-    bank * next_of(const bank & b) const;
-    std::vector<int32_t> guess(const bank & b, const ggml_tensor * choice);
-    static ggml_tensor * host_twin(const bank & b, const ggml_tensor * of_bank);
-    void own(bank & b, int32_t slot, int32_t expert);
+    expert_bank * next_of(const expert_bank & b) const;
+    std::vector<int32_t> guess(const expert_bank & b, const ggml_tensor * choice);
+    void leave_to_host(expert_bank & b, double share, std::set<int32_t> * missing, expert_request * r);
 
     int32_t n_expert_used;
     ggml_context_ptr ctx_maps;
     ggml_backend_buffer_ptr maps_buffer;
-    std::vector<std::unique_ptr<bank>> banks; // by layer
+    std::vector<std::unique_ptr<expert_bank>> banks; // by layer
     router_guess routers;
     std::unordered_map<const ggml_tensor *, std::pair<int32_t, size_t>> bank_tensors;
     std::unordered_map<const ggml_tensor *, int32_t> layer_of_map;
-    mutable std::mutex mutex; // of which expert is where, and of bytes_of, for reports
+    mutable std::mutex mutex; // of bytes_of, for reports
     std::atomic<int64_t> n_hits{ 0 };
     std::atomic<int64_t> n_misses{ 0 };
     std::atomic<int64_t> n_stayed{ 0 };

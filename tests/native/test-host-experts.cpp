@@ -32,6 +32,10 @@ struct layer {
     ggml_backend_buffer_ptr buffer;
 
     layer(form kind, int64_t n_embd) : kind(kind), n_embd(n_embd) {
+        // one thread: ThreadSanitizer does not see how those of OpenMP wait for each other
+        ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend.get()));
+        ((ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))(
+            backend.get(), 1);
         const bool two = kind == form::gated || kind == form::clamped;
         for (int i = 0; i < (two ? 2 : 1); ++i) {
             const int64_t rows = kind == form::merged ? 2 * n_ff : n_ff;
