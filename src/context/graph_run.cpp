@@ -81,6 +81,10 @@ bool graph_run::on_copy(ggml_backend * backend, const ggml_tensor * src, ggml_te
     try {
         std::string error;
         const auto sent = self.copy_slots(backend, src, dst, part, &error);
+        if (sent == expert_banks::result::failed && error.empty()) {
+            self.cut_short = self.stopped = true;
+            return true;
+        }
         if (sent != expert_banks::result::not_ours) {
             return sent == expert_banks::result::copied ||
                    !self.fail("experts could not be sent or computed: " + error);

@@ -186,13 +186,26 @@ std::set<int32_t> expert_bank::use(const std::vector<int32_t> & chosen, int64_t 
     return missing;
 }
 
-std::vector<int32_t> expert_bank::not_sent(const std::set<int32_t> & missing, double sent_share) {
-    to_send += sent_share * (double) missing.size();
+// As many are sent as take the least time beside the host's work on the others; and no fewer than the link's share of
+// all so far, or with a slow one nothing would ever come.
+static size_t n_sent_of(size_t n_missing, double link_share, double owed) {
+    size_t best = 0;
+    double least = (double) n_missing;
+    for (size_t n = 1; n <= n_missing; ++n) {
+        const double time = std::max((double) n / link_share, (double) (n_missing - n));
+        best = time <= least ? n : best;
+        least = std::min(least, time);
+    }
+    return std::max(best, std::min(n_missing, (size_t) owed));
+}
+
+std::vector<int32_t> expert_bank::not_sent(const std::set<int32_t> & missing, double link_share) {
+    owed += (double) missing.size() * link_share / (1 + link_share);
     std::vector<int32_t> by_age(missing.begin(), missing.end());
     std::stable_sort(by_age.begin(), by_age.end(),
                      [this](int32_t x, int32_t y) { return asked[(size_t) x] < asked[(size_t) y]; });
-    const auto n_sent = std::min(by_age.size(), (size_t) to_send);
-    to_send -= (double) n_sent;
+    const size_t n_sent = n_sent_of(by_age.size(), link_share, owed);
+    owed = std::max(0.0, owed - (double) n_sent);
     by_age.resize(by_age.size() - n_sent);
     return by_age;
 }

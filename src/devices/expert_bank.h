@@ -47,8 +47,9 @@ class expert_bank {
 
     // A ubatch chose them: those without a slot. `n_there`: how many have one.
     std::set<int32_t> use(const std::vector<int32_t> & chosen, int64_t * n_there);
-    // Of the missing, all but the share that is sent, which those are that were chosen before that most recently.
-    std::vector<int32_t> not_sent(const std::set<int32_t> & missing, double sent_share);
+    // Of the missing, those that the host is to compute, by the speed of the link as a part of the memory's. Those that
+    // were chosen before that most recently are sent.
+    std::vector<int32_t> not_sent(const std::set<int32_t> & missing, double link_share);
     void note_asked(const std::vector<int32_t> & chosen);
     // Slots for so many, those that were used longest ago; fewer where there are no more. Who has them now: `leaving`.
     std::vector<int32_t> slots_for(size_t n_missing, std::vector<int32_t> * leaving) const;
@@ -84,7 +85,7 @@ class expert_bank {
     std::vector<int64_t> last_use;  // by slot
     std::vector<int64_t> asked;     // by expert: when a ubatch chose it last
     int64_t now = 0;
-    double to_send = 0; // of the missing ones so far, the part of one that the link still has to take
+    double owed = 0; // of the link's share of the missing ones so far, what was not sent
     std::vector<std::pair<int32_t, int32_t>> coming; // experts of a large batch and their slots
     std::set<size_t> came;                           // the tensors of which they are there
 };

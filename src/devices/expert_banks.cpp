@@ -14,7 +14,9 @@ expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_
     ctx_maps(ggml_init({ (layers.size() + 1) * ggml_tensor_overhead(), nullptr, true })) {
     for (const device & d : devices) {
         bytes_of[d.dev] = {};
-        sent_share[d.dev] = d.sent_share;
+        if (d.shares) {
+            link_share[d.dev] = d.link_share;
+        }
     }
     for (const layer_weights & l : layers) {
         banks.resize(std::max(banks.size(), (size_t) l.layer + 1));
@@ -118,7 +120,7 @@ static const ggml_tensor * lookup_in(ggml_cgraph * part, const ggml_tensor * map
 }
 
 bool expert_banks::shares() const {
-    return host_can && std::any_of(sent_share.begin(), sent_share.end(), [](const auto & d) { return d.second < 1; });
+    return host_can && !link_share.empty();
 }
 
 void expert_banks::after_node(const ggml_tensor * node) {
@@ -128,9 +130,9 @@ void expert_banks::after_node(const ggml_tensor * node) {
 }
 
 // Of the missing, those that the host is to compute: what the link does not take, as far as there is memory for it.
-void expert_banks::leave_to_host(expert_bank & b, double share, std::set<int32_t> * missing, expert_request * r) {
+void expert_banks::leave_to_host(expert_bank & b, double link, std::set<int32_t> * missing, expert_request * r) {
     size_t n_pairs = 0;
-    for (int32_t e : b.not_sent(*missing, share)) {
+    for (int32_t e : b.not_sent(*missing, link)) {
         n_pairs += (size_t) std::count(r->chosen.begin(), r->chosen.end(), e);
         if (n_pairs <= by_host.pairs_max()) {
             r->staying.push_back(e);
@@ -176,13 +178,13 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
     n_hits += n_there;
     n_misses += (int64_t) missing.size();
     by_host.end();
-    const double share = sent_share.at(ggml_backend_get_device(backend));
-    if (!missing.empty() && share < 1) {
+    const auto share = link_share.find(ggml_backend_get_device(backend));
+    if (!missing.empty() && share != link_share.end()) {
         const auto on_host = [&b](const ggml_tensor * t) { return b.host_twin(t); };
         host_can = by_host.begin(part, lookup, on_host, b.weights.size());
         if (host_can) {
             by_host_to = backend;
-            leave_to_host(b, share, &missing, &r);
+            leave_to_host(b, share->second, &missing, &r);
         }
     }
     b.note_asked(r.chosen);

@@ -38,7 +38,8 @@ class expert_banks {
 
     struct device {
         ggml_backend_dev_t dev;
-        double sent_share; // of the missing experts, those that are sent; the host computes the others. 1: all
+        bool shares;       // the host computes some of the missing experts
+        double link_share; // the speed of the way there, of that of the host's memory; not infinite where it shares
     };
 
     expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used, const std::vector<device> & devices);
@@ -108,7 +109,7 @@ class expert_banks {
     bool has(int32_t il) const { return il >= 0 && (size_t) il < banks.size() && banks[(size_t) il] != nullptr; }
     expert_bank * next_of(const expert_bank & b) const;
     std::vector<int32_t> guess(const expert_bank & b, const ggml_tensor * choice);
-    void leave_to_host(expert_bank & b, double share, std::set<int32_t> * missing, expert_request * r);
+    void leave_to_host(expert_bank & b, double link, std::set<int32_t> * missing, expert_request * r);
 
     int32_t n_expert_used;
     ggml_context_ptr ctx_maps;
@@ -122,9 +123,9 @@ class expert_banks {
     std::atomic<int64_t> n_misses{ 0 };
     std::atomic<int64_t> n_stayed{ 0 };
     std::map<ggml_backend_dev_t, traffic> bytes_of;
-    std::map<ggml_backend_dev_t, double> sent_share;
-    std::atomic<bool> host_can{ true }; // compute what the graphs do with a bank
-    host_experts by_host;               // of the layer that is being computed
+    std::map<ggml_backend_dev_t, double> link_share; // of those that share
+    std::atomic<bool> host_can{ true };              // compute what the graphs do with a bank
+    host_experts by_host;                            // of the layer that is being computed
     ggml_backend_t by_host_to = nullptr;
 };
 

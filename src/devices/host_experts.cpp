@@ -165,8 +165,9 @@ bool host_experts::compute(ggml_backend_t host, const std::vector<int32_t> & cho
         ggml_graph_add_node(graph, same);
         twin[t] = same;
     }
-    if (ggml_backend_graph_compute(host, graph) != GGML_STATUS_SUCCESS) {
-        *error = "the host could not compute them";
+    const ggml_status status = ggml_backend_graph_compute(host, graph);
+    if (status != GGML_STATUS_SUCCESS) {
+        *error = status == GGML_STATUS_ABORTED ? "" : "the host could not compute them";
         return false;
     }
     const ggml_tensor * result = twin.at(steps.back());

@@ -30,7 +30,8 @@ class host_experts {
     // How many of the pairs of a token and an expert there is memory for.
     size_t pairs_max() const { return n_pairs_max; }
 
-    // Rows of these experts. `chosen`: by the ubatch's tokens, one after the other.
+    // Rows of these experts. `chosen`: by the ubatch's tokens, one after the other. False without an error: the user's
+    // abort callback ended it.
     bool compute(ggml_backend_t host, const std::vector<int32_t> & chosen, const std::set<int32_t> & experts,
                  std::string * error);
 

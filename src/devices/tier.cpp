@@ -33,9 +33,8 @@ static std::unique_ptr<expert_banks> make_banks(const device_tier::config & cfg)
     }
     std::vector<expert_banks::device> devices;
     for (size_t d = 0; d < cfg.devices.size(); ++d) {
-        // the link and the host's memory are both at work then, and are done at the same time
         const double link = cfg.link_share[d];
-        devices.push_back({ cfg.devices[d], cfg.share_misses && !std::isinf(link) ? link / (1 + link) : 1 });
+        devices.push_back({ cfg.devices[d], cfg.share_misses && !std::isinf(link), link });
     }
     const bool any = !layers.empty() && std::any_of(cfg.devices.begin(), cfg.devices.end(), device_tier::holds_experts);
     return any ? std::make_unique<expert_banks>(layers, cfg.n_expert_used, devices) : nullptr;

@@ -155,3 +155,32 @@ def test_two_contexts_and_budgets_that_change(mixture: Path, run_python: Runner,
     found = run(run_python, CUTS, mixture, device.endpoint)
     assert found["same"] == [True] * 16
     assert 0 < found["computed"] < found["misses"]
+
+
+STOPPED = """
+want = static()
+model, ctx = part(0.6, expert_misses="share")
+same, stopped, errors = [], 0, []
+for i in range(60):
+    timer = threading.Timer(0.002 * (i % 15), ctx.cancel)
+    timer.start()
+    try:
+        for t in TOKENS[40:]:
+            ctx.decode([t])
+    except superllama.CancelledError:
+        stopped += 1
+    except superllama.Error as error:
+        errors.append(str(error))
+    timer.join()
+    ctx.clear()
+    if i % 20 == 0:
+        same.append(rows_of(ctx) == want)
+print(json.dumps({"same": same, "stopped": stopped, "errors": errors, **counts(ctx.metrics())}))
+"""
+
+
+def test_a_decode_is_stopped_while_the_host_computes(mixture: Path, run_python: Runner, device: Server) -> None:
+    found = run(run_python, STOPPED, mixture, device.endpoint)
+    assert found["errors"] == []
+    assert found["stopped"] > 0
+    assert found["same"] == [True] * 3

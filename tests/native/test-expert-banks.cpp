@@ -137,7 +137,7 @@ struct run_of {
 
 static void test_random() {
     machine m;
-    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), 1 } });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1 } });
     run_of run{ m, banks, {}, {} };
     std::map<int32_t, model> models;
     std::mt19937 random(3);
@@ -191,7 +191,7 @@ static void test_random() {
 // A layer that was there as a whole leaves some of its experts, and a failed read leaves none that is half there.
 static void test_whole_and_failures() {
     machine m;
-    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), 1 } });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1 } });
     run_of run{ m, banks, {}, {} };
     std::vector<ggml_tensor> whole;
     for (const ggml_tensor * t : m.layers[0].weights) {
@@ -227,7 +227,7 @@ static void test_whole_and_failures() {
 // Of a large batch for which all are there for a moment, those that it chose most often stay: a quarter of the slots.
 static void test_large_batches() {
     machine m;
-    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), 1 } });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1 } });
     run_of run{ m, banks, {}, {} };
     const auto & weights = m.layers[0].weights;
     const auto holds = [&](int32_t e) { return banks.holds(weights[0], e); };
