@@ -33,7 +33,7 @@ def device() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a server holds some of a layer's experts where it is asked to; two in seven of the misses are sent
+    # a server holds some of a layer's experts where it is asked to; the link's share of the misses is two in seven
     monkeypatch.setenv("SUPERLLAMA_EXPERTS", "0.4")
 
 
@@ -101,8 +101,8 @@ def test_the_same_logits_whoever_computes(mixture: Path, run_python: Runner, dev
         assert what["hits"] > 0 and what["misses"] > 0
     assert found["send"]["computed"] == 0
     share = found["share"]
-    # the prompt is computed on the host as a whole, and asks no bank
-    assert share["computed"] == pytest.approx(share["misses"] * 5 / 7, abs=N_LAYER)
+    # no fewer are sent than the link's share, and more only where that takes no longer
+    assert 0.5 * share["misses"] < share["computed"] <= share["misses"] * 5 / 7 + N_LAYER
 
 
 DISK = """
