@@ -60,7 +60,7 @@ bool expert_banks::any() const {
 
 bool expert_banks::resize(int32_t il, ggml_backend_buffer_type_t buft, int32_t n_slots, uint64_t room,
                           const std::vector<ggml_tensor> & whole) {
-    return n_slots == this->n_slots(il) || banks[(size_t) il]->resize(buft, n_slots, room, whole);
+    return !has(il) || banks[(size_t) il]->resize(buft, n_slots, room, whole);
 }
 
 // ------------------------------------------------------------------------------------------------- graphs
@@ -90,14 +90,12 @@ expert_bank * expert_banks::next_of(const expert_bank & b) const {
     return nullptr;
 }
 
-// Of the next layer that has a bank, what it will probably choose and its bank lacks.
-std::vector<int32_t> expert_banks::guess(const expert_bank & b, const ggml_tensor * choice) {
+// What the next layer will probably choose and its bank lacks.
+std::vector<int32_t> expert_banks::guess(const expert_bank & b, const ggml_tensor * choice, const expert_bank & next) {
     std::vector<int32_t> lacking;
-    if (const expert_bank * next = next_of(b)) {
-        for (int32_t e : routers.guess(b.layer, choice, next->layer, n_expert_used)) {
-            if (next->slot_of(e) < 0) {
-                lacking.push_back(e);
-            }
+    for (int32_t e : routers.guess(b.layer, choice, next.layer, n_expert_used)) {
+        if (next.slot_of(e) < 0) {
+            lacking.push_back(e);
         }
     }
     return lacking;
@@ -179,7 +177,7 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
     n_misses += (int64_t) missing.size();
     by_host.end();
     const auto share = link_share.find(ggml_backend_get_device(backend));
-    if (!missing.empty() && share != link_share.end()) {
+    if (!missing.empty() && host_can && share != link_share.end()) {
         const auto on_host = [&b](const ggml_tensor * t) { return b.host_twin(t); };
         host_can = by_host.begin(part, lookup, on_host, b.weights.size());
         if (host_can) {
@@ -214,9 +212,10 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
         return by_host.compute(host, r.chosen, std::set<int32_t>(r.staying.begin(), r.staying.end()), why);
     };
     r.finish = [backend] { ggml_backend_synchronize(backend); };
-    const expert_bank * next = next_of(b);
-    r.next_weights = next != nullptr ? next->weights.front() : nullptr;
-    r.guess = [&] { return guess(b, choice); };
+    if (const expert_bank * next = next_of(b)) {
+        r.next_weights = next->weights.front();
+        r.guess = [this, &b, choice, next] { return guess(b, choice, *next); };
+    }
     if (!serve(r, error)) {
         by_host.end();
         return result::failed;

@@ -108,7 +108,7 @@ class expert_banks {
   private:
     bool has(int32_t il) const { return il >= 0 && (size_t) il < banks.size() && banks[(size_t) il] != nullptr; }
     expert_bank * next_of(const expert_bank & b) const;
-    std::vector<int32_t> guess(const expert_bank & b, const ggml_tensor * choice);
+    std::vector<int32_t> guess(const expert_bank & b, const ggml_tensor * choice, const expert_bank & next);
     void leave_to_host(expert_bank & b, double link, std::set<int32_t> * missing, expert_request * r);
 
     int32_t n_expert_used;
@@ -124,8 +124,10 @@ class expert_banks {
     std::atomic<int64_t> n_stayed{ 0 };
     std::map<ggml_backend_dev_t, traffic> bytes_of;
     std::map<ggml_backend_dev_t, double> link_share; // of those that share
-    std::atomic<bool> host_can{ true };              // compute what the graphs do with a bank
-    host_experts by_host;                            // of the layer that is being computed
+    std::atomic<bool> host_can{
+        true
+    };                    // compute what the graphs do with a bank; false from the first one on that says no
+    host_experts by_host; // of the layer that is being computed
     ggml_backend_t by_host_to = nullptr;
 };
 

@@ -63,7 +63,7 @@ bool host_experts::begin(ggml_cgraph * part, const ggml_tensor * lookup, const w
         if (node->op == GGML_OP_MUL_MAT_ID && weights(node->src[0]) != nullptr) {
             const bool is_first = known.count(node->src[1]) == 0;
             if (root_of(node->src[2]) != lookup || (is_first && input != nullptr && input != node->src[1])) {
-                return false;
+                break;
             }
             input = is_first ? node->src[1] : input;
             product = node;

@@ -59,7 +59,7 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
         }
     }
     ok = release(error) && ok;
-    if (ok && loader.reads_ahead() && n_used < n_here) {
+    if (ok && r.guess != nullptr && loader.reads_ahead() && n_used < n_here) {
         guess_on_device(r, lock);
     }
     return ok;

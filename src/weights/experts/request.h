@@ -28,9 +28,9 @@ struct expert_request {
     // What was sent is there.
     std::function<void()> finish;
     // Of the next layer that the device holds some of, those that it will probably choose and does not hold. Takes
-    // time.
+    // time. Null: there is no such layer.
     std::function<std::vector<int32_t>()> guess;
-    const ggml_tensor * next_weights; // one of that layer's tensors
+    const ggml_tensor * next_weights = nullptr; // one of that layer's tensors
 };
 
 // Experts that devices hold, for a large batch of which a device computes only this product.
