@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,13 +26,11 @@ WAYS = ("all", "host", "send", "share")
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """In a process of its own."""
-    import numpy as np
-
     import superllama
 
     def opened(**params: Any) -> tuple[superllama.Model, superllama.Context]:
         model = superllama.Model(args.model, progress=False, **params)
-        return model, superllama.Context(model, n_ctx=args.tokens, n_ubatch=64, n_threads=args.threads)
+        return model, superllama.Context(model, n_ctx=args.tokens, n_batch=1, n_threads=args.threads)
 
     if args.way == "all":
         model, context = opened(n_gpu_layers=99)
@@ -45,16 +44,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model.close()
         model, context = opened(dynamic_layers=True, vram_budget=budget, expert_misses=args.way)
     tokens = model.tokenize(args.text.read_text())[: args.tokens]
-    context.decode(tokens[:1])
-    surprise = 0.0
-    for token in tokens[1:]:
-        row = context.logits()[-1].astype(np.float64)
-        row -= row.max()
-        surprise += float(np.log(np.exp(row).sum()) - row[token])
-        context.decode([token])
+    scores = [scored.logprob for scored in context.score(tokens)]
     m = context.metrics()
     return {
-        "perplexity": float(np.exp(surprise / (len(tokens) - 1))),
+        "perplexity": math.exp(-sum(scores) / len(scores)),
         "there": m.expert_device_hits,
         "sent": m.expert_device_misses - m.expert_host_computed,
         "computed": m.expert_host_computed,

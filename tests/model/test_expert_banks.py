@@ -4,14 +4,12 @@ that of a card which has all of it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import make_model
 from cards import any_card, hide_cards
-from rpc_devices import PRELUDE
+from mixtures import make_mixture, run_script
 from running import Runner
 
 N_LAYER, N_EXPERT, N_USED = 4, 32, 4
@@ -20,9 +18,7 @@ N_LAYER, N_EXPERT, N_USED = 4, 32, 4
 @pytest.fixture(scope="module")
 def mixture(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mixture") / "moe.gguf"
-    spec = make_model.Spec(kind="moe", n_layer=N_LAYER, n_embd=256, n_expert=N_EXPERT, n_expert_used=N_USED, n_ff=384)
-    make_model.make_model(path, demo_model, spec)
-    return path
+    return make_mixture(path, demo_model, N_LAYER, N_EXPERT, N_USED, n_ff=384)
 
 
 @pytest.fixture(params=["card"], autouse=True)
@@ -33,15 +29,8 @@ def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SUPERLLAMA_EXPERTS", "send")  # whatever the speeds of this machine
 
 
-COMMON = (
-    PRELUDE
-    + """
-import numpy as np
-TOKENS = [int(t) for t in np.random.default_rng(3).integers(300, 2000, 64)]
+COMMON = """
 N_SHORT = 2 # tokens of a batch, for which the smallest bank here has slots enough
-
-def open_context(model, **kwargs):
-    return superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=2, **kwargs)
 
 def rows_of(ctx, n=10):
     "Logits after a prompt that experts of the host are copied to the card for, then after short batches."
@@ -82,14 +71,10 @@ def there(model):
     "Experts on the card, of each layer."
     return (model.experts().tier == 2).sum(axis=1).tolist()
 """
-)
 
 
 def run(run_python: Runner, script: str, path: Path) -> dict[str, Any]:
-    done = run_python(COMMON + script, path, "gpu", 0)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return run_script(run_python, COMMON + script, path, "gpu")
 
 
 SMALLER = """
@@ -150,14 +135,11 @@ want = static()
 model, ctx, full = opened()
 model.close()
 found = []
-for budget in ({}, {"mem_budget": True}):
+for is_small in (False, True): # the host's memory
     model = superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=int(0.7 * full))
     ctx = open_context(model)
-    if budget:
-        from superllama._native import ffi, lib
-        range_ = ffi.new("uint64_t[2]")
-        assert lib.superllama_budget_range(model._c, range_, range_ + 1) == 0
-        model.set_budget(mem_budget=range_[0] + (range_[1] - range_[0]) // 2)
+    if is_small:
+        model.set_budget(mem_budget=host_budget(model, 1 / 2))
     before = model.experts().tier == 2
     ctx.decode(TOKENS[:40])
     after, uses = model.experts().tier == 2, model.experts().uses
@@ -185,10 +167,7 @@ with superllama.Model(path, dynamic_layers=True) as model, open_context(model) a
 vram = int(0.65 * full)
 model = superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=vram)
 ctx = open_context(model)
-from superllama._native import ffi, lib
-range_ = ffi.new("uint64_t[2]")
-assert lib.superllama_budget_range(model._c, range_, range_ + 1) == 0
-least = range_[0] + (range_[1] - range_[0]) // 4
+least = host_budget(model, 1 / 4)
 model.set_budget(mem_budget=least)
 base = ctx.metrics()
 same = [rows_of(ctx) == want for _ in range(3)]

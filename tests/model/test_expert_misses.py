@@ -4,14 +4,13 @@ every logit is that of a device which has all of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import make_model
-from rpc_devices import PRELUDE, Server, rpc_server
+from mixtures import make_mixture, run_script
+from rpc_devices import Server, rpc_server
 from running import Runner
 
 N_LAYER, N_EXPERT, N_USED = 3, 32, 4
@@ -20,9 +19,7 @@ N_LAYER, N_EXPERT, N_USED = 3, 32, 4
 @pytest.fixture(scope="module")
 def mixture(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mixture") / "moe.gguf"
-    spec = make_model.Spec(kind="moe", n_layer=N_LAYER, n_embd=256, n_expert=N_EXPERT, n_expert_used=N_USED, n_ff=768)
-    make_model.make_model(path, demo_model, spec)
-    return path
+    return make_mixture(path, demo_model, N_LAYER, N_EXPERT, N_USED, n_ff=768)
 
 
 @pytest.fixture
@@ -37,14 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERLLAMA_EXPERTS", "0.4")
 
 
-COMMON = (
-    PRELUDE
-    + """
-import numpy as np
-TOKENS = [int(t) for t in np.random.default_rng(3).integers(300, 2000, 64)]
-
-def open_context(model, **kwargs):
-    return superllama.Context(model, n_ctx=256, n_ubatch=64, n_threads=2, **kwargs)
+COMMON = """
 
 def rows_of(ctx, n=12):
     "Logits after a prompt, then after tokens one by one, then after two at once."
@@ -71,14 +61,10 @@ def part(share, **params):
 def counts(m):
     return {"hits": m.expert_device_hits, "misses": m.expert_device_misses, "computed": m.expert_host_computed}
 """
-)
 
 
 def run(run_python: Runner, script: str, path: Path, endpoint: str) -> dict[str, Any]:
-    done = run_python(COMMON + script, path, endpoint, 0)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return run_script(run_python, COMMON + script, path, endpoint)
 
 
 BOTH = """
@@ -108,10 +94,7 @@ def test_the_same_logits_whoever_computes(mixture: Path, run_python: Runner, dev
 DISK = """
 want = static()
 model, ctx = part(0.6, expert_misses="share", async_prefetch=True)
-from superllama._native import ffi, lib
-range_ = ffi.new("uint64_t[2]")
-assert lib.superllama_budget_range(model._c, range_, range_ + 1) == 0
-least = range_[0] + (range_[1] - range_[0]) // 4
+least = host_budget(model, 1 / 4)
 model.set_budget(mem_budget=least)
 base = ctx.metrics()
 same = [rows_of(ctx) == want for _ in range(3)]
