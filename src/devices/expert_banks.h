@@ -124,10 +124,8 @@ class expert_banks {
     std::atomic<int64_t> n_stayed{ 0 };
     std::map<ggml_backend_dev_t, traffic> bytes_of;
     std::map<ggml_backend_dev_t, double> link_share; // of those that share
-    std::atomic<bool> host_can{
-        true
-    };                    // compute what the graphs do with a bank; false from the first one on that says no
-    host_experts by_host; // of the layer that is being computed
+    std::atomic<bool> host_can{ true };              // do what graphs do with a bank; never again, once one says no
+    host_experts by_host;                            // of the layer that is being computed
     ggml_backend_t by_host_to = nullptr;
 };
 
