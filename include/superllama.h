@@ -122,6 +122,8 @@ struct superllama_stats {
     int64_t expert_device_hits;   // experts that ubatches chose and that were on the device of their layer
     int64_t expert_device_misses; // and those that were not
     int64_t expert_host_computed; // of these, those that the host computed; the others were sent there first
+
+    int64_t weight_bytes_ahead; // of the host, that devices had for large batches before it was their turn
 };
 
 // The paged KV cache of a context. Counters only grow.

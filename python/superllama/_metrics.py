@@ -118,6 +118,9 @@ class Metrics(BaseModel):
     )
     expert_device_misses: Count = Field(description="those that were not there")
     expert_host_computed: Count = Field(description="of these, those that the host computed")
+    weight_bytes_ahead: Count = Field(
+        description="weights of the host that devices had for large batches before it was their turn"
+    )
     experts: ExpertCounts | None = Field(
         description="each expert; in a file's last line and in one a minute before it, null in others"
     )

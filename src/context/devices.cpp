@@ -11,6 +11,8 @@
 
 namespace superllama {
 
+static const uint32_t offload_tokens_min = 32; // devices take no smaller batches, unless the environment says so
+
 std::unique_lock<std::recursive_mutex> context_hooks::hold() const {
     return pimpl->tier != nullptr ? pimpl->tier->hold() : std::unique_lock<std::recursive_mutex>();
 }
@@ -164,8 +166,9 @@ void context_hooks::before_reserve(const llama_memory_context_i * mctx) {
     if (lost_device(&error)) {
         return; // nothing is left there; the next ubatch says so
     }
+    kv.offloads = ctx.cparams.op_offload && n_tokens >= offload_tokens_min;
     const auto without_offload = [&] { // there is no room on a device for the weights of one operation
-        ctx.cparams.op_offload = false;
+        ctx.cparams.op_offload = kv.offloads = false;
         ctx.sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
                                                (int) ctx.backend_ptrs.size(), ctx.graph_max_nodes(n_tokens),
                                                ctx.cparams.pipeline_parallel, false));

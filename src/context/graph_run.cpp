@@ -90,7 +90,7 @@ bool graph_run::on_copy(ggml_backend * backend, const ggml_tensor * src, ggml_te
                    !self.fail("experts could not be sent or computed: " + error);
         }
         bool copied = false;
-        return self.weights->before_copy(src, dst, &copied, &error)
+        return self.weights->before_copy(backend, src, dst, &copied, &error)
                    ? copied
                    : !self.fail("the weights could not be read: " + error);
     } catch (const std::exception & e) {

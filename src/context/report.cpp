@@ -78,6 +78,7 @@ void context_hooks::impl::collect_weights(struct superllama_stats & s) {
     s.layers_evicted = c.blocks_evicted;
     s.weight_bytes_read = c.bytes_read;
     s.weight_bytes_resident = c.bytes_resident;
+    s.weight_bytes_ahead = c.bytes_ahead;
     s.expert_hits = c.expert_hits;
     s.expert_misses = c.expert_misses;
     s.expert_guesses = c.expert_guesses;

@@ -1,5 +1,7 @@
 #include "devices/expert_bank.h"
 
+#include "weights/experts/view.h"
+
 #include "ggml-alloc.h"
 
 #include <algorithm>
@@ -19,15 +21,6 @@ static ggml_tensor with_experts(const ggml_tensor * t, int64_t n) {
     some.extra = nullptr;
     some.flags = 0;
     return some;
-}
-
-// One expert's share of a tensor that has its place.
-static ggml_tensor expert_in(const ggml_tensor & t, int64_t i) {
-    ggml_tensor one = t;
-    one.ne[2] = 1;
-    one.nb[3] = one.nb[2];
-    one.data = (uint8_t *) t.data + (size_t) i * t.nb[2];
-    return one;
 }
 
 expert_bank::expert_bank(int32_t layer, const std::vector<ggml_tensor *> & weights, ggml_context * maps) :
@@ -157,8 +150,8 @@ bool expert_bank::resize(ggml_backend_buffer_type_t buft, int32_t n_slots, uint6
     }
     for (size_t k = 0; k < stay.size(); ++k) {
         for (size_t i = 0; i < tensors.size(); ++i) {
-            const ggml_tensor src = expert_in(from[i], stay[k].slot);
-            ggml_tensor dst = expert_in(*tensors[i], (int64_t) k);
+            const ggml_tensor src = experts_in(from[i], stay[k].slot, 1);
+            ggml_tensor dst = experts_in(*tensors[i], (int64_t) k, 1);
             ggml_backend_tensor_copy(&src, &dst);
         }
         expert_of[k] = stay[k].expert;
@@ -262,10 +255,10 @@ void expert_bank::forget_coming() {
 
 // -------------------------------------------------------------------------------------------- large batches
 
-void expert_bank::copy_to(size_t i, int32_t expert, ggml_tensor * to) const {
-    const ggml_tensor src = expert_in(*tensors[i], slots()[expert]);
-    ggml_tensor dst = expert_in(*to, expert);
-    ggml_backend_tensor_copy(&src, &dst);
+void expert_bank::copy_to(ggml_backend_t backend, size_t i, int32_t expert, ggml_tensor * to) const {
+    const ggml_tensor src = experts_in(*tensors[i], slots()[expert], 1);
+    ggml_tensor dst = experts_in(*to, expert, 1);
+    ggml_backend_tensor_copy_async(backend, backend, &src, &dst);
 }
 
 void expert_bank::plan_to_keep(const std::vector<int32_t> & most_chosen, bool may_leave) {
@@ -298,8 +291,8 @@ void expert_bank::keep(size_t i, const ggml_tensor & from, const std::vector<int
     }
     came.insert(i);
     for (const auto & [expert, slot] : coming) {
-        const ggml_tensor src = expert_in(from, expert);
-        ggml_tensor dst = expert_in(*tensors[i], slot);
+        const ggml_tensor src = experts_in(from, expert, 1);
+        ggml_tensor dst = experts_in(*tensors[i], slot, 1);
         ggml_backend_tensor_copy(&src, &dst);
     }
     if (came.size() == tensors.size()) {

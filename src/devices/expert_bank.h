@@ -57,7 +57,7 @@ class expert_bank {
 
     // As expert_banks::keep(), of the tensor i.
     void keep(size_t i, const ggml_tensor & from, const std::vector<int32_t> & most_chosen, bool may_leave);
-    void copy_to(size_t i, int32_t expert, ggml_tensor * to) const;
+    void copy_to(ggml_backend_t backend, size_t i, int32_t expert, ggml_tensor * to) const;
 
   private:
     struct held {

@@ -239,9 +239,10 @@ bool expert_banks::holds(const ggml_tensor * weights, int32_t expert) const {
     return found != bank_tensors.end() && banks[(size_t) found->second.first]->holds(expert);
 }
 
-void expert_banks::copy_to(const ggml_tensor * weights, int32_t expert, ggml_tensor * to) const {
+void expert_banks::copy_to(ggml_backend_t backend, const ggml_tensor * weights, int32_t expert,
+                           ggml_tensor * to) const {
     const auto & [il, i] = bank_tensors.at(weights);
-    banks[(size_t) il]->copy_to(i, expert, to);
+    banks[(size_t) il]->copy_to(backend, i, expert, to);
 }
 
 void expert_banks::keep(const ggml_tensor * weights, const ggml_tensor * from, const std::vector<int32_t> & most_chosen,

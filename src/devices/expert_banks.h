@@ -85,7 +85,7 @@ class expert_banks {
 
     bool holds(const ggml_tensor * weights, int32_t expert) const; // from any thread
     // To a tensor of all experts of the layer, for a large batch; of one that is there.
-    void copy_to(const ggml_tensor * weights, int32_t expert, ggml_tensor * to) const;
+    void copy_to(ggml_backend_t backend, const ggml_tensor * weights, int32_t expert, ggml_tensor * to) const;
     // From there, for the tokens that follow: some of those that the batch chose, by how often, if they are on the same
     // device. Asked for each tensor of the layer; without `may_leave` only those leave for them that no ubatch ever
     // chose, and of the batch's own none does.

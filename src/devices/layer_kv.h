@@ -73,6 +73,7 @@ class layer_kv {
     // Of the compute buffers on each device: the most that was ever needed, and what is there.
     std::vector<size_t> compute_need;
     std::vector<size_t> compute_now;
+    bool offloads = false; // large batches are computed there with weights of the host
 
     struct layer_buffer_types;
 

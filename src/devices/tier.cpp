@@ -16,6 +16,8 @@ namespace superllama {
 
 static const int64_t device_sample_us = 100000; // at most so often, near devices
 static const uint64_t budget_unknown = 1ull << 50;
+static const size_t n_ahead = 3;               // matrices that wait on a device for a large batch, or go there
+static const uint64_t ahead_part = 8;          // of the room on it, what they may take
 static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
 
 bool device_tier::holds_experts(ggml_backend_dev_t dev) {
@@ -80,6 +82,12 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
             l.bytes = std::max(l.bytes, bytes);
         }
     }
+    for (size_t p = 0; p < parts.size(); ++p) {
+        for (const weight & w : parts[p].weights) {
+            const bool is_output = layer_of((int) p) == n_output;
+            largest_weights = std::max(largest_weights, is_output ? 0 : ggml_nbytes(w.tensor));
+        }
+    }
     for (int il = 0; il < n_layers(); ++il) {
         expert_sizes most;
         for (size_t d = 0; banks != nullptr && d < n_devices(); ++d) {
@@ -133,7 +141,7 @@ size_t device_tier::used_bytes(size_t dev) const {
     for (const layer_kv * kv : contexts) {
         bytes += kv->compute_now[dev];
     }
-    return bytes;
+    return bytes + (places[dev].ahead != nullptr ? ggml_backend_buffer_get_size(places[dev].ahead.get()) : 0);
 }
 
 size_t device_tier::compute_need(size_t dev) const {
@@ -180,7 +188,23 @@ layer_placement device_tier::target(const std::vector<uint64_t> & budgets, const
         sizes.room.push_back(budgets[d] - std::min<uint64_t>(budgets[d], compute[d]));
         sizes.has_banks.push_back(banks != nullptr && holds_experts(cfg.devices[d]));
     }
-    return place_layers(sizes);
+    const layer_placement to = place_layers(sizes);
+    bool less = false;
+    for (size_t d = 0; d < n_devices(); ++d) {
+        const size_t bytes = ahead_bytes(d, sizes.room[d]);
+        sizes.room[d] -= bytes;
+        less = less || bytes > 0;
+    }
+    return less && !is_all_there(to) ? place_layers(sizes) : to;
+}
+
+bool device_tier::is_all_there(const layer_placement & to) const {
+    for (int p = 0; p < (int) parts.size(); ++p) {
+        if (!parts[(size_t) p].weights.empty() && place_of(p, to) < 0) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void device_tier::set_budget(size_t dev, uint64_t bytes, size_t free, size_t total) {

@@ -11,6 +11,7 @@
 #include "devices/expert_banks.h"
 #include "devices/locked_staging.h"
 #include "devices/placement.h"
+#include "weights/sent_ahead.h"
 #include "weights/store.h"
 #include "superllama.h"
 #include "superllama-params.h"
@@ -89,8 +90,11 @@ class device_tier {
     // well. Others do where the environment says what is to be done with a miss.
     static bool holds_experts(ggml_backend_dev_t dev);
 
-    // Of one thread at a time: weights of the host to where a device computes a large batch with them.
+    // From any thread: weights of the host to where a device computes a large batch with them.
     void send(ggml_tensor * to, const uint8_t * data, size_t bytes);
+    // What the device of `to` has for such weights that are sent before the graph comes to them. While the tier is
+    // held.
+    sent_ahead::device ahead(const ggml_tensor * to);
     size_t staging_bytes() const; // of host memory, for what is on its way to devices
 
     size_t budget_of(size_t dev) const { return places[dev].budget_now; }
@@ -138,6 +142,9 @@ class device_tier {
         ggml_tensor host; // as it is on the host
     };
 
+    using stagings = std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>>; // null: a device has none
+    static locked_staging * staging_for(ggml_backend_dev_t dev, stagings & of);
+
     static constexpr int64_t retry_us = 10000000; // where a device, or the host, had no memory
 
     // What moves together: a layer, or its experts, which are the same number of layers after it.
@@ -156,7 +163,10 @@ class device_tier {
         std::atomic<size_t> own{ 0 }; // used_bytes(), as of refresh()
         std::atomic<uint64_t> bytes_up{ 0 };
         std::atomic<uint64_t> bytes_down{ 0 };
-        uint64_t most = 0;       // bytes there, while something moves
+        uint64_t most = 0;             // bytes there, while something moves
+        ggml_backend_buffer_ptr ahead; // memory for what is sent ahead
+        ggml_backend_ptr ahead_copies;
+        size_t ahead_bytes = 0;  // that it is to have, 0: there is to be none
         int64_t t_grow_us = 0;   // an allocation failed: not before this time
         int64_t t_shrink_us = 0; // the host had no room: not before this time
         bool lost = false;       // its layers go to the host, whatever the host's budget
@@ -181,6 +191,9 @@ class device_tier {
     size_t placed_bytes(size_t dev) const; // weights and KV there
     size_t compute_need(size_t dev) const; // of all contexts, and what is spare for their KV to grow
     int place_of(int p, const layer_placement & to) const;
+    bool is_all_there(const layer_placement & to) const;
+    size_t ahead_bytes(size_t dev, uint64_t room) const;
+    void keep_ahead_memory(const layer_placement & to);
     void note_sending(const layer_placement & to);
     bool leave(int p, const layer_placement & to, std::string * error);
     uint64_t room_on(size_t dev) const;
@@ -209,6 +222,7 @@ class device_tier {
     std::vector<part> parts;              // layers; and the experts of each, where there are banks
     std::vector<expert_sizes> experts_of; // of each layer, on the device that takes the most for them
     std::vector<place_state> places;
+    size_t largest_weights = 0; // of one tensor of a layer, on a device
     std::atomic<int> n_on_devices{ 0 };
     std::atomic<int64_t> n_generation{ 0 };
     std::atomic<size_t> n_kv_host{ 0 };
@@ -217,9 +231,10 @@ class device_tier {
     std::vector<bool> sends; // of each device: experts that it lacks, as of the last place()
     bool said_sending = false;
     int64_t t_sample_us = 0;
-    int64_t sample_us;                                                     // between two samples
-    std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>> moves;   // null: it has none
-    std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>> batches; // of send()
+    int64_t sample_us; // between two samples
+    stagings moves;
+    stagings batches;                  // of send()
+    std::mutex sending;                // by those
     std::unique_ptr<arrival> arriving; // null: nothing is on its way. Last: its thread uses what is above
 };
 

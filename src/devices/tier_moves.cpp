@@ -62,6 +62,7 @@ bool device_tier::place(std::string * error, bool beside) {
     for (size_t d = 0; d < n_devices(); ++d) { // while something moves, there is no more on a device than there was
         places[d].most = std::max<uint64_t>(places[d].budget_now, used_bytes(d));
     }
+    keep_ahead_memory(to);
     const int n_parts = (int) parts.size();
     for (int i = 0; ok && i < n_parts; ++i) {
         const int p = (i + n_parts - n_layers()) % n_parts; // experts before layers, the lowest ones first
@@ -326,30 +327,6 @@ bool device_tier::load(const std::vector<int> & coming, const layer_placement & 
     upload(beside);
     // what is below may fit on another device
     return beside || (land(error) && (!out_of_memory || place(error)));
-}
-
-// Made when it is first needed, for most devices need none.
-static locked_staging * staging_for(ggml_backend_dev_t dev,
-                                    std::map<ggml_backend_dev_t, std::unique_ptr<locked_staging>> & of) {
-    const auto found = of.find(dev);
-    return found != of.end() ? found->second.get() : (of[dev] = locked_staging::create(dev)).get();
-}
-
-void device_tier::send(ggml_tensor * to, const uint8_t * data, size_t bytes) {
-    if (locked_staging * by_way = staging_for(device_with(to), batches)) {
-        by_way->send(to, 0, data, bytes);
-    } else {
-        ggml_backend_tensor_set(to, data, 0, bytes);
-    }
-}
-
-size_t device_tier::staging_bytes() const {
-    size_t bytes = device_upload_staging() + (banks != nullptr && banks->shares() ? host_experts::memory_bytes() : 0);
-    bytes += banks != nullptr && cfg.async ? banks->router_bytes() : 0;
-    for (ggml_backend_dev_t dev : cfg.devices) {
-        bytes += ggml_backend_dev_host_buffer_type(dev) != nullptr ? 2 * locked_staging::memory_bytes() : 0;
-    }
-    return bytes;
 }
 
 // Fills the buffers, now or in a thread.

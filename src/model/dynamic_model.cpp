@@ -154,11 +154,12 @@ bool dynamic_model::load() {
     cfg.part_bytes = read_part_bytes;
     cfg.n_expert_used = (int) model.hparams.n_expert_used_max();
     cfg.send = [this](ggml_tensor * to, const uint8_t * data, size_t bytes) { devices->send(to, data, bytes); };
+    cfg.ahead = [this](const ggml_tensor * to) { return devices ? devices->ahead(to) : sent_ahead::device(); };
     cfg.on_device.has = [this](const ggml_tensor * weights, int32_t expert) {
         return banks() != nullptr && banks()->holds(weights, expert);
     };
-    cfg.on_device.copy = [this](const ggml_tensor * weights, int32_t expert, ggml_tensor * to) {
-        banks()->copy_to(weights, expert, to);
+    cfg.on_device.copy = [this](ggml_backend_t backend, const ggml_tensor * weights, int32_t expert, ggml_tensor * to) {
+        banks()->copy_to(backend, weights, expert, to);
     };
     cfg.on_device.keep = [this](const ggml_tensor * weights, const ggml_tensor * from,
                                 const std::vector<int32_t> & most_chosen, bool may_leave) {

@@ -50,6 +50,8 @@ const number counters[] = {
     { "expert_device_hits_total", "experts that were on a device when they were chosen", "expert_device_hits", 1 },
     { "expert_device_misses_total", "experts that were not there", "expert_device_misses", 1 },
     { "expert_host_computed_total", "those of them that the host computed", "expert_host_computed", 1 },
+    { "weight_ahead_bytes_total", "weights sent to devices for a large batch before their turn", "weight_bytes_ahead",
+      1 },
     { "metrics_lines_dropped_total", "lines of the metrics file that a slow disk could not take", "metrics_dropped",
       1 },
 };

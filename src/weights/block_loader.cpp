@@ -2,6 +2,8 @@
 
 #include "llama-impl.h"
 
+#include <utility>
+
 namespace superllama {
 
 block_loader::block_loader(weight_store & store, int n_threads, size_t part_bytes) :
@@ -181,6 +183,34 @@ void block_loader::drop(uint32_t id) {
 
 void block_loader::wait_for(uint32_t id, guard & lock) {
     changed.wait(lock, [&] { return blocks[id].state != block_state::reading; });
+}
+
+void block_loader::wait_for_sending(guard & lock) {
+    changed.wait(lock, [&] { return n_sending == 0; });
+}
+
+block_loader::sending::sending(block_loader & loader, std::vector<uint32_t> blocks, guard & lock) :
+    loader(loader),
+    ids(std::move(blocks)),
+    lock(lock) {
+    for (uint32_t id : ids) {
+        loader[id].sending = true;
+    }
+    loader.n_sending += ids.size();
+    lock.unlock();
+}
+
+// What was to go meanwhile does so now.
+block_loader::sending::~sending() {
+    lock.lock();
+    loader.n_sending -= ids.size();
+    for (uint32_t id : ids) {
+        loader[id].sending = false;
+        if (loader[id].idle() && !loader.owner_of(id).may_stay(id)) {
+            loader.drop(id);
+        }
+    }
+    loader.tell();
 }
 
 void block_loader::promote(uint32_t id, int64_t priority) {

@@ -30,6 +30,7 @@ struct block_status {
     bool in_use = false;    // by the graph that runs
     bool elsewhere = false; // on a device, all of it
     bool joined = false;    // the graph that uses it did not begin to read it
+    bool sending = false;   // to a device, by another thread than the graph's
     int32_t n_parts = 0;    // still to be read
     int64_t last_use = 0;   // number of the graph
     int64_t n_loads = 0;
@@ -38,7 +39,7 @@ struct block_status {
     std::vector<int32_t> n_slice_parts; // of an expert, by slice
     std::vector<readers::job_id> jobs;
 
-    bool idle() const { return state == block_state::ready && !in_use; }
+    bool idle() const { return state == block_state::ready && !in_use && !sending; }
 };
 
 // Whose blocks they are. Called with the lock held.
@@ -77,6 +78,22 @@ class block_loader {
     void drop(uint32_t id);
     void wait(guard & lock) { changed.wait(lock); } // until the state of some block has changed
     void wait_for(uint32_t id, guard & lock);       // until it is not on its way
+    void tell() { changed.notify_all(); }           // those that wait, of something else
+    void wait_for_sending(guard & lock);            // until no block is read by who sends it to a device
+
+    // While it lives the lock is given back, and these blocks stay where they are.
+    class sending {
+      public:
+        sending(block_loader & loader, std::vector<uint32_t> ids, guard & lock);
+        ~sending();
+        sending(const sending &) = delete;
+        sending & operator=(const sending &) = delete;
+
+      private:
+        block_loader & loader;
+        const std::vector<uint32_t> ids;
+        guard & lock;
+    };
     void promote(uint32_t id, int64_t priority);
     void call_off(const std::vector<uint32_t> & ids, guard & lock); // where they wait still; others are read
 
@@ -108,6 +125,7 @@ class block_loader {
     mutable std::mutex mutex;
     std::condition_variable changed;
     std::vector<block_status> blocks;
+    size_t n_sending = 0; // of them
     counters totals = {};
 
     std::unique_ptr<readers> pool;

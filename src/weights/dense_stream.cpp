@@ -230,6 +230,7 @@ bool dense_stream::make_room(size_t bytes, block_loader::guard & lock) {
             loader.drop((uint32_t) victim);
         } else if (!wait_for_idle(lock)) {
             if (bytes > 0) {
+                loader.wait_for_sending(lock);
                 store.compact_ring([this](uint32_t id) { point(id); });
             }
             return fits(bytes);
@@ -247,10 +248,11 @@ void dense_stream::make_room_now() {
     }
 }
 
-// Everything unused is still on its way in: waits for one, it can go then. False: there is none.
+// Everything unused is still on its way in, or to a device: waits for one, it can go then. False: there is none.
 bool dense_stream::wait_for_idle(block_loader::guard & lock) {
     for (uint32_t id : pin_order) {
-        if (loader[id].state == block_state::reading && !loader[id].in_use) {
+        const bool goes = loader[id].sending && !pinned[id];
+        if ((loader[id].state == block_state::reading || goes) && !loader[id].in_use) {
             loader.wait(lock);
             return true;
         }
@@ -384,7 +386,7 @@ void dense_stream::release(uint32_t id) {
         return;
     }
     b.in_use = false;
-    if (policy == SUPERLLAMA_LAYER_POLICY_PIN && b.state == block_state::ready && !settled(id)) {
+    if (policy == SUPERLLAMA_LAYER_POLICY_PIN && b.idle() && !settled(id)) {
         loader.drop(id);
         pump();
     }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -144,6 +145,7 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
     const ggml_tensor * router = nullptr;
     layer_stop * moe_stop = nullptr; // of the layer before
     int32_t moe_layer = -1;
+    std::set<const ggml_tensor *> copied;
 
     for (int i = 0; i < n_nodes; ++i) {
         ggml_tensor * node = ggml_graph_node(gf, i);
@@ -154,6 +156,10 @@ layer_graph layer_graph_build(const weight_store & store, ggml_cgraph * gf, uint
             const ggml_tensor * src = held_weights(store, node->src[s]);
             if (src == nullptr) {
                 continue; // none of ours, or moved to a device
+            }
+            if (node->src[s] != src && node->src[s]->view_src == nullptr && is_whole(node->src[s], src) &&
+                copied.insert(node->src[s]).second) {
+                graph.copies.push_back({ src, node->src[s] });
             }
             if (node->op == GGML_OP_MUL_MAT && strstr(src->name, "ffn_gate_inp.weight") != nullptr) {
                 router = src;

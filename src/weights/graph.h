@@ -34,6 +34,12 @@ struct layer_experts {
     int64_t n_chosen = 0; // for each token
 };
 
+// Weights of the host, and where they are wanted on a device that computes a large batch with them.
+struct layer_copy {
+    const ggml_tensor * weights;
+    ggml_tensor * to;
+};
+
 struct layer_graph {
     uint64_t id = 0;
     std::vector<uint32_t> order;                                    // blocks by first use
@@ -42,6 +48,7 @@ struct layer_graph {
     std::vector<const ggml_tensor *> rows;                          // GET_ROWS nodes over by-row tensors
     std::unordered_map<const ggml_tensor *, bool> in_pieces;        // that it reads; true: all are there, and stay
     std::vector<layer_experts> experts;                             // of each layer that has any
+    std::vector<layer_copy> copies;                                 // by first use
     int64_t expert_tokens = 0;                                      // the most tokens that choose experts at once
 };
 

@@ -12,11 +12,14 @@ layer_sched::layer_sched(weight_store & store, const config & cfg) :
     send(cfg.send),
     loader(store, cfg.n_threads, cfg.part_bytes),
     dense(store, loader, cfg.policy),
-    experts(store, loader, dense, cfg.n_expert_used, cfg.on_device) {
+    experts(store, loader, dense, cfg.n_expert_used, cfg.on_device),
+    ahead(store, loader,
+          { cfg.ahead, cfg.send, [this](const ggml_tensor * weights) { return experts.expected(weights); } }) {
     loader.set_owners(dense, experts);
 }
 
 layer_sched::~layer_sched() {
+    ahead.stop();
     loader.stop();
 }
 
@@ -224,6 +227,9 @@ bool layer_sched::begin_graph(ggml_cgraph * gf, uint64_t graph_id, std::string *
         }
         stops_nowhere = runs_through && acquire_all();
     }
+    if (loader.reads_ahead()) {
+        ahead.begin(current);
+    }
     for (const ggml_tensor * node : current.rows) {
         const ggml_tensor * ids = node->src[1];
         const auto in_pieces = current.in_pieces.find(node->src[0]);
@@ -328,31 +334,45 @@ void layer_sched::release_piece(uint32_t id) {
     dense.release(id);
 }
 
-bool layer_sched::before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error) {
+bool layer_sched::before_copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * to, bool * copied,
+                              std::string * error) {
     const ggml_tensor * t = src->view_src != nullptr ? src->view_src : src;
     *copied = false;
     if (!store.is_here(t)) {
         return true;
     }
-    auto lock = loader.lock();
-    if (store.n_experts(t) > 0) {
-        *copied = true;
-        return experts.copy(t, to, lock, error);
-    }
-    const int32_t block = store.block_of(t);
-    if (block < 0) {
+    if (store.n_experts(t) == 0 && store.block_of(t) < 0) {
         return true; // as usual
     }
-    const auto id = (uint32_t) block;
+    auto lock = loader.lock();
+    const std::optional<sent_ahead::arrived> there = ahead.take(to, lock);
+    const sent_ahead::arrived * at = there ? &*there : nullptr;
+    *copied = store.n_experts(t) > 0 ? experts.copy(backend, t, to, at, lock, error)
+                                     : copy_dense((uint32_t) store.block_of(t), src, to, at, lock, error);
+    if (there) {
+        ahead.give_back();
+    }
+    return *copied;
+}
+
+bool layer_sched::copy_dense(uint32_t id, const ggml_tensor * src, ggml_tensor * to, const sent_ahead::arrived * there,
+                             block_loader::guard & lock, std::string * error) {
+    if (there != nullptr) {
+        lock.unlock();
+        ggml_backend_tensor_copy(&there->at, to);
+        lock.lock();
+        dense_ahead += (int64_t) ggml_nbytes(to);
+        return true;
+    }
     const bool acquired = loader[id].in_use; // by a stop
     if (!acquired && !dense.fetch(id, lock, error)) {
         return false;
     }
+    const ggml_tensor * t = src->view_src != nullptr ? src->view_src : src;
     const uint8_t * data = store.data(id, store.slice_of(id, t)) + src->view_offs;
     lock.unlock();
     send(to, data, ggml_nbytes(to));
     lock.lock();
-    *copied = true;
     if (!acquired) {
         dense.release(id);
     }
@@ -367,6 +387,7 @@ bool layer_sched::send_experts(const expert_request & r, std::string * error) {
 void layer_sched::end_graph() {
     {
         const std::lock_guard<std::mutex> ends(turn, std::adopt_lock); // whatever happens
+        ahead.end();
         auto lock = loader.lock();
         for (uint32_t id : current.order) { // after an error, or past the last stop
             dense.release(id);
@@ -404,6 +425,7 @@ layer_sched::counters layer_sched::count() const {
     c.expert_guesses = e.guesses;
     c.expert_guesses_used = e.guesses_used;
     c.stall_ms = dense.stall_ms() + e.stall_ms + (double) store.waited_us() / 1000.0;
+    c.bytes_ahead = dense_ahead + e.ahead_bytes;
     c.prefetch = loader.count_jobs();
     return c;
 }

@@ -9,6 +9,7 @@
 #include "weights/dense_stream.h"
 #include "weights/experts/pool.h"
 #include "weights/graph.h"
+#include "weights/sent_ahead.h"
 #include "weights/store.h"
 
 #include <algorithm>
@@ -49,8 +50,10 @@ class layer_sched {
         int n_threads;     // 0: no read-ahead, loads happen where they are needed
         size_t part_bytes; // of one read
         int n_expert_used;
-        // Weights to where a device computes a large batch with them.
+        // Weights to where a device computes a large batch with them, from any thread; and what is there for those that
+        // are sent ahead.
         std::function<void(ggml_tensor * to, const uint8_t * data, size_t bytes)> send;
+        std::function<sent_ahead::device(const ggml_tensor * to)> ahead;
         experts_on_device on_device;
     };
 
@@ -74,7 +77,8 @@ class layer_sched {
     bool after_node(const ggml_tensor * node, std::string * error);
     // Weights that go to a device, which computes a large batch with them: `copied` says that they are there. Between
     // the stops.
-    bool before_copy(const ggml_tensor * src, ggml_tensor * to, bool * copied, std::string * error);
+    bool before_copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * to, bool * copied,
+                     std::string * error);
     // In the middle of a graph, for a device that holds some experts: those that it wants are read where they have to
     // be, and sent. One that leaves it stays in host memory, if it has room there.
     bool send_experts(const expert_request & r, std::string * error);
@@ -107,6 +111,7 @@ class layer_sched {
         int64_t expert_guesses;      // read before the router had chosen
         int64_t expert_guesses_used; // and it chose them
         double stall_ms;
+        int64_t bytes_ahead; // of weights for large batches, sent to a device before it was their turn
         readers::counters prefetch;
     };
     counters count() const;
@@ -148,6 +153,8 @@ class layer_sched {
     void grow();
     void apply_budget(block_loader::guard & lock);
     void apply_budget_if_idle();
+    bool copy_dense(uint32_t id, const ggml_tensor * src, ggml_tensor * to, const sent_ahead::arrived * there,
+                    block_loader::guard & lock, std::string * error);
 
     weight_store & store;
     const std::function<void(ggml_tensor * to, const uint8_t * data, size_t bytes)> send;
@@ -168,6 +175,8 @@ class layer_sched {
     block_loader loader;
     dense_stream dense;
     expert_pool experts;
+    sent_ahead ahead;
+    int64_t dense_ahead = 0; // bytes
 };
 
 } // namespace superllama

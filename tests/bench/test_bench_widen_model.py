@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import pytest
 from bench.make_model import Spec, make_model
-from bench.widen_model import widen
+from bench.widen_model import mix, widen
 from native_build import run_native
 
 
@@ -34,3 +34,16 @@ def test_not_with_experts(tmp_path: Path, vocab: Path) -> None:
     make_model(moe, vocab, Spec("moe", 9_000_000, n_layer=3, n_embd=128, n_head=2, n_head_kv=1, n_expert=8))
     with pytest.raises(ValueError, match="no dense feed-forward layers"):
         widen(moe, tmp_path / "wide.gguf", 20_000_000)
+
+
+def test_a_mixture_of_copies_answers_as_the_model(tmp_path: Path, demo_model: Path) -> None:
+    mixture = tmp_path / "mixture.gguf"
+    mix(demo_model, mixture, n_expert=4, n_used=2)
+    assert mixture.stat().st_size > 2 * demo_model.stat().st_size
+    fields = gguf.GGUFReader(mixture).fields
+    assert (fields["llama.expert_count"].contents(), fields["llama.expert_used_count"].contents()) == (4, 2)
+    small, large = (run_native("probe", "-m", m, "-n", 8, "-t", 2) for m in (demo_model, mixture))
+    assert small["tokens"] == large["tokens"]
+    with pytest.raises(ValueError, match="--active 5: of 4 experts a token takes 1 to 4"):
+        mix(demo_model, tmp_path / "more.gguf", n_expert=4, n_used=5)
+    assert not (tmp_path / "more.gguf").exists()

@@ -36,6 +36,7 @@ class Line(Metrics):
     expert_device_hits: Count = 0
     expert_device_misses: Count = 0
     expert_host_computed: Count = 0
+    weight_bytes_ahead: Count = 0
     experts: ExpertCounts | None = None
     # the fields of these are their version's too
     sequences: list[dict[str, Any]] = Field(default=[])  # type: ignore[assignment]

@@ -110,10 +110,10 @@ void expert_pool::make_room_now() {
     trim(bytes_max);
 }
 
-// Everything unused is still on its way in: waits for one, it can go then. False: there is none.
+// Everything unused is still on its way in, or to a device: waits for one, it can go then. False: there is none.
 bool expert_pool::wait_for_idle(block_loader::guard & lock) {
     for (uint32_t id = 0; id < loader.size(); ++id) {
-        if (loader.is_expert(id) && is_passing(id)) {
+        if (loader.is_expert(id) && (is_passing(id) || (loader[id].sending && !loader[id].in_use))) {
             loader.wait(lock);
             return true;
         }
@@ -127,6 +127,7 @@ bool expert_pool::close_gaps(uint32_t id, block_loader::guard & lock) {
     for (uint32_t other : in_use) {
         loader.wait_for(other, lock);
     }
+    loader.wait_for_sending(lock);
     store.trim_experts(bytes_max - std::min(bytes_max, loader.bytes_of(id)),
                        [this](uint32_t other) { return loader[other].state == block_state::ready; });
     return store.has_frame(id, bytes_max);
@@ -250,6 +251,7 @@ bool expert_pool::acquire(const layer_stop & s, block_loader::guard & lock, std:
         for (uint32_t id : ids) {
             most_chosen.push_back(store.blocks()[id].expert);
         }
+        last_batch[store.blocks()[*wanted.begin()].layer] = wanted;
     }
     for (auto it = wanted.begin(); is_sent && it != wanted.end();) {
         const bool is_there = on_device.has(s.expert_weights, store.blocks()[*it].expert);

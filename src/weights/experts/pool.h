@@ -7,6 +7,7 @@
 #include "weights/experts/request.h"
 #include "weights/graph.h"
 #include "weights/recency.h"
+#include "weights/sent_ahead.h"
 
 #include <map>
 #include <set>
@@ -39,7 +40,12 @@ class expert_pool : public block_owner {
     bool hold_all(const layer_graph & graph);
     bool acquire(const layer_stop & s, block_loader::guard & lock, std::string * error);
     bool send(const expert_request & r, block_loader::guard & lock, std::string * error);
-    bool copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error);
+    // Those that were sent before are at `ahead`; null: none.
+    bool copy(ggml_backend_t backend, const ggml_tensor * weights, ggml_tensor * to, const sent_ahead::arrived * ahead,
+              block_loader::guard & lock, std::string * error);
+    // Blocks of those that a large batch will probably choose and a device does not hold: what the last one chose, all
+    // before there was any.
+    std::vector<uint32_t> expected(const ggml_tensor * weights) const;
     void guess(const layer_stop & s);  // what comes next, while this layer computes; or all, where all have room
     bool release(std::string * error); // false: one could not be read, and what was computed is not to be used
     void end();
@@ -50,6 +56,7 @@ class expert_pool : public block_owner {
         int64_t guesses;      // read before the router had chosen
         int64_t guesses_used; // and it chose them
         double stall_ms;
+        int64_t ahead_bytes; // of large batches, sent to a device before it was their turn
     };
     counters count() const { return totals; }
 
@@ -101,9 +108,10 @@ class expert_pool : public block_owner {
     uint32_t next_fill = 0;             // where all have room, those before it were read, or tried
     const layer_graph * held = nullptr; // the graph that runs without a stop
     std::vector<uint32_t> in_use;
-    std::set<uint32_t> from_device;   // those that the same layer of a large batch has from there
-    std::vector<int32_t> most_chosen; // of that layer, what the batch chose
-    std::vector<uint32_t> guessed;    // of later layers
+    std::set<uint32_t> from_device;                   // those that the same layer of a large batch has from there
+    std::vector<int32_t> most_chosen;                 // of that layer, what the batch chose
+    std::map<int32_t, std::set<uint32_t>> last_batch; // what it chose, of each layer
+    std::vector<uint32_t> guessed;                    // of later layers
     int64_t n_graphs = 0;
     counters totals = {};
     std::vector<heat> heats; // by block

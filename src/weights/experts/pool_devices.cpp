@@ -2,6 +2,8 @@
 
 #include "weights/experts/pool.h"
 
+#include "weights/experts/view.h"
+
 #include "ggml-backend.h"
 #include "ggml.h"
 
@@ -93,37 +95,78 @@ void expert_pool::keep_leaving(const expert_request & r, block_loader::guard & l
     }
 }
 
+std::vector<uint32_t> expert_pool::expected(const ggml_tensor * weights) const {
+    std::vector<uint32_t> ids;
+    const int32_t layer = store.blocks()[(size_t) store.block_of(weights, 0)].layer;
+    const auto last = last_batch.find(layer);
+    for (int32_t e = 0; e < store.n_experts(weights); ++e) {
+        const auto id = (uint32_t) store.block_of(weights, e);
+        if ((last == last_batch.end() || last->second.count(id) > 0) && !on_device.has(weights, e)) {
+            ids.push_back(id);
+        }
+    }
+    return ids;
+}
+
+static void copy_experts(ggml_backend_t backend, const ggml_tensor & from, ggml_tensor * to, int32_t first,
+                         int32_t last) {
+    const ggml_tensor src = experts_in(from, first, last - first);
+    ggml_tensor dst = experts_in(*to, first, last - first);
+    ggml_backend_tensor_copy_async(backend, backend, &src, &dst);
+}
+
 // For a device that computes a large batch with them. Experts that nobody chose are not read there, but a kernel may
 // read a little past the end of one: no number that it finds there may be none.
-bool expert_pool::copy(const ggml_tensor * weights, ggml_tensor * to, block_loader::guard & lock, std::string * error) {
+bool expert_pool::copy(ggml_backend_t backend, const ggml_tensor * weights, ggml_tensor * to,
+                       const sent_ahead::arrived * ahead, block_loader::guard & lock, std::string * error) {
     const size_t bytes = weights->nb[2];
     const std::vector<uint8_t> zeros(std::min<size_t>(bytes, 512));
     bool follows = false; // the expert before was copied
-    for (int32_t e = 0; e < store.n_experts(weights); ++e) {
+    const int32_t n = store.n_experts(weights);
+    for (int32_t e = 0; e < n; ++e) {
         const auto id = (uint32_t) store.block_of(weights, e);
         if (from_device.count(id) > 0) {
-            on_device.copy(weights, e, to);
+            on_device.copy(backend, weights, e, to);
             follows = true;
             continue;
         }
         if (!loader[id].in_use) {
             if (follows) {
-                ggml_backend_tensor_set(to, zeros.data(), (size_t) e * bytes, zeros.size());
+                ggml_backend_tensor_set_async(backend, to, zeros.data(), (size_t) e * bytes, zeros.size());
             }
             follows = false;
             continue;
         }
+        follows = true;
+        if (ahead != nullptr && ahead->experts[(size_t) e]) {
+            continue; // see below
+        }
         loader.wait_for(id, lock);
         if (loader[id].state != block_state::ready) {
             *error = loader[id].error;
+            ggml_backend_synchronize(backend);
             return false;
         }
         const uint8_t * data = store.data(id, store.slice_of(id, weights));
         lock.unlock(); // it is in use: it stays
-        ggml_backend_tensor_set(to, data, (size_t) e * bytes, bytes);
+        ggml_backend_tensor_set_async(backend, to, data, (size_t) e * bytes, bytes);
         lock.lock();
-        follows = true;
     }
+    const auto came = [&](int32_t e) {
+        const auto id = (uint32_t) store.block_of(weights, e);
+        return ahead != nullptr && ahead->experts[(size_t) e] && loader[id].in_use && from_device.count(id) == 0;
+    };
+    for (int32_t first = 0, last = 0; first < n; first = last + 1) { // neighbours together
+        for (last = first; last < n && came(last); ++last) {
+        }
+        if (last > first) {
+            copy_experts(backend, ahead->at, to, first, last);
+            totals.ahead_bytes += (int64_t) ((size_t) (last - first) * bytes);
+        }
+    }
+    lock.unlock();
+    ggml_backend_synchronize(backend);
+    lock.lock();
     on_device.keep(weights, to, most_chosen, bytes_max >= n_here);
     return true;
 }

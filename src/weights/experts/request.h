@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "ggml-backend.h"
+
 struct ggml_tensor;
 
 namespace superllama {
@@ -36,7 +38,7 @@ struct expert_request {
 // Experts that devices hold, for a large batch of which a device computes only this product.
 struct experts_on_device {
     std::function<bool(const ggml_tensor * weights, int32_t expert)> has;
-    std::function<void(const ggml_tensor * weights, int32_t expert, ggml_tensor * to)> copy;
+    std::function<void(ggml_backend_t backend, const ggml_tensor * weights, int32_t expert, ggml_tensor * to)> copy;
     // All that the batch chose are at `from`: those that it chose most often may stay there. With `may_leave` others
     // may go for them: the host has these too.
     std::function<void(const ggml_tensor * weights, const ggml_tensor * from, const std::vector<int32_t> & most_chosen,
