@@ -84,8 +84,10 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
     }
     for (size_t p = 0; p < parts.size(); ++p) {
         for (const weight & w : parts[p].weights) {
-            const bool is_output = layer_of((int) p) == n_output;
-            largest_weights = std::max(largest_weights, is_output ? 0 : ggml_nbytes(w.tensor));
+            for (size_t d = 0; d < n_devices() && layer_of((int) p) != n_output; ++d) {
+                const size_t bytes = GGML_PAD(ggml_nbytes(w.tensor), ggml_backend_buft_get_alignment(buft((int) d)));
+                largest_weights = std::max(largest_weights, bytes);
+            }
         }
     }
     for (int il = 0; il < n_layers(); ++il) {

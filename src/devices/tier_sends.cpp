@@ -11,7 +11,8 @@
 
 namespace superllama {
 
-static const size_t n_ahead = 3;      // matrices that wait on a device, or go there
+static const size_t n_ahead_min = 2; // of the largest matrices, those that wait on a device or go there
+static const size_t n_ahead_max = 3;
 static const uint64_t ahead_part = 8; // of the room on it, what they may take
 
 // Upstream gives a large batch to the first device that takes any.
@@ -19,9 +20,15 @@ size_t device_tier::ahead_bytes(size_t dev, uint64_t room) const {
     const auto takes = [](ggml_backend_dev_t d) { return d->iface.offload_op != nullptr; };
     const auto first = std::find_if(cfg.devices.begin(), cfg.devices.end(), takes);
     const bool any = std::any_of(contexts.begin(), contexts.end(), [](const layer_kv * kv) { return kv->offloads; });
-    const size_t bytes = n_ahead * largest_weights;
-    const bool is_first = first != cfg.devices.end() && *first == cfg.devices[dev];
-    return cfg.async && any && is_first && bytes <= room / ahead_part ? bytes : 0;
+    if (!cfg.async || !any || first == cfg.devices.end() || *first != cfg.devices[dev]) {
+        return 0;
+    }
+    for (size_t n = n_ahead_max; n >= n_ahead_min; --n) {
+        if (n * largest_weights <= room / ahead_part) {
+            return n * largest_weights;
+        }
+    }
+    return 0;
 }
 
 // Made when it is first needed, for most devices need none.
@@ -37,7 +44,7 @@ void device_tier::keep_ahead_memory(const layer_placement & to) {
         place_state & s = places[d];
         const uint64_t need = compute_need(d);
         s.ahead_bytes = all ? 0 : ahead_bytes(d, s.budget_now - std::min<uint64_t>(s.budget_now, need));
-        if (s.ahead_bytes == 0 && s.ahead != nullptr) {
+        if (s.ahead != nullptr && ggml_backend_buffer_get_size(s.ahead.get()) != s.ahead_bytes) {
             finish_graphs();
             s.ahead.reset();
             n_generation++; // servers drop their copies of graphs when a buffer is freed

@@ -209,6 +209,6 @@ int main() {
     ahead.begin(m.graph); // ends with one that has begun
     ahead.stop();
     loader.stop();
-    printf("ok: %d matrices, %d experts\n", n_dense_arrived, n_experts_arrived);
+    printf("%d matrices, %d experts\nok\n", n_dense_arrived, n_experts_arrived);
     return 0;
 }
