@@ -73,6 +73,8 @@ void context_hooks::impl::resize_kv() {
 context_hooks::all_cells context_hooks::begin_reserve() {
     auto placement = with_all_cells();
     if (pimpl->tier != nullptr) {
+        const llama_cparams & cp = pimpl->ctx.cparams;
+        pimpl->device_kv->offloads = pimpl->offload_asked && std::min(cp.n_ctx, cp.n_ubatch) >= offload_tokens_min;
         std::string error;
         if (!pimpl->tier->place(&error)) {
             LLAMA_LOG_WARN("superllama: %s\n", error.c_str());
@@ -166,7 +168,6 @@ void context_hooks::before_reserve(const llama_memory_context_i * mctx) {
     if (lost_device(&error)) {
         return; // nothing is left there; the next ubatch says so
     }
-    kv.offloads = ctx.cparams.op_offload && n_tokens >= offload_tokens_min;
     const auto without_offload = [&] { // there is no room on a device for the weights of one operation
         ctx.cparams.op_offload = kv.offloads = false;
         ctx.sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),

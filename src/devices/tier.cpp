@@ -16,8 +16,6 @@ namespace superllama {
 
 static const int64_t device_sample_us = 100000; // at most so often, near devices
 static const uint64_t budget_unknown = 1ull << 50;
-static const size_t n_ahead = 3;               // matrices that wait on a device for a large batch, or go there
-static const uint64_t ahead_part = 8;          // of the room on it, what they may take
 static const double device_grow_margin = 0.02; // below the high mark, so that growing never triggers shrinking
 
 bool device_tier::holds_experts(ggml_backend_dev_t dev) {
@@ -54,6 +52,7 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
         const bool apart = banks != nullptr && banks->is_of_bank(t.tensor);
         const int il = apart ? t.layer + cfg.n_layers_all : t.layer >= 0 ? t.layer : n_output;
         if (cfg.pinned(t.tensor)) {
+            any_pinned = any_pinned || t.layer >= 0;
             continue;
         }
         // an embedding that is the output matrix too is one tensor, or two of one name in buffers of two types
@@ -82,12 +81,10 @@ device_tier::device_tier(weight_store & store, const config & cfg) :
             l.bytes = std::max(l.bytes, bytes);
         }
     }
-    for (size_t p = 0; p < parts.size(); ++p) {
-        for (const weight & w : parts[p].weights) {
-            for (size_t d = 0; d < n_devices() && layer_of((int) p) != n_output; ++d) {
-                const size_t bytes = GGML_PAD(ggml_nbytes(w.tensor), ggml_backend_buft_get_alignment(buft((int) d)));
-                largest_weights = std::max(largest_weights, bytes);
-            }
+    for (const weight_tensor & t : store.tensors()) {
+        for (size_t d = 0; d < n_devices() && t.layer >= 0; ++d) {
+            const size_t bytes = GGML_PAD(ggml_nbytes(t.tensor), ggml_backend_buft_get_alignment(buft((int) d)));
+            largest_weights = std::max(largest_weights, bytes);
         }
     }
     for (int il = 0; il < n_layers(); ++il) {
@@ -202,7 +199,7 @@ layer_placement device_tier::target(const std::vector<uint64_t> & budgets, const
 
 bool device_tier::is_all_there(const layer_placement & to) const {
     for (int p = 0; p < (int) parts.size(); ++p) {
-        if (!parts[(size_t) p].weights.empty() && place_of(p, to) < 0) {
+        if (any_pinned || (!parts[(size_t) p].weights.empty() && place_of(p, to) < 0)) {
             return false;
         }
     }

@@ -167,6 +167,7 @@ class device_tier {
         ggml_backend_buffer_ptr ahead; // memory for what is sent ahead
         ggml_backend_ptr ahead_copies;
         size_t ahead_bytes = 0;  // that it is to have, 0: there is to be none
+        int64_t t_ahead_us = 0;  // a layer could not leave for it: not before this time
         int64_t t_grow_us = 0;   // an allocation failed: not before this time
         int64_t t_shrink_us = 0; // the host had no room: not before this time
         bool lost = false;       // its layers go to the host, whatever the host's budget
@@ -195,6 +196,7 @@ class device_tier {
     size_t ahead_bytes(size_t dev, uint64_t room) const;
     void keep_ahead_memory(const layer_placement & to);
     void note_sending(const layer_placement & to);
+    bool move(std::string * error, bool beside);
     bool leave(int p, const layer_placement & to, std::string * error);
     uint64_t room_on(size_t dev) const;
     bool resize_bank(int il, int32_t n_slots);
@@ -223,6 +225,8 @@ class device_tier {
     std::vector<expert_sizes> experts_of; // of each layer, on the device that takes the most for them
     std::vector<place_state> places;
     size_t largest_weights = 0; // of one tensor of a layer, on a device
+    bool any_pinned = false;    // of a layer
+    bool ahead_denied = false;  // by the last move(), see place_state
     std::atomic<int> n_on_devices{ 0 };
     std::atomic<int64_t> n_generation{ 0 };
     std::atomic<size_t> n_kv_host{ 0 };

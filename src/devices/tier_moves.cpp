@@ -51,6 +51,12 @@ void device_tier::note_sending(const layer_placement & to) {
 }
 
 bool device_tier::place(std::string * error, bool beside) {
+    ahead_denied = false;
+    const bool ok = move(error, beside);
+    return ok || !ahead_denied ? ok : move(error, beside);
+}
+
+bool device_tier::move(std::string * error, bool beside) {
     const int64_t t_begin = ggml_time_us();
     bool moved = arriving != nullptr;
     if (moved) {
@@ -136,6 +142,11 @@ bool device_tier::leave(int p, const layer_placement & to, std::string * error) 
         banks->resize(il, buft(from), 0, 0);
     }
     place_state & s = places[(size_t) from];
+    if (s.ahead_bytes > 0) { // for which no layer has to leave
+        s.t_ahead_us = ggml_time_us() + retry_us;
+        ahead_denied = true;
+        return false;
+    }
     s.budget_now = placed_bytes((size_t) from) + compute_need((size_t) from);
     s.budget_max = std::max<uint64_t>(s.budget_max, s.budget_now);
     s.t_shrink_us = ggml_time_us() + retry_us;

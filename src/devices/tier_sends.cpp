@@ -12,7 +12,7 @@
 namespace superllama {
 
 static const size_t n_ahead_min = 2; // of the largest matrices, those that wait on a device or go there
-static const size_t n_ahead_max = 3;
+static const size_t n_ahead_max = 4;
 static const uint64_t ahead_part = 8; // of the room on it, what they may take
 
 // Upstream gives a large batch to the first device that takes any.
@@ -20,7 +20,8 @@ size_t device_tier::ahead_bytes(size_t dev, uint64_t room) const {
     const auto takes = [](ggml_backend_dev_t d) { return d->iface.offload_op != nullptr; };
     const auto first = std::find_if(cfg.devices.begin(), cfg.devices.end(), takes);
     const bool any = std::any_of(contexts.begin(), contexts.end(), [](const layer_kv * kv) { return kv->offloads; });
-    if (!cfg.async || !any || first == cfg.devices.end() || *first != cfg.devices[dev]) {
+    const bool denied = ggml_time_us() < places[dev].t_ahead_us;
+    if (!cfg.async || !any || denied || first == cfg.devices.end() || *first != cfg.devices[dev]) {
         return 0;
     }
     for (size_t n = n_ahead_max; n >= n_ahead_min; --n) {
@@ -43,11 +44,11 @@ void device_tier::keep_ahead_memory(const layer_placement & to) {
     for (size_t d = 0; d < n_devices(); ++d) {
         place_state & s = places[d];
         const uint64_t need = compute_need(d);
+        const size_t there = s.ahead != nullptr ? ggml_backend_buffer_get_size(s.ahead.get()) : 0;
         s.ahead_bytes = all ? 0 : ahead_bytes(d, s.budget_now - std::min<uint64_t>(s.budget_now, need));
-        if (s.ahead != nullptr && ggml_backend_buffer_get_size(s.ahead.get()) != s.ahead_bytes) {
+        if (there > s.ahead_bytes) {
             finish_graphs();
             s.ahead.reset();
-            n_generation++; // servers drop their copies of graphs when a buffer is freed
             refresh();
         }
     }

@@ -2,8 +2,6 @@
 
 #include "llama-impl.h"
 
-#include <utility>
-
 namespace superllama {
 
 block_loader::block_loader(weight_store & store, int n_threads, size_t part_bytes) :
@@ -185,13 +183,17 @@ void block_loader::wait_for(uint32_t id, guard & lock) {
     changed.wait(lock, [&] { return blocks[id].state != block_state::reading; });
 }
 
+// Who sends lets the next one wait meanwhile.
 void block_loader::wait_for_sending(guard & lock) {
+    n_waiting++;
     changed.wait(lock, [&] { return n_sending == 0; });
+    n_waiting--;
+    tell();
 }
 
-block_loader::sending::sending(block_loader & loader, std::vector<uint32_t> blocks, guard & lock) :
+block_loader::sending::sending(block_loader & loader, const std::vector<uint32_t> & blocks, guard & lock) :
     loader(loader),
-    ids(std::move(blocks)),
+    ids(blocks),
     lock(lock) {
     for (uint32_t id : ids) {
         loader[id].sending = true;
@@ -200,17 +202,22 @@ block_loader::sending::sending(block_loader & loader, std::vector<uint32_t> bloc
     lock.unlock();
 }
 
-// What was to go meanwhile does so now.
 block_loader::sending::~sending() {
     lock.lock();
-    loader.n_sending -= ids.size();
     for (uint32_t id : ids) {
         loader[id].sending = false;
-        if (loader[id].idle() && !loader.owner_of(id).may_stay(id)) {
-            loader.drop(id);
+    }
+    loader.n_sending -= ids.size();
+    loader.tell();
+    loader.changed.wait(lock, [this] { return loader.n_waiting == 0; });
+}
+
+void block_loader::drop_unwanted(const std::vector<uint32_t> & ids) {
+    for (uint32_t id : ids) {
+        if (blocks[id].idle() && !owner_of(id).may_stay(id)) {
+            drop(id);
         }
     }
-    loader.tell();
 }
 
 void block_loader::promote(uint32_t id, int64_t priority) {

@@ -76,15 +76,16 @@ class block_loader {
     // The same, but `write` puts there what was read before and is in other memory still. It throws nothing.
     void fill(uint32_t id, guard & lock, const std::function<void()> & write);
     void drop(uint32_t id);
-    void wait(guard & lock) { changed.wait(lock); } // until the state of some block has changed
-    void wait_for(uint32_t id, guard & lock);       // until it is not on its way
-    void tell() { changed.notify_all(); }           // those that wait, of something else
-    void wait_for_sending(guard & lock);            // until no block is read by who sends it to a device
+    void wait(guard & lock) { changed.wait(lock); }        // until the state of some block has changed
+    void wait_for(uint32_t id, guard & lock);              // until it is not on its way
+    void tell() { changed.notify_all(); }                  // those that wait, of something else
+    void drop_unwanted(const std::vector<uint32_t> & ids); // that could not go while they were sent
+    void wait_for_sending(guard & lock);                   // until no block is read by who sends it to a device
 
     // While it lives the lock is given back, and these blocks stay where they are.
     class sending {
       public:
-        sending(block_loader & loader, std::vector<uint32_t> ids, guard & lock);
+        sending(block_loader & loader, const std::vector<uint32_t> & ids, guard & lock);
         ~sending();
         sending(const sending &) = delete;
         sending & operator=(const sending &) = delete;
@@ -126,6 +127,7 @@ class block_loader {
     std::condition_variable changed;
     std::vector<block_status> blocks;
     size_t n_sending = 0; // of them
+    int n_waiting = 0;    // for these to have been sent
     counters totals = {};
 
     std::unique_ptr<readers> pool;

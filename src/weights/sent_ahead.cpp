@@ -38,6 +38,11 @@ void sent_ahead::begin(const layer_graph & graph) {
     std::deque<item> wanted_items;
     device all;
     for (const layer_copy & c : graph.copies) {
+        const bool is_block =
+            store.n_experts(c.weights) > 0 || (store.block_of(c.weights) >= 0 && store.pieces_of(c.weights).empty());
+        if (!is_block) {
+            continue; // always in memory
+        }
         const device here = ggml_nbytes(c.to) < bytes_min ? device() : cfg.device_of(c.to);
         all = all.memory == nullptr ? here : all;
         if (here.memory == nullptr || here.memory != all.memory) {
@@ -69,36 +74,41 @@ void sent_ahead::begin(const layer_graph & graph) {
 void sent_ahead::end() {
     auto lock = loader.lock();
     next = items.size();
-    wanted = true;
+    ending = true;
     while (sends) {
         loader.wait(lock);
     }
-    wanted = false;
+    ending = false;
     items.clear();
     next = taken = 0;
     there = {};
 }
 
 std::optional<sent_ahead::arrived> sent_ahead::take(const ggml_tensor * to, block_loader::guard & lock) {
-    const auto found = std::find_if(items.begin(), items.end(), [to](const item & it) { return it.to == to; });
+    const auto first = items.begin() + (ptrdiff_t) taken; // what was before may be overwritten
+    const auto found = std::find_if(first, items.end(), [to](const item & it) { return it.to == to; });
     if (found == items.end()) {
         return {};
     }
     taken = (size_t) (found - items.begin());
     next = std::max(next, taken);
-    wanted = true;
+    wanted = &*found;
     while (found->state == step::goes) {
         loader.wait(lock);
     }
-    wanted = false;
+    wanted = nullptr;
     if (found->state == step::there) {
         return arrived{ place_of(*found), found->experts };
     }
-    give_back(); // what has not begun to go does so by another way
+    pass(); // what has not begun to go does so by another way
     return {};
 }
 
 void sent_ahead::give_back() {
+    pass();
+}
+
+void sent_ahead::pass() {
     taken++;
     next = std::max(next, taken);
     loader.tell();
@@ -167,8 +177,11 @@ void sent_ahead::send(item & it, block_loader::guard & lock) {
     const auto id = (uint32_t) store.block_of(it.weights);
     const uint8_t * data = store.data(id, store.slice_of(id, it.weights));
     ggml_tensor to = place_of(it);
-    const block_loader::sending stays(loader, { id }, lock);
-    cfg.send(&to, data, ggml_nbytes(&to));
+    {
+        const block_loader::sending stays(loader, { id }, lock);
+        cfg.send(&to, data, ggml_nbytes(&to));
+    }
+    loader.drop_unwanted({ id });
 }
 
 // Those that are in memory, until the graph waits: it knows which ones it wants.
@@ -176,7 +189,7 @@ void sent_ahead::send_experts(item & it, block_loader::guard & lock) {
     it.experts.assign((size_t) it.to->ne[2], false);
     const ggml_tensor to = place_of(it);
     const std::vector<uint32_t> ids = cfg.expected(it.weights);
-    for (size_t i = 0; i < ids.size() && !wanted;) {
+    for (size_t i = 0; i < ids.size() && wanted != &it && !ending;) {
         std::vector<uint32_t> some;
         std::vector<const uint8_t *> data;
         for (; i < ids.size() && some.size() < experts_at_once; ++i) {
@@ -193,6 +206,7 @@ void sent_ahead::send_experts(item & it, block_loader::guard & lock) {
             }
             ggml_backend_synchronize(there.copies);
         }
+        loader.drop_unwanted(some);
         for (uint32_t id : some) {
             it.experts[(size_t) store.blocks()[id].expert] = true;
         }

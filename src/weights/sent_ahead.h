@@ -66,6 +66,7 @@ class sent_ahead {
     void send(item & it, block_loader::guard & lock);
     void send_experts(item & it, block_loader::guard & lock);
     ggml_tensor place_of(const item & it) const;
+    void pass();
     bool is_over() const { return next >= items.size(); }
 
     weight_store & store;
@@ -75,10 +76,11 @@ class sent_ahead {
 
     // With the loader's lock held.
     device there;
-    std::deque<item> items; // of the graph that runs, in its order
-    size_t next = 0;        // of the thread
-    size_t taken = 0;       // those before it are not wanted any more
-    bool wanted = false;    // the graph waits for what goes now
+    std::deque<item> items;        // of the graph that runs, in its order
+    size_t next = 0;               // of the thread
+    size_t taken = 0;              // those before it are not wanted any more
+    const item * wanted = nullptr; // the graph waits for it
+    bool ending = false;
     bool sends = false;
     bool stopping = false;
 };
