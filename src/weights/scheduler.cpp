@@ -350,7 +350,7 @@ bool layer_sched::before_copy(ggml_backend_t backend, const ggml_tensor * src, g
     *copied = store.n_experts(t) > 0 ? experts.copy(backend, t, to, at, lock, error)
                                      : copy_dense((uint32_t) store.block_of(t), src, to, at, lock, error);
     if (there) {
-        ahead.give_back();
+        ahead.go_on();
     }
     return *copied;
 }

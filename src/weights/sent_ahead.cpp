@@ -100,15 +100,11 @@ std::optional<sent_ahead::arrived> sent_ahead::take(const ggml_tensor * to, bloc
     if (found->state == step::there) {
         return arrived{ place_of(*found), found->experts };
     }
-    pass(); // what has not begun to go does so by another way
+    go_on(); // what has not begun to go does so by another way
     return {};
 }
 
-void sent_ahead::give_back() {
-    pass();
-}
-
-void sent_ahead::pass() {
+void sent_ahead::go_on() {
     taken++;
     next = std::max(next, taken);
     loader.tell();

@@ -40,13 +40,13 @@ class sent_ahead {
     void end();
 
     // Where the weights wait that the graph wants to have copied to `to`; nothing: they have not been sent. Those whose
-    // turn was before are not wanted any more. The lock is the loader's. Until give_back() they stay.
+    // turn was before are not wanted any more. The lock is the loader's. Until go_on() they stay.
     struct arrived {
         ggml_tensor at;
         std::vector<bool> experts; // of a tensor of experts, those that are there
     };
     std::optional<arrived> take(const ggml_tensor * to, block_loader::guard & lock);
-    void give_back();
+    void go_on(); // past what was taken
 
   private:
     enum class step { waits, goes, there };
@@ -66,7 +66,6 @@ class sent_ahead {
     void send(item & it, block_loader::guard & lock);
     void send_experts(item & it, block_loader::guard & lock);
     ggml_tensor place_of(const item & it) const;
-    void pass();
     bool is_over() const { return next >= items.size(); }
 
     weight_store & store;

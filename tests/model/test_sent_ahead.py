@@ -87,8 +87,13 @@ for share, host in ((0.8, 1), (0.7, 0.5), (1.0, 1), (0.7, 1)):
                   "ahead": m.weight_bytes_ahead - before.weight_bytes_ahead})
 model.close()
 model, ctx = load(vram_budget=int(0.7 * full)) # reads nothing ahead, and sends nothing
-ok = same(rows_of(ctx))
-print(json.dumps({"found": found, "alone": [ok, ctx.metrics().weight_bytes_ahead]}))
+alone = [same(rows_of(ctx)), ctx.metrics().weight_bytes_ahead]
+model.close()
+pinned = {"override_tensor": {"ffn_down": "CPU"}}
+with superllama.Model(path, n_gpu_layers=99, **pinned) as static, open_context(static) as other:
+    want = rows_of(other)
+model, ctx = load(async_prefetch=True, **pinned)
+print(json.dumps({"found": found, "alone": alone, "pinned": [rows_of(ctx) == want, ctx.metrics().weight_bytes_ahead]}))
 """
 
 
@@ -100,3 +105,4 @@ def test_budgets_that_change_between_prompts(model: Path, run_python: Runner) ->
         assert found["mem"] <= found["mem_budget"]
         assert (found["ahead"] > 0) == (found["share"] < 1)
     assert script["alone"] == [True, 0]
+    assert script["pinned"][0] and script["pinned"][1] > 0  # all else is on the card

@@ -193,7 +193,7 @@ int main() {
                     n_dense_arrived += there->experts.empty() ? 1 : 0;
                     CHECK(c.to != m.graph.copies[elsewhere].to);
                     lock.lock();
-                    ahead.give_back();
+                    ahead.go_on();
                 }
             }
             for (int32_t e = 0; e < n; ++e) {
@@ -229,7 +229,7 @@ int main() {
             lock.lock();
             if (const auto there = ahead.take(c.to, lock)) {
                 n_whole += std::count(there->experts.begin(), there->experts.end(), true) == n_expert / 2 ? 1 : 0;
-                ahead.give_back();
+                ahead.go_on();
             }
             lock.unlock();
         }
