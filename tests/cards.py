@@ -38,6 +38,14 @@ def hide_cards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setenv(name, value)
 
 
+def show_card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any card, to which experts that it lacks are sent, whatever the speeds of this machine."""
+    hide_cards(request, monkeypatch)
+    for name, value in any_card().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SUPERLLAMA_EXPERTS", "send")
+
+
 def any_card() -> Mapping[str, str]:
     """What a process needs in its environment to see a card, be it nothing. Skips where there is none."""
     here = any(d.kind == "gpu" and d.backend != "RPC" for d in superllama.devices())

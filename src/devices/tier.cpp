@@ -199,11 +199,11 @@ layer_placement device_tier::target(const std::vector<uint64_t> & budgets, const
 
 bool device_tier::is_all_there(const layer_placement & to) const {
     for (int p = 0; p < (int) parts.size(); ++p) {
-        if (any_pinned || (!parts[(size_t) p].weights.empty() && place_of(p, to) < 0)) {
+        if (!parts[(size_t) p].weights.empty() && place_of(p, to) < 0) {
             return false;
         }
     }
-    return true;
+    return !any_pinned;
 }
 
 void device_tier::set_budget(size_t dev, uint64_t bytes, size_t free, size_t total) {

@@ -52,8 +52,14 @@ void device_tier::note_sending(const layer_placement & to) {
 
 bool device_tier::place(std::string * error, bool beside) {
     ahead_denied = false;
-    const bool ok = move(error, beside);
-    return ok || !ahead_denied ? ok : move(error, beside);
+    if (move(error, beside)) {
+        return true;
+    }
+    if (!ahead_denied) {
+        return false;
+    }
+    error->clear(); // it was of a layer that need not leave now
+    return move(error, beside);
 }
 
 bool device_tier::move(std::string * error, bool beside) {

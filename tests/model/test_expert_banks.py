@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cards import any_card, hide_cards
+from cards import show_card
 from mixtures import make_mixture, run_script
 from running import Runner
 
@@ -23,10 +23,7 @@ def mixture(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["card"], autouse=True)
 def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide_cards(request, monkeypatch)
-    for name, value in any_card().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SUPERLLAMA_EXPERTS", "send")  # whatever the speeds of this machine
+    show_card(request, monkeypatch)
 
 
 COMMON = """

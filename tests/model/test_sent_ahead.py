@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bench import make_model
-from cards import any_card, hide_cards
+from cards import show_card
 from mixtures import make_mixture, run_script
 from running import Runner
 
@@ -25,10 +25,7 @@ def model(request: pytest.FixtureRequest, demo_model: Path, tmp_path: Path) -> P
 
 @pytest.fixture(params=["card"], autouse=True)
 def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide_cards(request, monkeypatch)
-    for name, value in any_card().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SUPERLLAMA_EXPERTS", "send")  # whatever the speeds of this machine
+    show_card(request, monkeypatch)
 
 
 COMMON = """
