@@ -33,9 +33,10 @@ sys.path.insert(0, str(ROOT))
 
 from bench import programs, rpc_server  # noqa: E402
 from bench.off_is_stock import REST_S, interval  # noqa: E402
+from bench.sizes import parse_size  # noqa: E402
 from bench.turns import TurnTaker  # noqa: E402
 
-UPLOAD_BYTES = 512 << 20
+PLAIN = ("8 MiB at a time", "256 KiB at a time", "8 MiB, into fresh buffers", "256 KiB, into fresh buffers")
 
 
 @contextlib.contextmanager
@@ -188,24 +189,24 @@ def growth(args: argparse.Namespace, place: list[str]) -> None:
 class Upload:
     """A program that uploads once at every turn."""
 
-    def __init__(self, place: list[str], buffer_bytes: int) -> None:
-        command = [programs.find("upload"), str(UPLOAD_BYTES >> 20), str(buffer_bytes), *place]
+    def __init__(self, place: list[str], n_bytes: int, buffer_bytes: int) -> None:
+        command = [programs.find("upload"), str(n_bytes >> 20), str(buffer_bytes), *place]
         self.program = TurnTaker(command)
 
     def turn(self) -> tuple[float, ...]:
-        """Bytes per second: in messages of 8 MiB, of 256 KiB, of 256 KiB into fresh buffers."""
+        """Bytes per second: in messages of 8 MiB, of 256 KiB, and both into fresh buffers."""
         return tuple(map(float, self.program.ask().split()))
 
     def close(self) -> None:
         self.program.close()
 
 
-def read_directly(path: Path) -> float:
+def read_directly(path: Path, n_bytes: int) -> float:
     """Bytes per second of the file, one request of 4 MiB after another."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     with mmap.mmap(-1, 4 << 20) as buffer:
         begin, done = time.perf_counter(), 0
-        while done < UPLOAD_BYTES and (n := os.preadv(fd, [buffer], done)) == len(buffer):
+        while done < n_bytes and (n := os.preadv(fd, [buffer], done)) == len(buffer):
             done += n
         seconds = time.perf_counter() - begin
     os.close(fd)
@@ -236,7 +237,7 @@ def move_there(model: superllama.Model, ctx: superllama.Context) -> Move:
 def moves(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Context, half: int) -> None:
     """The token after a cut makes the host read what it needs, so that it comes from memory."""
     with device(args) as place:
-        plain = Upload(place, max(layer.bytes for layer in model.layers()[:-1]))
+        plain = Upload(place, args.upload, max(layer.bytes for layer in model.layers()[:-1]))
         plain.turn()
         from_memory, from_file, uploads, reads = [], [], [], []
         for _ in range(args.rounds):
@@ -245,18 +246,20 @@ def moves(args: argparse.Namespace, model: superllama.Model, ctx: superllama.Con
             ctx.decode([1])
             ctx.logits()
             from_memory.append(move_there(model, ctx))
-            reads.append(read_directly(args.model))
+            reads.append(read_directly(args.model, args.upload))
             model.set_budget(vram=half)
             from_file.append(move_there(model, ctx))
         plain.close()
     print(f"\n{args.model.name}, {args.rounds} rounds, medians\n\n| plain upload | GB/s |\n|---|---:|")
-    for i, name in enumerate(("8 MiB at a time", "256 KiB at a time", "256 KiB at a time, into fresh buffers")):
+    for i, name in enumerate(PLAIN):
         print(f"| {name} | {median(u[i] for u in uploads) / 1e9:.2f} |")
     print(f"| direct reads of the file | {median(reads) / 1e9:.2f} |\n")
-    print("| layers from | n | MB each | ms each | GB/s | of plain, 8 MiB (95 %) | 256 KiB | fresh | of reads |")
-    print("|---|---:|---:|---:|---:|---|---|---|---|")
+    print("| layers from | n | MB each | ms each | GB/s | of plain, 8 MiB (95 %) | 256 KiB | both fresh | | of reads |")
+    print("|---|---:|---:|---:|---:|---|---|---|---|---|")
     for name, done in (("host memory", from_memory), ("file", from_file)):
-        shares = [with_interval([move.rate / u[i] for move, u in zip(done, uploads, strict=True)]) for i in range(3)]
+        shares = [
+            with_interval([move.rate / u[i] for move, u in zip(done, uploads, strict=True)]) for i in range(len(PLAIN))
+        ]
         of_reads = with_interval([move.rate / read for move, read in zip(done, reads, strict=True)])
         print(
             f"| {name} | {done[0].n} | {done[0].n_bytes / done[0].n / 1e6:.1f} | "
@@ -273,6 +276,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--turns", type=int, default=60, help="of each placement")
     parser.add_argument("--rounds", type=int, default=10, help="of moves")
+    parser.add_argument("--upload", type=parse_size, default=parse_size("512MiB"), help="of each plain one, and read")
     parser.add_argument("--contexts", type=int, nargs="*", default=[512, 2048, 8192], help="cells")
     parser.add_argument("--filled", type=float, default=0.75, help="part of each of these contexts")
     parser.add_argument("--prompt", type=int, default=64)

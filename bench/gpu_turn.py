@@ -122,8 +122,9 @@ def decode(context: Any, tokens: Tokens, n_max: int, out: Result) -> None:
         misses = [m.expert_misses + m.expert_guesses_used for m in (before, after)]
         out.host_misses = (misses[1] - misses[0]) / n
     if hasattr(after, "expert_device_hits"):  # where the metrics have them
-        out.device_hits = (after.expert_device_hits - before.expert_device_hits) / n
-        out.device_misses = (after.expert_device_misses - before.expert_device_misses) / n
+        guessed = after.expert_device_guesses_used - before.expert_device_guesses_used  # were not there a moment before
+        out.device_hits = (after.expert_device_hits - before.expert_device_hits - guessed) / n
+        out.device_misses = (after.expert_device_misses - before.expert_device_misses + guessed) / n
 
 
 def show(context: Any, tokens: Tokens, spec: Spec) -> None:

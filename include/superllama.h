@@ -124,6 +124,9 @@ struct superllama_stats {
     int64_t expert_host_computed; // of these, those that the host computed; the others were sent there first
 
     int64_t weight_bytes_ahead; // of the host, that devices had for large batches before it was their turn
+
+    int64_t expert_device_guesses;      // experts sent to the device of their layer before they were chosen
+    int64_t expert_device_guesses_used; // those of them that were chosen then
 };
 
 // The paged KV cache of a context. Counters only grow.

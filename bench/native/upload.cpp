@@ -1,6 +1,7 @@
-// Plain upload bandwidth of a device. For every line on standard input three uploads from memory of this process: in
-// messages of 8 MiB, of 256 KiB into a buffer that is there and was written before, and of 256 KiB into buffers of the
-// given size that are allocated now and freed afterwards, as layers are. Prints bytes per second of each.
+// Plain upload bandwidth of a device. For every line on standard input four uploads from memory of this process, which
+// is page-locked where the device has such memory: in messages of 8 MiB and of 256 KiB, each into a buffer that is
+// there and was written before, then into buffers of the given size that are allocated now and freed afterwards, as
+// layers are. Prints bytes per second of each.
 //
 //   upload MiB BUFFER_BYTES [HOST:PORT]
 
@@ -17,6 +18,9 @@
 
 using clock_type = std::chrono::steady_clock;
 
+static const size_t large_step = 8u << 20;
+static const size_t small_step = 256u << 10;
+
 static double rate(size_t bytes, clock_type::time_point begin) {
     return (double) bytes / std::chrono::duration<double>(clock_type::now() - begin).count();
 }
@@ -32,14 +36,15 @@ static void wait_for(const ggml_tensor * t) { // all of it has arrived
     ggml_backend_tensor_get(t, &last, ggml_nbytes(t) - 1, 1);
 }
 
-static double upload(ggml_tensor * t, const std::vector<char> & data, size_t step) {
+static double upload(ggml_tensor * t, const char * data, size_t step) {
     const auto begin = clock_type::now();
-    send(t, data.data(), step);
+    send(t, data, step);
     wait_for(t);
-    return rate(data.size(), begin);
+    return rate(ggml_nbytes(t), begin);
 }
 
-static double upload_fresh(ggml_backend_buffer_type_t buft, const std::vector<char> & data, size_t buffer_bytes) {
+static double upload_fresh(ggml_backend_buffer_type_t buft, const char * data, size_t bytes, size_t buffer_bytes,
+                           size_t step) {
     struct piece {
         ggml_context_ptr ctx;
         ggml_backend_buffer_ptr buffer;
@@ -47,12 +52,12 @@ static double upload_fresh(ggml_backend_buffer_type_t buft, const std::vector<ch
     std::vector<piece> pieces;
     const auto begin = clock_type::now();
     ggml_tensor * t = nullptr;
-    for (size_t first = 0; first + buffer_bytes <= data.size(); first += buffer_bytes) {
+    for (size_t first = 0; first + buffer_bytes <= bytes; first += buffer_bytes) {
         ggml_context * ctx = ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true });
         t = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) buffer_bytes);
         pieces.push_back(
             { ggml_context_ptr(ctx), ggml_backend_buffer_ptr(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft)) });
-        send(t, data.data() + first, 256u << 10);
+        send(t, data + first, step);
     }
     wait_for(t);
     return rate(pieces.size() * buffer_bytes, begin);
@@ -75,22 +80,34 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "upload: no GPU; name an RPC server\n");
         return 1;
     }
-    const std::vector<char> data((size_t) atoi(argv[1]) << 20, 1);
-    const size_t buffer_bytes = std::min<size_t>(data.size(), strtoull(argv[2], nullptr, 10));
+    const size_t bytes = (size_t) atoi(argv[1]) << 20;
+    const size_t buffer_bytes = std::min<size_t>(bytes, strtoull(argv[2], nullptr, 10));
+    ggml_backend_buffer_type_t locked = ggml_backend_dev_host_buffer_type(dev);
+    ggml_backend_buffer_ptr host(
+        ggml_backend_buft_alloc_buffer(locked != nullptr ? locked : ggml_backend_cpu_buffer_type(), bytes));
+    if (host == nullptr) {
+        fprintf(stderr, "upload: no %zu MiB of host memory\n", bytes >> 20);
+        return 1;
+    }
+    ggml_backend_buffer_clear(host.get(), 1);
+    const char * data = (const char *) ggml_backend_buffer_get_base(host.get());
     ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(dev);
     ggml_context * ctx = ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true });
-    ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) data.size());
+    ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) bytes);
     ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
     if (buffer == nullptr) {
-        fprintf(stderr, "upload: no %zu MiB on the device\n", data.size() >> 20);
+        fprintf(stderr, "upload: no %zu MiB on the device\n", bytes >> 20);
         return 1;
     }
     ggml_backend_buffer_clear(buffer, 0);
     while (getchar() != EOF) {
-        const double large = upload(t, data, 8u << 20);
-        const double small = upload(t, data, 256u << 10);
-        upload_fresh(buft, data, buffer_bytes); // the next one takes memory that was freed a moment ago, as moves do
-        printf("%.0f %.0f %.0f\n", large, small, upload_fresh(buft, data, buffer_bytes));
+        const double large = upload(t, data, large_step);
+        const double small = upload(t, data, small_step);
+        // those that count take memory that was freed a moment ago, as moves do
+        upload_fresh(buft, data, bytes, buffer_bytes, small_step);
+        const double large_fresh = upload_fresh(buft, data, bytes, buffer_bytes, large_step);
+        const double small_fresh = upload_fresh(buft, data, bytes, buffer_bytes, small_step);
+        printf("%.0f %.0f %.0f %.0f\n", large, small, large_fresh, small_fresh);
         fflush(stdout);
     }
     ggml_backend_buffer_free(buffer);

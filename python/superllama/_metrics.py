@@ -121,6 +121,10 @@ class Metrics(BaseModel):
     weight_bytes_ahead: Count = Field(
         description="weights of the host that devices had for large batches before it was their turn"
     )
+    expert_device_guesses: Count = Field(
+        description="experts sent to the device of their layer before the router had chosen them"
+    )
+    expert_device_guesses_used: Count = Field(description="those of them that it chose")
     experts: ExpertCounts | None = Field(
         description="each expert; in a file's last line and in one a minute before it, null in others"
     )

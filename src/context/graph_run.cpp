@@ -104,11 +104,14 @@ expert_banks::result graph_run::copy_slots(ggml_backend * backend, const ggml_te
     if (banks == nullptr) {
         return expert_banks::result::not_ours;
     }
-    const auto original = [this](const ggml_tensor * t) { return original_of(graph, t); };
-    const auto serve = [this](const expert_request & r, std::string * why) { return weights->send_experts(r, why); };
     ggml_backend_sched_t sched = ctx.get_sched();
-    ggml_backend_t host = ggml_backend_sched_get_backend(sched, ggml_backend_sched_get_n_backends(sched) - 1);
-    return banks->copy(backend, host, src, dst, part, original, serve, error);
+    const expert_banks::host_side host = {
+        ggml_backend_sched_get_backend(sched, ggml_backend_sched_get_n_backends(sched) - 1),
+        [this](const ggml_tensor * t) { return original_of(graph, t); },
+        [this](const expert_request & r, std::string * why) { return weights->send_experts(r, why); },
+        [this](const guessed_experts & g) { weights->send_guessed(g); },
+    };
+    return banks->copy(backend, src, dst, part, host, error);
 }
 
 bool graph_run::stops_after(ggml_tensor * node) {

@@ -87,6 +87,8 @@ void context_hooks::impl::collect_weights(struct superllama_stats & s) {
         s.expert_device_hits = banks->count().hits;
         s.expert_device_misses = banks->count().misses;
         s.expert_host_computed = banks->count().stayed;
+        s.expert_device_guesses = banks->count().guesses;
+        s.expert_device_guesses_used = banks->count().guesses_used;
     }
     s.stall_ms = c.stall_ms;
     s.prefetch_pending = c.prefetch.pending;

@@ -64,12 +64,20 @@ size_t expert_bank::place(ggml_backend_buffer_type_t buft, int32_t n_slots) cons
     return bytes;
 }
 
+size_t expert_bank::bytes_of_expert() const {
+    size_t bytes = 0;
+    for (const ggml_tensor * w : weights) {
+        bytes += w->nb[2];
+    }
+    return bytes;
+}
+
 expert_sizes expert_bank::sizes(ggml_backend_buffer_type_t buft, int32_t n_expert_used) const {
     expert_sizes s;
     for (const ggml_tensor * w : weights) {
         s.all += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, w), ggml_backend_buft_get_alignment(buft));
-        s.slot += w->nb[2];
     }
+    s.slot = bytes_of_expert();
     s.n_expert = n_expert();
     s.n_min = std::min(s.n_expert, n_expert_used);
     s.bank = place(buft, s.n_min) - (size_t) s.n_min * s.slot;
@@ -246,6 +254,11 @@ void expert_bank::own(int32_t slot, int32_t expert) {
         slots()[expert] = slot;
         last_use[(size_t) slot] = now;
     }
+}
+
+void expert_bank::own_guessed(int32_t slot, int32_t expert) {
+    own(slot, expert);
+    last_use[(size_t) slot] = 0;
 }
 
 void expert_bank::forget_coming() {

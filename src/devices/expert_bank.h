@@ -29,6 +29,7 @@ class expert_bank {
 
     int32_t n_expert() const { return (int32_t) weights.front()->ne[2]; }
     int32_t n_slots() const { return n; } // 0: there is none
+    size_t bytes_of_expert() const;
     size_t bytes() const { return n > 0 ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
     expert_sizes sizes(ggml_backend_buffer_type_t buft, int32_t n_expert_used) const;
 
@@ -53,7 +54,10 @@ class expert_bank {
     void note_asked(const std::vector<int32_t> & chosen);
     // Slots for so many, those that were used longest ago; fewer where there are no more. Who has them now: `leaving`.
     std::vector<int32_t> slots_for(size_t n_missing, std::vector<int32_t> * leaving) const;
-    void own(int32_t slot, int32_t expert); // -1: nobody
+    std::vector<int32_t> slots_by_age() const;
+    int32_t owner_of(int32_t slot) const { return expert_of[(size_t) slot]; } // -1: nobody
+    void own(int32_t slot, int32_t expert);
+    void own_guessed(int32_t slot, int32_t expert); // the first to leave, unless it is used
 
     // As expert_banks::keep(), of the tensor i.
     void keep(size_t i, const ggml_tensor & from, const std::vector<int32_t> & most_chosen, bool may_leave);
@@ -70,7 +74,6 @@ class expert_bank {
     size_t place(ggml_backend_buffer_type_t buft, int32_t n_slots) const;
     std::vector<held> held_now() const;
     bool allocate(ggml_backend_buffer_type_t buft, int32_t n_slots);
-    std::vector<int32_t> slots_by_age() const;
     void plan_to_keep(const std::vector<int32_t> & most_chosen, bool may_leave);
     void forget_coming();
 

@@ -9,14 +9,11 @@ namespace superllama {
 static const int64_t tokens_max = 32;
 
 expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used,
-                           const std::vector<device> & devices) :
+                           const std::vector<device> & all_devices) :
     n_expert_used(n_expert_used),
     ctx_maps(ggml_init({ (layers.size() + 1) * ggml_tensor_overhead(), nullptr, true })) {
-    for (const device & d : devices) {
-        bytes_of[d.dev] = {};
-        if (d.shares) {
-            link_share[d.dev] = d.link_share;
-        }
+    for (const device & d : all_devices) {
+        devices[d.dev] = { d, {}, nullptr };
     }
     for (const layer_weights & l : layers) {
         banks.resize(std::max(banks.size(), (size_t) l.layer + 1));
@@ -91,14 +88,40 @@ expert_bank * expert_banks::next_of(const expert_bank & b) const {
 }
 
 // What the next layer will probably choose and its bank lacks.
-std::vector<int32_t> expert_banks::guess(const expert_bank & b, const ggml_tensor * choice, const expert_bank & next) {
-    std::vector<int32_t> lacking;
-    for (int32_t e : routers.guess(b.layer, choice, next.layer, n_expert_used)) {
+std::vector<int32_t> expert_banks::lacking(const expert_bank & next) {
+    std::vector<int32_t> found;
+    for (int32_t e : routers.guess(next.layer, n_expert_used)) {
         if (next.slot_of(e) < 0) {
-            lacking.push_back(e);
+            found.push_back(e);
         }
     }
-    return lacking;
+    return found;
+}
+
+// Until the device has chosen; meanwhile what it will probably choose is on its way.
+void expert_banks::wait_for_choice(ggml_backend_t backend, expert_bank & b, const host_side & host, device_state & d) {
+    const int64_t t_begin = ggml_time_us();
+    const std::vector<int32_t> guessed = d.is.sends_ahead ? lacking(b) : std::vector<int32_t>();
+    if (d.guesses == nullptr && !guessed.empty()) {
+        d.guesses = std::make_unique<guessed_sends>(ggml_backend_get_device(backend));
+    }
+    if (d.guesses == nullptr) {
+        ggml_backend_synchronize(backend); // which may compute with what is to leave, too
+        return;
+    }
+    d.guesses->send(backend, b, guessed, t_begin, host.serve_guess);
+    n_guesses += (int64_t) d.guesses->sent().size();
+    count(d.bytes.up, d.guesses->sent().size() * b.bytes_of_expert());
+}
+
+void expert_banks::count(int64_t & of, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    of += (int64_t) bytes;
+}
+
+void expert_banks::end_graph() {
+    by_host.end();
+    routers.forget();
 }
 
 // The node that looks slots up in what a map is copied to; null: it is not what upstream's graphs look like.
@@ -118,7 +141,8 @@ static const ggml_tensor * lookup_in(ggml_cgraph * part, const ggml_tensor * map
 }
 
 bool expert_banks::shares() const {
-    return host_can && !link_share.empty();
+    const auto some = [](const auto & entry) { return entry.second.is.shares; };
+    return host_can && std::any_of(devices.begin(), devices.end(), some);
 }
 
 void expert_banks::after_node(const ggml_tensor * node) {
@@ -139,10 +163,8 @@ void expert_banks::leave_to_host(expert_bank & b, double link, std::set<int32_t>
     }
 }
 
-expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t host, const ggml_tensor * src,
-                                        ggml_tensor * dst, ggml_cgraph * part,
-                                        const std::function<const ggml_tensor *(const ggml_tensor *)> & original_of,
-                                        const serve_request & serve, std::string * error) {
+expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst,
+                                        ggml_cgraph * part, const host_side & host, std::string * error) {
     const auto found = layer_of_map.find(src);
     if (found == layer_of_map.end()) {
         return result::not_ours;
@@ -153,20 +175,16 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
         return result::failed;
     };
     const ggml_tensor * lookup = lookup_in(part, dst);
-    const ggml_tensor * choice = lookup != nullptr ? original_of(lookup->src[1]) : nullptr;
+    const ggml_tensor * choice = lookup != nullptr ? host.original_of(lookup->src[1]) : nullptr;
     if (choice == nullptr || !ggml_is_contiguous(choice)) {
         return fail("its graph does not choose experts before it computes with them");
     }
     expert_request r;
     r.weights = b.weights.front();
     r.chosen.resize((size_t) ggml_nelements(choice));
-    ggml_backend_synchronize(backend); // which may be choosing still, or computing with what is to leave
+    device_state & d = devices.at(ggml_backend_get_device(backend));
+    wait_for_choice(backend, b, host, d);
     ggml_backend_tensor_get(choice, r.chosen.data(), 0, ggml_nbytes(choice));
-    traffic & bytes = bytes_of.at(ggml_backend_get_device(backend));
-    const auto count = [this](int64_t & of, size_t n) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        of += (int64_t) n;
-    };
     const auto exists = [&b](int32_t e) { return e >= 0 && e < b.n_expert(); };
     if (!std::all_of(r.chosen.begin(), r.chosen.end(), exists)) { // of a device that is gone, say
         return fail("the router asks for an expert that does not exist");
@@ -175,14 +193,17 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
     std::set<int32_t> missing = b.use(r.chosen, &n_there);
     n_hits += n_there;
     n_misses += (int64_t) missing.size();
+    if (d.guesses != nullptr) {
+        r.guessed = d.guesses->settle(r.chosen);
+        n_guesses_used += (int64_t) r.guessed.size();
+    }
     by_host.end();
-    const auto share = link_share.find(ggml_backend_get_device(backend));
-    if (!missing.empty() && host_can && share != link_share.end()) {
+    if (!missing.empty() && host_can && d.is.shares) {
         const auto on_host = [&b](const ggml_tensor * t) { return b.host_twin(t); };
         host_can = by_host.begin(part, lookup, on_host, b.weights.size());
         if (host_can) {
             by_host_to = backend;
-            leave_to_host(b, share->second, &missing, &r);
+            leave_to_host(b, d.is.link_share, &missing, &r);
         }
     }
     b.note_asked(r.chosen);
@@ -199,24 +220,31 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
         for (size_t i = 0; i < b.weights.size(); ++i) {
             ggml_tensor * to = b.tensor(i);
             ggml_backend_tensor_set_async(backend, to, matrix(b.weights[i]), (size_t) slot * to->nb[2], to->nb[2]);
-            count(bytes.up, to->nb[2]);
+            count(d.bytes.up, to->nb[2]);
         }
         b.own(slot, expert);
     };
     r.fetch = [&](int32_t expert, const ggml_tensor * weights, uint8_t * to) {
         const ggml_tensor * t = bank_of(weights);
         ggml_backend_tensor_get(t, to, (size_t) b.slot_of(expert) * t->nb[2], t->nb[2]);
-        count(bytes.down, t->nb[2]);
+        count(d.bytes.down, t->nb[2]);
     };
     r.compute = [&](std::string * why) {
-        return by_host.compute(host, r.chosen, std::set<int32_t>(r.staying.begin(), r.staying.end()), why);
+        return by_host.compute(host.backend, r.chosen, std::set<int32_t>(r.staying.begin(), r.staying.end()), why);
     };
     r.finish = [backend] { ggml_backend_synchronize(backend); };
+    routers.forget();
     if (const expert_bank * next = next_of(b)) {
+        if (d.is.sends_ahead) {
+            routers.see(b.layer, choice);
+        }
         r.next_weights = next->weights.front();
-        r.guess = [this, &b, choice, next] { return guess(b, choice, *next); };
+        r.guess = [this, &b, choice, next] {
+            routers.see(b.layer, choice);
+            return lacking(*next);
+        };
     }
-    if (!serve(r, error)) {
+    if (!host.serve(r, error)) {
         by_host.end();
         return result::failed;
     }
@@ -231,7 +259,7 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, ggml_backend_t h
 
 expert_banks::traffic expert_banks::traffic_of(ggml_backend_dev_t dev) const {
     const std::lock_guard<std::mutex> lock(mutex);
-    return bytes_of.at(dev);
+    return devices.at(dev).bytes;
 }
 
 bool expert_banks::holds(const ggml_tensor * weights, int32_t expert) const {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "devices/expert_bank.h"
+#include "devices/guessed_sends.h"
 #include "devices/host_experts.h"
 #include "devices/placement.h"
 #include "devices/router_guess.h"
@@ -40,6 +41,7 @@ class expert_banks {
         ggml_backend_dev_t dev;
         bool shares;       // the host computes some of the missing experts
         double link_share; // the speed of the way there, of that of the host's memory; not infinite where it shares
+        bool sends_ahead;  // experts that are guessed go there beside its products
     };
 
     expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used, const std::vector<device> & devices);
@@ -65,21 +67,23 @@ class expert_banks {
     ggml_tensor * slot_map(int32_t il, int64_t n_tokens, int64_t n_chosen) const;
     ggml_tensor * bank_of(const ggml_tensor * weights) const;
 
-    // Sends what is missing to its slots. False with the reason in `error`.
-    using serve_request = std::function<bool(const expert_request & r, std::string * error)>;
+    struct host_side {
+        ggml_backend_t backend;
+        std::function<const ggml_tensor *(const ggml_tensor *)> original_of; // of what may be a copy from a device
+        std::function<bool(const expert_request & r, std::string * error)> serve;
+        guessed_sends::serve_guess serve_guess;
+    };
     enum class result { not_ours, copied, failed };
 
     // Before a part of a graph begins on a device: where `src` is a map of slots, what is missing is brought, or
-    // computed on the host, and the map is copied to `dst`. `original_of`: of a tensor that may be a copy from another
-    // device.
-    result copy(ggml_backend_t backend, ggml_backend_t host, const ggml_tensor * src, ggml_tensor * dst,
-                ggml_cgraph * part, const std::function<const ggml_tensor *(const ggml_tensor *)> & original_of,
-                const serve_request & serve, std::string * error);
+    // computed on the host, and the map is copied to `dst`. Failed: the reason is in `error`.
+    result copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
+                const host_side & host, std::string * error);
 
     // After this node of the part, before the next one: what the host computed takes its place there.
     bool stops_after(const ggml_tensor * node) const { return node == by_host.node(); }
     void after_node(const ggml_tensor * node);
-    void end_graph() { by_host.end(); }
+    void end_graph();
     size_t router_bytes() const { return routers.bytes(); } // of host memory, for guesses
     bool shares() const;                                    // whether the host computes any, as far as graphs were seen
 
@@ -93,22 +97,32 @@ class expert_banks {
               bool may_leave);
 
     struct counters {
-        int64_t hits;   // experts that ubatches chose and that were there
-        int64_t misses; // and those that were not
-        int64_t stayed; // of these, those that the host computed
+        int64_t hits;         // experts that ubatches chose and that were there
+        int64_t misses;       // and those that were not
+        int64_t stayed;       // of these, those that the host computed
+        int64_t guesses;      // sent before they were chosen
+        int64_t guesses_used; // and they were: hits
     };
-    counters count() const { return { n_hits, n_misses, n_stayed }; }
+    counters count() const { return { n_hits, n_misses, n_stayed, n_guesses, n_guesses_used }; }
 
     struct traffic {      // in bytes
-        int64_t up = 0;   // experts that were missing
+        int64_t up = 0;   // experts that were missing, or guessed
         int64_t down = 0; // those that left for them
     };
     traffic traffic_of(ggml_backend_dev_t dev) const; // from any thread
 
   private:
+    struct device_state {
+        device is;
+        traffic bytes;
+        std::unique_ptr<guessed_sends> guesses; // made when it is first needed
+    };
+
     bool has(int32_t il) const { return il >= 0 && (size_t) il < banks.size() && banks[(size_t) il] != nullptr; }
     expert_bank * next_of(const expert_bank & b) const;
-    std::vector<int32_t> guess(const expert_bank & b, const ggml_tensor * choice, const expert_bank & next);
+    std::vector<int32_t> lacking(const expert_bank & next);
+    void wait_for_choice(ggml_backend_t backend, expert_bank & b, const host_side & host, device_state & d);
+    void count(int64_t & of, size_t bytes);
     void leave_to_host(expert_bank & b, double link, std::set<int32_t> * missing, expert_request * r);
 
     int32_t n_expert_used;
@@ -118,14 +132,15 @@ class expert_banks {
     router_guess routers;
     std::unordered_map<const ggml_tensor *, std::pair<int32_t, size_t>> bank_tensors;
     std::unordered_map<const ggml_tensor *, int32_t> layer_of_map;
-    mutable std::mutex mutex; // of bytes_of, for reports
+    mutable std::mutex mutex; // of traffic, for reports
     std::atomic<int64_t> n_hits{ 0 };
     std::atomic<int64_t> n_misses{ 0 };
     std::atomic<int64_t> n_stayed{ 0 };
-    std::map<ggml_backend_dev_t, traffic> bytes_of;
-    std::map<ggml_backend_dev_t, double> link_share; // of those that share
-    std::atomic<bool> host_can{ true };              // do what graphs do with a bank; never again, once one says no
-    host_experts by_host;                            // of the layer that is being computed
+    std::atomic<int64_t> n_guesses{ 0 };
+    std::atomic<int64_t> n_guesses_used{ 0 };
+    std::map<ggml_backend_dev_t, device_state> devices;
+    std::atomic<bool> host_can{ true }; // do what graphs do with a bank; never again, once one says no
+    host_experts by_host;               // of the layer that is being computed
     ggml_backend_t by_host_to = nullptr;
 };
 

@@ -56,19 +56,39 @@ static ggml_tensor in_numbers(const ggml_tensor & t, std::vector<float> & number
     return here;
 }
 
-std::set<int32_t> router_guess::guess(int32_t layer, const ggml_tensor * choice, int32_t next, int64_t n_chosen) {
-    const auto from = routers.find(layer), to = routers.find(next);
-    const ggml_tensor * input = from != routers.end() ? input_of(from->second.tensor, choice) : nullptr;
-    if (input == nullptr || to == routers.end() || !ggml_is_contiguous(input) || ggml_nrows(input) > guess_tokens_max) {
-        return {};
+void router_guess::see(int32_t layer, const ggml_tensor * choice) {
+    if (seen_by == layer) {
+        return;
+    }
+    forget();
+    seen_by = layer;
+    const auto from = routers.find(layer);
+    const ggml_tensor * t = from != routers.end() ? input_of(from->second.tensor, choice) : nullptr;
+    if (t != nullptr && ggml_is_contiguous(t) && ggml_nrows(t) <= guess_tokens_max) {
+        input = *t;
+        seen = numbers_of(t);
+    }
+}
+
+void router_guess::forget() {
+    seen_by = guessed_for = -1;
+    seen.clear();
+    guessed.clear();
+}
+
+const std::vector<int32_t> & router_guess::guess(int32_t layer, int64_t n_chosen) {
+    const auto to = routers.find(layer);
+    if (guessed_for == layer || seen.empty() || to == routers.end()) {
+        return guessed;
     }
     router & r = to->second;
     if (r.numbers.empty()) {
         r.numbers = numbers_of(r.tensor);
     }
-    std::vector<float> seen = numbers_of(input);
-    const ggml_tensor here = in_numbers(*r.tensor, r.numbers), x = in_numbers(*input, seen);
-    return expert_guess(&here, &x, n_chosen);
+    const ggml_tensor here = in_numbers(*r.tensor, r.numbers), x = in_numbers(input, seen);
+    guessed_for = layer;
+    guessed = expert_guess(&here, &x, n_chosen);
+    return guessed;
 }
 
 } // namespace superllama

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <set>
 #include <vector>
 
 namespace superllama {
@@ -16,9 +15,12 @@ class router_guess {
   public:
     void add(int32_t layer, const ggml_tensor * router);
 
-    // What `next` will choose; `choice` is what `layer` chose, in a graph that computed it. Nothing where that is not
-    // to be seen from there, or for many tokens.
-    std::set<int32_t> guess(int32_t layer, const ggml_tensor * choice, int32_t next, int64_t n_chosen);
+    // Keeps what the router of this layer saw; `choice` is what it chose, in a graph that computed it. Nothing where
+    // that is not to be seen from there, or for many tokens.
+    void see(int32_t layer, const ggml_tensor * choice);
+    void forget();
+    // What this layer will choose, the most probable first, by what was seen last.
+    const std::vector<int32_t> & guess(int32_t layer, int64_t n_chosen);
 
     size_t bytes() const; // of host memory, once all were needed
 
@@ -29,6 +31,11 @@ class router_guess {
     };
 
     std::map<int32_t, router> routers; // by layer
+    int32_t seen_by = -1;              // the layer whose router saw it
+    ggml_tensor input = {};            // its shape
+    std::vector<float> seen;
+    int32_t guessed_for = -1;
+    std::vector<int32_t> guessed;
 };
 
 } // namespace superllama

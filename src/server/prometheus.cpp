@@ -52,6 +52,8 @@ const number counters[] = {
     { "expert_host_computed_total", "those of them that the host computed", "expert_host_computed", 1 },
     { "weight_ahead_bytes_total", "weights sent to devices for a large batch before their turn", "weight_bytes_ahead",
       1 },
+    { "expert_device_guesses_total", "experts sent to a device before they were chosen", "expert_device_guesses", 1 },
+    { "expert_device_guesses_used_total", "those of them that were chosen", "expert_device_guesses_used", 1 },
     { "metrics_lines_dropped_total", "lines of the metrics file that a slow disk could not take", "metrics_dropped",
       1 },
 };

@@ -77,6 +77,8 @@ static const field fields_at_end[] = {
     FIELD(expert_device_misses, FIELD_COUNT),
     FIELD(expert_host_computed, FIELD_COUNT),
     FIELD(weight_bytes_ahead, FIELD_COUNT),
+    FIELD(expert_device_guesses, FIELD_COUNT),
+    FIELD(expert_device_guesses_used, FIELD_COUNT),
 };
 
 static std::string memory_by_tag(const struct superllama_stats & stats) {

@@ -384,6 +384,11 @@ bool layer_sched::send_experts(const expert_request & r, std::string * error) {
     return experts.send(r, lock, error);
 }
 
+void layer_sched::send_guessed(const guessed_experts & g) {
+    auto lock = loader.lock();
+    experts.send_guessed(g, lock);
+}
+
 void layer_sched::end_graph() {
     {
         const std::lock_guard<std::mutex> ends(turn, std::adopt_lock); // whatever happens

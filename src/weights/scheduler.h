@@ -82,6 +82,7 @@ class layer_sched {
     // In the middle of a graph, for a device that holds some experts: those that it wants are read where they have to
     // be, and sent. One that leaves it stays in host memory, if it has room there.
     bool send_experts(const expert_request & r, std::string * error);
+    void send_guessed(const guessed_experts & g); // the same before they are chosen, of those in memory
     void end_graph();
 
     // A node that is not to be computed as it stands, but after the graph stopped there, with every piece of its matrix

@@ -156,6 +156,37 @@ def test_a_prompt_warms_the_banks(mixture: Path, run_python: Runner) -> None:
             assert came and min(came) >= max(absent)
 
 
+GUESSED = """
+want = static()
+model, ctx, full = opened()
+model.close()
+found = []
+for ahead in (False, True):
+    vram = int(0.7 * full)
+    with superllama.Model(path, dynamic_layers=True, async_prefetch=ahead, vram_budget=vram) as model:
+        with open_context(model) as ctx:
+            rows_of(ctx)
+            before = ctx.metrics()
+            same = all([rows_of(ctx) == want for _ in range(3)])
+            m = ctx.metrics()
+            counts = {name: getattr(m, "expert_device_" + name) - getattr(before, "expert_device_" + name)
+                      for name in ("hits", "misses", "guesses", "guesses_used")}
+            up = m.devices[0].bytes_up - before.devices[0].bytes_up
+            found.append({"same": same, "up": up, **counts})
+print(json.dumps({"found": found}))
+"""
+
+
+def test_experts_are_sent_before_they_are_chosen(mixture: Path, run_python: Runner) -> None:
+    alone, ahead = run(run_python, GUESSED, mixture)["found"]
+    assert alone["same"] and ahead["same"]
+    assert alone["guesses"] == 0 < alone["misses"]
+    assert 0 < ahead["guesses_used"] < ahead["guesses"]
+    assert ahead["hits"] + ahead["misses"] == alone["hits"] + alone["misses"]
+    expert_bytes = alone["up"] / alone["misses"]
+    assert ahead["up"] == (ahead["misses"] + ahead["guesses"]) * expert_bytes
+
+
 DISK = """
 want = static()
 with superllama.Model(path, dynamic_layers=True) as model, open_context(model) as ctx:

@@ -1,5 +1,6 @@
 // Banks of experts against a model of them: what a ubatch chose is in its slot when it computes, those used last stay,
-// also when a bank becomes smaller or larger. The device is the processor.
+// also when a bank becomes smaller or larger, and what is guessed comes before it is chosen. The device is the
+// processor.
 
 #include "devices/expert_banks.h"
 
@@ -11,9 +12,11 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace superllama;
@@ -26,10 +29,12 @@ struct machine {
     ggml_context_ptr ctx{ ggml_init({ 64 * ggml_tensor_overhead(), nullptr, true }) };
     ggml_backend_buffer_ptr buffer;
     std::vector<expert_banks::layer_weights> layers;
+    std::vector<ggml_tensor *> routers;
 
     machine() {
         for (int32_t il = 0; il < n_layers; ++il) {
-            layers.push_back({ il + 1, {} }); // the first layer has no experts
+            routers.push_back(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 8, n_expert));
+            layers.push_back({ il + 1, {}, routers.back() }); // the first layer has no experts
             for (int64_t rows : { 4, 6 }) {
                 layers.back().weights.push_back(ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 8, rows, n_expert));
             }
@@ -43,6 +48,31 @@ struct machine {
                 }
             }
         }
+        std::mt19937 random(5);
+        for (const ggml_tensor * router : routers) {
+            fill(router, random);
+        }
+    }
+
+    static void fill(const ggml_tensor * t, std::mt19937 & random) {
+        for (int64_t k = 0; k < ggml_nelements(t); ++k) {
+            ((float *) t->data)[k] = (float) (random() % 1000) - 500;
+        }
+    }
+
+    // What the router of a layer would choose for this token.
+    std::vector<int32_t> chooses(int32_t il, const std::vector<float> & x) const {
+        std::vector<std::pair<float, int32_t>> scores;
+        for (int32_t e = 0; e < n_expert; ++e) {
+            const float * row = (const float *) routers[(size_t) il - 1]->data + 8 * e;
+            scores.emplace_back(-std::inner_product(row, row + 8, x.begin(), 0.0F), e);
+        }
+        std::sort(scores.begin(), scores.end());
+        std::vector<int32_t> best;
+        for (int32_t k = 0; k < n_used; ++k) {
+            best.push_back(scores[(size_t) k].second);
+        }
+        return best;
     }
 };
 
@@ -87,19 +117,47 @@ struct run_of {
     expert_banks & banks;
     std::string error;
     std::vector<int32_t> left; // experts that were fetched back
+    std::vector<float> x = {}; // what the router sees, of one token
+    std::set<int32_t> not_on_host = {};
+    std::vector<int32_t> guessed = {}; // that were to be sent
 
     expert_banks::result compute(int32_t il, const std::vector<int32_t> & chosen, bool serves = true) {
-        ggml_context_ptr ctx(ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+        ggml_context_ptr ctx(ggml_init({ 16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
         ggml_tensor * map = banks.slot_map(il, (int64_t) chosen.size() / n_used, n_used);
         CHECK(map != nullptr);
         ggml_tensor * copied = ggml_dup_tensor(ctx.get(), map);
         ggml_tensor * ids = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, (int64_t) chosen.size());
+        ggml_tensor * seen = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 8, 1);
         ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), m.buft));
         memcpy(ids->data, chosen.data(), ggml_nbytes(ids));
+        if (!x.empty()) {
+            memcpy(seen->data, x.data(), ggml_nbytes(seen));
+        }
         ggml_tensor * slots = ggml_get_rows(ctx.get(), copied, ids);
         ggml_cgraph * graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, slots);
+        if (!x.empty()) { // what chose them
+            ids->src[0] = ggml_mul_mat(ctx.get(), m.routers[(size_t) il - 1], seen);
+        }
 
+        const auto serve_guess = [&](const guessed_experts & g) {
+            CHECK(g.weights == m.layers[(size_t) il - 1].weights[0]);
+            std::vector<int32_t> going;
+            const auto on_host = [&](int32_t e) { return not_on_host.count(e) == 0; };
+            for (int32_t e : g.experts) {
+                CHECK(!banks.holds(g.weights, e));
+                if (on_host(e) && g.find_slot(e, on_host)) {
+                    going.push_back(e);
+                }
+            }
+            for (int32_t e : going) {
+                g.send(e, [e](const ggml_tensor * t) { return (const uint8_t *) matrix(t, e); });
+                CHECK(!banks.holds(g.weights, e)); // before it is there
+            }
+            g.finish();
+            guessed = going;
+        };
+        guessed.clear();
         const auto serve = [&](const expert_request & r, std::string * why) {
             CHECK(r.chosen == chosen && r.weights == m.layers[(size_t) il - 1].weights[0]);
             for (int32_t e : r.leaving) {
@@ -122,7 +180,7 @@ struct run_of {
         };
         const auto same = [](const ggml_tensor * t) { return t; };
         const expert_banks::result result =
-            banks.copy(m.backend.get(), nullptr, map, copied, graph, same, serve, &error);
+            banks.copy(m.backend.get(), map, copied, graph, { nullptr, same, serve, serve_guess }, &error);
         for (size_t i = 0; result == expert_banks::result::copied && i < chosen.size(); ++i) {
             const int32_t slot = ((const int32_t *) copied->data)[chosen[i]];
             for (const ggml_tensor * w : m.layers[(size_t) il - 1].weights) {
@@ -137,7 +195,7 @@ struct run_of {
 
 static void test_random() {
     machine m;
-    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1 } });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1, false } });
     run_of run{ m, banks, {}, {} };
     std::map<int32_t, model> models;
     std::mt19937 random(3);
@@ -191,7 +249,7 @@ static void test_random() {
 // A layer that was there as a whole leaves some of its experts, and a failed read leaves none that is half there.
 static void test_whole_and_failures() {
     machine m;
-    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1 } });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1, false } });
     run_of run{ m, banks, {}, {} };
     std::vector<ggml_tensor> whole;
     for (const ggml_tensor * t : m.layers[0].weights) {
@@ -210,8 +268,7 @@ static void test_whole_and_failures() {
     CHECK(run.compute(1, { 0, 1, 2 }) == expert_banks::result::copied);
 
     ggml_tensor other = whole[0];
-    CHECK(banks.copy(m.backend.get(), nullptr, &other, nullptr, nullptr, {}, {}, &run.error) ==
-          expert_banks::result::not_ours);
+    CHECK(banks.copy(m.backend.get(), &other, nullptr, nullptr, {}, &run.error) == expert_banks::result::not_ours);
     CHECK(banks.bank_of(&other) == nullptr && banks.bank_of(m.layers[1].weights[0]) == nullptr);
     CHECK(banks.slot_map(0, 1, n_used) == nullptr && banks.slot_map(1, 33, n_used) == nullptr);
     CHECK(banks.slot_map(1, 3, n_used) != nullptr && banks.slot_map(1, 4, n_used) == nullptr);
@@ -227,7 +284,7 @@ static void test_whole_and_failures() {
 // Of a large batch for which all are there for a moment, those that it chose most often stay: a quarter of the slots.
 static void test_large_batches() {
     machine m;
-    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1 } });
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1, false } });
     run_of run{ m, banks, {}, {} };
     const auto & weights = m.layers[0].weights;
     const auto holds = [&](int32_t e) { return banks.holds(weights[0], e); };
@@ -261,8 +318,76 @@ static void test_large_batches() {
     CHECK(run.compute(1, { 5, 14, 4 }) == expert_banks::result::copied);
 }
 
+// What a router will choose is there before, if the one before it saw much the same. Guesses only cost those that were
+// used longest ago, and none that the host lacks.
+static void test_guesses() {
+    machine m;
+    expert_banks banks(m.layers, n_used, { { ggml_backend_get_device(m.backend.get()), false, 1, true } });
+    run_of run{ m, banks, {}, {} };
+    std::mt19937 random(11);
+    for (int32_t il = 1; il <= n_layers; ++il) {
+        CHECK(banks.resize(il, m.buft, 6 + il, 1 << 20));
+    }
+    const auto held = [&](int32_t il) {
+        std::set<int32_t> found;
+        const auto * slots = (const int32_t *) banks.slot_map(il, 1, n_used)->data;
+        for (int32_t e = 0; e < n_expert; ++e) {
+            if (slots[e] < 0) {
+                continue;
+            }
+            found.insert(e);
+            for (const ggml_tensor * w : m.layers[(size_t) il - 1].weights) {
+                CHECK(memcmp(matrix(banks.bank_of(w), slots[e]), matrix(w, e), w->nb[2]) == 0);
+            }
+        }
+        return found;
+    };
+    int64_t n_chosen = 0, n_guessed = 0, n_wrong = 0;
+    for (int token = 0; token < 2000; ++token) {
+        run.x.assign(8, 0);
+        std::generate(run.x.begin(), run.x.end(), [&] { return (float) (random() % 1000) - 500; });
+        run.not_on_host.clear();
+        for (int k = 0; k < 4 && token % 2 == 0; ++k) {
+            run.not_on_host.insert((int32_t) (random() % n_expert));
+        }
+        for (int32_t il = 1; il <= n_layers; ++il) {
+            const bool is_wrong = random() % 4 == 0;
+            const std::vector<int32_t> guess = m.chooses(il, run.x);
+            const std::vector<int32_t> chosen = is_wrong ? std::vector<int32_t>{ 1, 7, 13 } : guess;
+            const std::set<int32_t> before = held(il);
+            const size_t n_left = run.left.size();
+            CHECK(run.compute(il, chosen) == expert_banks::result::copied);
+            CHECK(il > 1 || run.guessed.empty()); // nothing was seen before
+            for (int32_t e : run.guessed) {
+                CHECK(std::count(guess.begin(), guess.end(), e) == 1 && before.count(e) == 0);
+                n_wrong += std::count(chosen.begin(), chosen.end(), e) == 0;
+            }
+            const std::set<int32_t> after = held(il);
+            for (int32_t e : before) {
+                const bool was_fetched = std::count(run.left.begin() + (ptrdiff_t) n_left, run.left.end(), e) > 0;
+                CHECK(after.count(e) > 0 || was_fetched || run.not_on_host.count(e) == 0);
+            }
+            n_chosen += n_used;
+            n_guessed += (int64_t) run.guessed.size();
+        }
+        banks.end_graph();
+    }
+    const auto n = banks.count();
+    CHECK(n.hits + n.misses == n_chosen && n.guesses == n_guessed && n.guesses_used == n_guessed - n_wrong);
+    CHECK(n.guesses_used > 1000 && n_wrong > 100);
+    const auto bytes = banks.traffic_of(ggml_backend_get_device(m.backend.get()));
+    CHECK(bytes.up == (n.misses + n.guesses) * 8 * (4 + 6) * 4);
+
+    const int64_t before = n.guesses; // after a graph that saw nothing, or many tokens, nothing is sent
+    run.x.clear();
+    CHECK(run.compute(1, { 0, 1, 2 }) == expert_banks::result::copied);
+    CHECK(run.compute(2, { 3, 4, 5 }) == expert_banks::result::copied);
+    CHECK(banks.count().guesses == before);
+}
+
 int main() {
     test_random();
+    test_guesses();
     test_large_batches();
     test_whole_and_failures();
     printf("ok\n");

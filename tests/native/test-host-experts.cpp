@@ -131,7 +131,7 @@ static result compute(const layer & l, expert_banks & banks, const std::vector<i
     };
     ggml_backend_t backend = l.backend.get();
     const auto same = [](const ggml_tensor * t) { return t; };
-    CHECK(banks.copy(backend, backend, map, seen, graph, same, serve, &error) == expert_banks::result::copied);
+    CHECK(banks.copy(backend, map, seen, graph, { backend, same, serve, {} }, &error) == expert_banks::result::copied);
     CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS);
     CHECK(banks.stops_after(out) == (n.stayed > 0));
     banks.after_node(out);
@@ -155,7 +155,7 @@ static std::vector<int32_t> choose(int64_t n_tokens, std::mt19937 & random) {
 static void test_form(form kind, double link) {
     const layer l(kind, 32);
     ggml_backend_dev_t dev = ggml_backend_get_device(l.backend.get());
-    expert_banks banks({ { 0, l.weights } }, (int32_t) n_used, { { dev, true, link } });
+    expert_banks banks({ { 0, l.weights } }, (int32_t) n_used, { { dev, true, link, false } });
     CHECK(banks.resize(0, l.buft, 9, 0));
     CHECK(banks.shares());
     std::mt19937 random(7);
@@ -177,7 +177,7 @@ static void test_form(form kind, double link) {
 static void test_memory_of_the_host() {
     const layer l(form::gated, 30000);
     ggml_backend_dev_t dev = ggml_backend_get_device(l.backend.get());
-    expert_banks banks({ { 0, l.weights } }, (int32_t) n_used, { { dev, true, 0 } });
+    expert_banks banks({ { 0, l.weights } }, (int32_t) n_used, { { dev, true, 0, false } });
     CHECK(banks.resize(0, l.buft, (int32_t) n_expert, 0));
     std::mt19937 random(7);
     const result n = compute(l, banks, choose(4, random), random);
@@ -188,7 +188,7 @@ static void test_memory_of_the_host() {
 static void test_which_are_sent() {
     const layer l(form::gated, 32);
     ggml_backend_dev_t dev = ggml_backend_get_device(l.backend.get());
-    expert_banks banks({ { 0, l.weights } }, (int32_t) n_used, { { dev, true, 1 } });
+    expert_banks banks({ { 0, l.weights } }, (int32_t) n_used, { { dev, true, 1, false } });
     CHECK(banks.resize(0, l.buft, (int32_t) n_used, 0));
     std::mt19937 random(7);
     const auto holds = [&](int32_t e) { return banks.holds(l.weights[0], e); };

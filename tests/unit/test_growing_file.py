@@ -85,6 +85,7 @@ def test_a_log_with_metrics_among_its_lines(path: Path) -> None:
 def test_lines_of_an_earlier_version_are_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     later = ("threads", "core_wait_ms", "throttled_ms", "experts", "sequences", "devices")
     later += ("expert_device_hits", "expert_device_misses", "expert_host_computed", "weight_bytes_ahead")
+    later += ("expert_device_guesses", "expert_device_guesses_used")
     for text in (line(0), line(2, generated_tokens=20, event="final")):
         values = json.loads(text)
         append(path, json.dumps({name: value for name, value in values.items() if name not in later}) + "\n")

@@ -29,7 +29,7 @@ CONTRACT = """
     kv_bytes_written stall_ms expert_hits expert_misses mem_budget_bytes mem_peak_bytes metrics_dropped
     vram_own_bytes vram_budget_bytes move_ms expert_guesses expert_guesses_used memory_by_tag
     threads core_wait_ms throttled_ms expert_device_hits expert_device_misses expert_host_computed
-    weight_bytes_ahead
+    weight_bytes_ahead expert_device_guesses expert_device_guesses_used
     experts sequences devices
 """.split()  # noqa: SIM905
 

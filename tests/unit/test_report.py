@@ -388,6 +388,7 @@ def test_sequences_and_devices_are_among_the_counters(tmp_path: Path) -> None:
 def test_a_file_of_an_earlier_version_has_fewer_fields(tmp_path: Path) -> None:
     later = ("threads", "core_wait_ms", "throttled_ms", "experts", "sequences", "devices")
     later += ("expert_device_hits", "expert_device_misses", "expert_host_computed", "weight_bytes_ahead")
+    later += ("expert_device_guesses", "expert_device_guesses_used")
     lines = generation(stall_ms=310)
     old = [{name: value for name, value in values.items() if name not in later} for values in lines]
     found = read_metrics(written(tmp_path / "m", *old))

@@ -37,6 +37,8 @@ class Line(Metrics):
     expert_device_misses: Count = 0
     expert_host_computed: Count = 0
     weight_bytes_ahead: Count = 0
+    expert_device_guesses: Count = 0
+    expert_device_guesses_used: Count = 0
     experts: ExpertCounts | None = None
     # the fields of these are their version's too
     sequences: list[dict[str, Any]] = Field(default=[])  # type: ignore[assignment]

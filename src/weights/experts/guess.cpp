@@ -34,8 +34,8 @@ FOR_EACH_CPU static float dot(const float * x, const float * y, size_t n) {
     return std::accumulate(sums.begin(), sums.end(), 0.0F);
 }
 
-std::set<int32_t> expert_guess(const ggml_tensor * router, const ggml_tensor * input, int64_t n_used) {
-    std::set<int32_t> guess;
+std::vector<int32_t> expert_guess(const ggml_tensor * router, const ggml_tensor * input, int64_t n_used) {
+    std::vector<int32_t> guess;
     if (router->type != GGML_TYPE_F32 || input->type != GGML_TYPE_F32 || router->ne[0] != input->ne[0] ||
         input->nb[0] != sizeof(float) || router->ne[1] < n_used) {
         return guess;
@@ -54,7 +54,11 @@ std::set<int32_t> expert_guess(const ggml_tensor * router, const ggml_tensor * i
             std::iota(best.begin(), best.end(), 0);
             std::partial_sort(best.begin(), best.begin() + n_used, best.end(),
                               [&](int32_t a, int32_t b) { return score[(size_t) a] > score[(size_t) b]; });
-            guess.insert(best.begin(), best.begin() + n_used);
+            for (int64_t k = 0; k < n_used; ++k) {
+                if (std::find(guess.begin(), guess.end(), best[(size_t) k]) == guess.end()) {
+                    guess.push_back(best[(size_t) k]);
+                }
+            }
         }
     }
     return guess;

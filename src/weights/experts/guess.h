@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <set>
+#include <vector>
 
 struct ggml_tensor;
 
@@ -11,7 +11,8 @@ namespace superllama {
 
 inline constexpr int64_t guess_tokens_max = 4; // more of them want most experts anyway
 
-// The n_used experts with the highest scores for each token of `input`; none where the shapes do not match.
-std::set<int32_t> expert_guess(const ggml_tensor * router, const ggml_tensor * input, int64_t n_used);
+// The n_used experts with the highest scores for each token of `input`, of each token the highest first; none where the
+// shapes do not match.
+std::vector<int32_t> expert_guess(const ggml_tensor * router, const ggml_tensor * input, int64_t n_used);
 
 } // namespace superllama

@@ -351,7 +351,7 @@ void expert_pool::guess_layer(const layer_stop & s, const layer_stop & before, i
     read_guessed(weights, expert_guess(router, s.experts->src[1], s.experts->src[2]->ne[0]), priority);
 }
 
-void expert_pool::read_guessed(const ggml_tensor * weights, const std::set<int32_t> & experts, int64_t priority) {
+void expert_pool::read_guessed(const ggml_tensor * weights, const std::vector<int32_t> & experts, int64_t priority) {
     for (int32_t e : experts) {
         const auto id = (uint32_t) store.block_of(weights, e);
         if (loader[id].state == block_state::ready) {

@@ -40,6 +40,7 @@ class expert_pool : public block_owner {
     bool hold_all(const layer_graph & graph);
     bool acquire(const layer_stop & s, block_loader::guard & lock, std::string * error);
     bool send(const expert_request & r, block_loader::guard & lock, std::string * error);
+    void send_guessed(const guessed_experts & g, block_loader::guard & lock); // what is in memory
     // Those that were sent before are at `ahead`; null: none.
     bool copy(ggml_backend_t backend, const ggml_tensor * weights, ggml_tensor * to, const sent_ahead::arrived * ahead,
               block_loader::guard & lock, std::string * error);
@@ -80,7 +81,7 @@ class expert_pool : public block_owner {
     bool is_routing(int64_t n_chosen) const { return n_expert_used <= 0 || n_chosen <= n_expert_used; }
     void guess_layer(const layer_stop & s, const layer_stop & before, int64_t priority);
     void guess_on_device(const expert_request & r, block_loader::guard & lock);
-    void read_guessed(const ggml_tensor * weights, const std::set<int32_t> & experts, int64_t priority);
+    void read_guessed(const ggml_tensor * weights, const std::vector<int32_t> & experts, int64_t priority);
     void fill();
     void settle_guess(int32_t layer, const std::set<uint32_t> & wanted, block_loader::guard & lock);
     bool make_frame(uint32_t id);

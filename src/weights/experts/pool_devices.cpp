@@ -55,6 +55,12 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
     r.finish();
     lock.lock();
     asked_known = asked_known && r.staying.empty(); // kernels asked for these, and they are counted here
+    for (int32_t e : r.guessed) {
+        const auto id = (uint32_t) store.block_of(r.weights, e);
+        if (loader[id].state == block_state::ready) {
+            sent.insert(id);
+        }
+    }
     for (uint32_t id : sent) {
         if (ok && bytes_max < n_here) {
             used.add_cold(id);
@@ -67,13 +73,35 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
     return ok;
 }
 
+// A guess that comes from memory which a device reads badly would take the host's time.
+void expert_pool::send_guessed(const guessed_experts & g, block_loader::guard & lock) {
+    const auto on_host = [&](int32_t e) {
+        return loader[(uint32_t) store.block_of(g.weights, e)].state == block_state::ready;
+    };
+    std::vector<uint32_t> ids;
+    for (int32_t e : g.experts) {
+        if (store.is_locked(g.weights) && on_host(e) && g.find_slot(e, on_host)) {
+            ids.push_back((uint32_t) store.block_of(g.weights, e));
+        }
+    }
+    {
+        const block_loader::sending stay(loader, ids, lock);
+        for (uint32_t id : ids) {
+            g.send(store.blocks()[id].expert,
+                   [&](const ggml_tensor * weights) { return store.data(id, store.slice_of(id, weights)); });
+        }
+        g.finish();
+    }
+    loader.drop_unwanted(ids);
+}
+
 // They are read while the device computes this layer.
 void expert_pool::guess_on_device(const expert_request & r, block_loader::guard & lock) {
     lock.unlock();
     const std::vector<int32_t> experts = r.guess();
     lock.lock();
     if (!experts.empty()) {
-        read_guessed(r.next_weights, std::set<int32_t>(experts.begin(), experts.end()), 0);
+        read_guessed(r.next_weights, experts, 0);
     }
 }
 

@@ -18,6 +18,7 @@ struct expert_request {
     std::vector<int32_t> missing; // of these, each once: they are to be sent
     std::vector<int32_t> leaving; // have the places of the missing
     std::vector<int32_t> staying; // are missing too, and the host computes with them
+    std::vector<int32_t> guessed; // of the chosen, those that were sent before they were chosen
 
     // To the device: `matrix` finds an expert's share of a tensor in host memory, which stays there until all were
     // sent.
@@ -33,6 +34,18 @@ struct expert_request {
     // time. Null: there is no such layer.
     std::function<std::vector<int32_t>()> guess;
     const ggml_tensor * next_weights = nullptr; // one of that layer's tensors
+};
+
+// What a layer that a device holds some of will probably choose, while the device computes what chooses it.
+struct guessed_experts {
+    const ggml_tensor * weights;  // one of the layer's tensors of experts
+    std::vector<int32_t> experts; // that the device lacks, the most probable first
+
+    // Takes a slot for it, of an expert that the host has. False: there is none.
+    using is_on_host = std::function<bool(int32_t expert)>;
+    std::function<bool(int32_t expert, const is_on_host & on_host)> find_slot;
+    std::function<void(int32_t expert, const expert_request::matrix_of & matrix)> send; // begins to
+    std::function<void()> finish; // once nothing is to be sent any more: waits until it is there
 };
 
 // Experts that devices hold, for a large batch of which a device computes only this product.
