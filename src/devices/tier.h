@@ -171,6 +171,7 @@ class device_tier {
         int64_t t_grow_us = 0;   // an allocation failed: not before this time
         int64_t t_shrink_us = 0; // the host had no room: not before this time
         bool lost = false;       // its layers go to the host, whatever the host's budget
+        bool said_sending = false;
     };
 
     // Parts on their way to devices, into buffers that they have there; until they land, those on the host are used.
@@ -233,7 +234,6 @@ class device_tier {
     std::atomic<double> fullest{ 0 };
     std::atomic<int64_t> move_us{ 0 };
     std::vector<bool> sends; // of each device: experts that it lacks, as of the last place()
-    bool said_sending = false;
     int64_t t_sample_us = 0;
     int64_t sample_us; // between two samples
     stagings moves;

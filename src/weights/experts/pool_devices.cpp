@@ -149,49 +149,45 @@ bool expert_pool::copy(ggml_backend_t backend, const ggml_tensor * weights, ggml
                        const sent_ahead::arrived * ahead, block_loader::guard & lock, std::string * error) {
     const size_t bytes = weights->nb[2];
     const std::vector<uint8_t> zeros(std::min<size_t>(bytes, 512));
-    bool follows = false; // the expert before was copied
     const int32_t n = store.n_experts(weights);
+    int32_t first = -1; // of neighbours that were sent ahead: they are copied together
+    const auto copy_neighbours = [&](int32_t end) {
+        if (first >= 0) {
+            copy_experts(backend, ahead->at, to, first, end);
+            totals.ahead_bytes += (int64_t) ((size_t) (end - first) * bytes);
+        }
+        first = -1;
+    };
+    bool follows = false; // the expert before was copied
     for (int32_t e = 0; e < n; ++e) {
         const auto id = (uint32_t) store.block_of(weights, e);
-        if (from_device.count(id) > 0) {
-            on_device.copy(backend, weights, e, to);
+        const bool is_there = from_device.count(id) > 0;
+        const bool is_wanted = is_there || loader[id].in_use;
+        if (is_wanted && !is_there && ahead != nullptr && ahead->experts[(size_t) e]) {
+            first = first < 0 ? e : first;
             follows = true;
             continue;
         }
-        if (!loader[id].in_use) {
-            if (follows) {
-                ggml_backend_tensor_set_async(backend, to, zeros.data(), (size_t) e * bytes, zeros.size());
+        copy_neighbours(e);
+        if (is_there) {
+            on_device.copy(backend, weights, e, to);
+        } else if (is_wanted) {
+            loader.wait_for(id, lock);
+            if (loader[id].state != block_state::ready) {
+                *error = loader[id].error;
+                ggml_backend_synchronize(backend);
+                return false;
             }
-            follows = false;
-            continue;
+            const uint8_t * data = store.data(id, store.slice_of(id, weights));
+            lock.unlock(); // it is in use: it stays
+            ggml_backend_tensor_set_async(backend, to, data, (size_t) e * bytes, bytes);
+            lock.lock();
+        } else if (follows) {
+            ggml_backend_tensor_set_async(backend, to, zeros.data(), (size_t) e * bytes, zeros.size());
         }
-        follows = true;
-        if (ahead != nullptr && ahead->experts[(size_t) e]) {
-            continue; // see below
-        }
-        loader.wait_for(id, lock);
-        if (loader[id].state != block_state::ready) {
-            *error = loader[id].error;
-            ggml_backend_synchronize(backend);
-            return false;
-        }
-        const uint8_t * data = store.data(id, store.slice_of(id, weights));
-        lock.unlock(); // it is in use: it stays
-        ggml_backend_tensor_set_async(backend, to, data, (size_t) e * bytes, bytes);
-        lock.lock();
+        follows = is_wanted;
     }
-    const auto came = [&](int32_t e) {
-        const auto id = (uint32_t) store.block_of(weights, e);
-        return ahead != nullptr && ahead->experts[(size_t) e] && loader[id].in_use && from_device.count(id) == 0;
-    };
-    for (int32_t first = 0, last = 0; first < n; first = last + 1) { // neighbours together
-        for (last = first; last < n && came(last); ++last) {
-        }
-        if (last > first) {
-            copy_experts(backend, ahead->at, to, first, last);
-            totals.ahead_bytes += (int64_t) ((size_t) (last - first) * bytes);
-        }
-    }
+    copy_neighbours(n);
     lock.unlock();
     ggml_backend_synchronize(backend);
     lock.lock();
