@@ -178,7 +178,7 @@ elif [ -n "$tests" ]; then
     step "tests: $chosen"
     log=$(mktemp)
     trap 'rm -f "$log"' EXIT
-    python -m pytest tests/model/test_{device_tier,device_memory,expert_banks}.py -k "$chosen" 2>&1 |
+    python -m pytest tests/model/test_{device_tier,device_memory,expert_banks,sent_ahead}.py -k "$chosen" 2>&1 |
         tee "$log" >&2 || failed=1
     said="Tests (\`pytest -k \"$chosen\"\` of devices): $(tail -n 1 "$log")"
 fi

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model as tiny
-from native_build import arch_models
+from native_build import arch_models, locked
 from running import Runner
 
 import superllama
@@ -95,5 +95,13 @@ def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny random model of every architecture that upstream can save."""
-    return arch_models(tmp_path_factory.mktemp("architectures"))
+    """A tiny random model of every architecture that upstream can save: made by one process, for all of a run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "architectures"
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            made = folder.with_suffix(".part")
+            made.mkdir(exist_ok=True)
+            arch_models(made)
+            made.rename(folder)
+    return {path.stem: path for path in folder.glob("*.gguf")}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ except ImportError:  # Windows
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("SUPERLLAMA_BUILD", ROOT / "build"))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """By this process: pytest may run in several."""
+    with path.open("w") as lock:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
@@ -33,9 +44,7 @@ def native_programs() -> Path:
         cmake, ninja = shutil.which("cmake") or "", shutil.which("ninja") or ""
         if not (cmake and ninja):
             raise RuntimeError('cmake and ninja are needed for the native tests: pip install ".[test]"')
-    with (BUILD / "tests.lock").open("w") as lock:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # pytest may run in several processes
+    with locked(BUILD / "tests.lock"):
         # once more, without the binding, which can be built under pip only
         run(cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSKBUILD_STATE=tests")
         run(cmake, "--build", str(BUILD), "--target", "superllama-tests", "superllama-bench")

@@ -46,11 +46,15 @@ bool graph_run::begin(ggml_cgraph * gf) {
     } catch (const std::exception & e) {
         return fail(e.what());
     }
-    // one that only devices compute, with all that it needs there, runs on behind this call
-    if (pager != nullptr || banks != nullptr || weights->has_stops()) {
+    // upstream waits at the end of every part of a graph that is watched; one that only devices compute, with all that
+    // it needs there, runs on behind this call
+    watched = pager != nullptr || weights->has_stops() || (banks != nullptr && banks->shares());
+    hooked = watched || banks != nullptr;
+    if (watched) {
         ggml_backend_sched_set_eval_callback(ctx.get_sched(), on_node, this);
+    }
+    if (hooked) {
         ggml_backend_sched_set_copy_callback(ctx.get_sched(), weights != nullptr ? on_copy : nullptr, this);
-        hooked = true;
     }
     return true;
 }
@@ -71,30 +75,36 @@ bool graph_run::on_node(ggml_tensor * node, bool ask, void * data) {
     }
 }
 
-// Before weights on the host go to a device for one operation. True: nothing is left to be copied.
+// Before weights on the host go to a device for one operation. True: nothing is left to be copied. After a failure
+// nothing that is watched is computed; the rest of another graph is, with maps that name experts which exist.
 bool graph_run::on_copy(ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
                         void * data) {
     graph_run & self = *(graph_run *) data;
-    if (self.cut_short || !self.turn) {
-        return self.cut_short; // nobody will compute with them
+    const auto nothing = [&] { return expert_banks::copy_nothing(backend, src, dst) || self.watched; };
+    if (self.cut_short) {
+        return nothing();
+    }
+    if (!self.turn) {
+        return false;
     }
     try {
         std::string error;
         const auto sent = self.copy_slots(backend, src, dst, part, &error);
-        if (sent == expert_banks::result::failed && error.empty()) {
-            self.cut_short = self.stopped = true;
-            return true;
+        if (sent == expert_banks::result::failed) {
+            self.stopped = error.empty();
+            self.cut_short = self.stopped || !self.fail("experts could not be sent or computed: " + error);
+            return nothing();
         }
-        if (sent != expert_banks::result::not_ours) {
-            return sent == expert_banks::result::copied ||
-                   !self.fail("experts could not be sent or computed: " + error);
+        if (sent == expert_banks::result::copied) {
+            return true;
         }
         bool copied = false;
         return self.weights->before_copy(backend, src, dst, &copied, &error)
                    ? copied
                    : !self.fail("the weights could not be read: " + error);
     } catch (const std::exception & e) {
-        return !self.fail(e.what());
+        self.fail(e.what());
+        return nothing();
     }
 }
 

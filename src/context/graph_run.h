@@ -56,7 +56,8 @@ class graph_run {
     expert_banks * banks; // null also where none has slots
     kv_pager * pager;
     ggml_cgraph * graph = nullptr;
-    bool hooked = false;    // the scheduler calls on_node()
+    bool watched = false;   // the scheduler calls on_node()
+    bool hooked = false;    // it calls any of these
     bool turn = false;      // it is ours
     bool cut_short = false; // by the user's callback, or by an error: what comes is skipped
     bool stopped = false;

@@ -34,6 +34,7 @@ expert_bank::expert_bank(int32_t layer, const std::vector<ggml_tensor *> & weigh
         ggml_format_name(tensors.back(), "bank.%s", w->name);
     }
     ggml_format_name(slot_map, "slots-%d", layer);
+    slot_map->flags |= flag_waits;
 }
 
 ggml_tensor * expert_bank::host_twin(const ggml_tensor * of_bank) const {

@@ -20,6 +20,9 @@ namespace superllama {
 
 class expert_bank {
   public:
+    // Of a map: it is copied to a device by who waits for that by itself; the scheduler does not (patches/0007).
+    static constexpr int32_t flag_waits = 1 << 16;
+
     // `weights`: one matrix of each expert in each of them, on the host. The map of slots is made in `maps`, where it
     // is to be given memory, filled with -1.
     expert_bank(int32_t layer, const std::vector<ggml_tensor *> & weights, ggml_context * maps);

@@ -13,7 +13,7 @@ expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_
     n_expert_used(n_expert_used),
     ctx_maps(ggml_init({ (layers.size() + 1) * ggml_tensor_overhead(), nullptr, true })) {
     for (const device & d : all_devices) {
-        devices[d.dev] = { d, {}, nullptr };
+        devices[d.dev] = { d, {}, d.sends_ahead ? std::make_unique<guessed_sends>(d.dev) : nullptr };
     }
     for (const layer_weights & l : layers) {
         banks.resize(std::max(banks.size(), (size_t) l.layer + 1));
@@ -101,11 +101,8 @@ std::vector<int32_t> expert_banks::lacking(const expert_bank & next) {
 // Until the device has chosen; meanwhile what it will probably choose is on its way.
 void expert_banks::wait_for_choice(ggml_backend_t backend, expert_bank & b, const host_side & host, device_state & d) {
     const int64_t t_begin = ggml_time_us();
-    const std::vector<int32_t> guessed = d.is.sends_ahead ? lacking(b) : std::vector<int32_t>();
-    if (d.guesses == nullptr && !guessed.empty()) {
-        d.guesses = std::make_unique<guessed_sends>(ggml_backend_get_device(backend));
-    }
-    if (d.guesses == nullptr) {
+    const std::vector<int32_t> guessed = d.guesses != nullptr ? lacking(b) : std::vector<int32_t>();
+    if (guessed.empty()) {
         ggml_backend_synchronize(backend); // which may compute with what is to leave, too
         return;
     }
@@ -235,7 +232,7 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
     r.finish = [backend] { ggml_backend_synchronize(backend); };
     routers.forget();
     if (const expert_bank * next = next_of(b)) {
-        if (d.is.sends_ahead) {
+        if (d.guesses != nullptr && d.guesses->may_send()) {
             routers.see(b.layer, choice);
         }
         r.next_weights = next->weights.front();
@@ -255,6 +252,18 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
     }
     ggml_backend_tensor_set_async(backend, dst, map, 0, ggml_nbytes(src));
     return result::copied;
+}
+
+bool expert_banks::copy_nothing(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst) {
+    if ((src->flags & expert_bank::flag_waits) == 0) {
+        return false;
+    }
+    ggml_backend_synchronize(backend);
+    static const uint8_t zeros[1024] = {}; // not every device can clear a part of a buffer
+    for (size_t at = 0; at < ggml_nbytes(dst); at += sizeof(zeros)) {
+        ggml_backend_tensor_set(dst, zeros, at, std::min(sizeof(zeros), ggml_nbytes(dst) - at));
+    }
+    return true;
 }
 
 expert_banks::traffic expert_banks::traffic_of(ggml_backend_dev_t dev) const {

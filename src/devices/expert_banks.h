@@ -41,7 +41,8 @@ class expert_banks {
         ggml_backend_dev_t dev;
         bool shares;       // the host computes some of the missing experts
         double link_share; // the speed of the way there, of that of the host's memory; not infinite where it shares
-        bool sends_ahead;  // experts that are guessed go there beside its products
+        bool sends_ahead;  // experts that are guessed go there beside its products; not where it shares, for then
+                           // results depend on what is there
     };
 
     expert_banks(const std::vector<layer_weights> & layers, int32_t n_expert_used, const std::vector<device> & devices);
@@ -80,6 +81,9 @@ class expert_banks {
     result copy(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * part,
                 const host_side & host, std::string * error);
 
+    // After a failure, whatever is in the bank. False: it is no map of slots.
+    static bool copy_nothing(ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst);
+
     // After this node of the part, before the next one: what the host computed takes its place there.
     bool stops_after(const ggml_tensor * node) const { return node == by_host.node(); }
     void after_node(const ggml_tensor * node);
@@ -115,7 +119,7 @@ class expert_banks {
     struct device_state {
         device is;
         traffic bytes;
-        std::unique_ptr<guessed_sends> guesses; // made when it is first needed
+        std::unique_ptr<guessed_sends> guesses; // null: what is guessed is not sent
     };
 
     bool has(int32_t il) const { return il >= 0 && (size_t) il < banks.size() && banks[(size_t) il] != nullptr; }

@@ -8,7 +8,19 @@ namespace superllama {
 static const int wasted_max = 4;    // sends one after the other, after which fewer go at once
 static const int left_out_max = 64; // times that none went, after which one does
 
-guessed_sends::guessed_sends(ggml_backend_dev_t dev) : copies(ggml_backend_dev_init(dev, nullptr)) {}
+guessed_sends::guessed_sends(ggml_backend_dev_t dev) : dev(dev) {}
+
+bool guessed_sends::may_send() {
+    if (!tried) { // for most models no expert is ever missing
+        copies.reset(ggml_backend_dev_init(dev, nullptr));
+        tried = true;
+    }
+    if (n_max == 0 && ++n_left_out == left_out_max) {
+        n_max = 1;
+        n_left_out = 0;
+    }
+    return copies != nullptr && n_max > 0;
+}
 
 // Until what was sent is there, and the device has chosen. Whether it was done before. Some backends begin to copy when
 // they are waited for.
@@ -24,10 +36,6 @@ void guessed_sends::send(ggml_backend_t backend, expert_bank & b, const std::vec
                          int64_t t_begin_us, const serve_guess & serve) {
     last.clear();
     more = guessed.size() > n_max;
-    if (copies == nullptr || guessed.empty() || n_max == 0) {
-        ggml_backend_synchronize(backend);
-        return;
-    }
     guessed_experts g;
     g.experts.assign(guessed.begin(), guessed.begin() + (ptrdiff_t) std::min(guessed.size(), n_max));
     g.weights = b.weights.front();
@@ -74,9 +82,8 @@ std::vector<int32_t> guessed_sends::settle(const std::vector<int32_t> & chosen) 
     if (n_wasted == wasted_max) {
         n_max--;
         n_wasted = 0;
-    } else if (n_max == 0 ? ++n_left_out == left_out_max : !late && more && !last.empty()) {
+    } else if (!late && more && !last.empty()) {
         n_max++;
-        n_left_out = 0;
     }
     last.clear();
     return right;

@@ -21,6 +21,8 @@ class guessed_sends {
 
     using serve_guess = std::function<void(const guessed_experts & g)>;
 
+    bool may_send(); // now: else nothing has to be guessed
+
     // Sends as many of the guessed as come in time, the first ones, and waits for them and for what the device
     // computes. `t_begin_us`: since when the host waits for it.
     void send(ggml_backend_t backend, expert_bank & b, const std::vector<int32_t> & guessed, int64_t t_begin_us,
@@ -32,6 +34,8 @@ class guessed_sends {
   private:
     bool wait(ggml_backend_t backend, int64_t t_begin_us);
 
+    ggml_backend_dev_t dev;
+    bool tried = false;      // to find such a way
     ggml_backend_ptr copies; // null: the device has no such way
     size_t n_max = 1;        // sent at once
     bool more = false;       // were to be sent by the last send()

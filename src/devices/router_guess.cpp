@@ -77,8 +77,13 @@ void router_guess::forget() {
 }
 
 const std::vector<int32_t> & router_guess::guess(int32_t layer, int64_t n_chosen) {
+    if (guessed_for == layer) {
+        return guessed;
+    }
+    guessed_for = layer;
+    guessed.clear();
     const auto to = routers.find(layer);
-    if (guessed_for == layer || seen.empty() || to == routers.end()) {
+    if (seen.empty() || to == routers.end()) {
         return guessed;
     }
     router & r = to->second;
@@ -86,7 +91,6 @@ const std::vector<int32_t> & router_guess::guess(int32_t layer, int64_t n_chosen
         r.numbers = numbers_of(r.tensor);
     }
     const ggml_tensor here = in_numbers(*r.tensor, r.numbers), x = in_numbers(input, seen);
-    guessed_for = layer;
     guessed = expert_guess(&here, &x, n_chosen);
     return guessed;
 }

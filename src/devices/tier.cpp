@@ -22,10 +22,11 @@ bool device_tier::holds_experts(ggml_backend_dev_t dev) {
     return ggml_backend_dev_host_buffer_type(dev) != nullptr || getenv("SUPERLLAMA_EXPERTS") != nullptr;
 }
 
+// From host memory that it reads well.
 static bool copies_beside(ggml_backend_dev_t dev) {
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(dev, &props);
-    return props.caps.async;
+    return props.caps.async && ggml_backend_dev_host_buffer_type(dev) != nullptr;
 }
 
 // Of layers all of whose experts may go.
@@ -40,8 +41,8 @@ static std::unique_ptr<expert_banks> make_banks(const device_tier::config & cfg)
     std::vector<expert_banks::device> devices;
     for (size_t d = 0; d < cfg.devices.size(); ++d) {
         const double link = cfg.link_share[d];
-        devices.push_back({ cfg.devices[d], cfg.share_misses && !std::isinf(link), link,
-                            cfg.async && copies_beside(cfg.devices[d]) });
+        const bool shares = cfg.share_misses && !std::isinf(link);
+        devices.push_back({ cfg.devices[d], shares, link, cfg.async && !shares && copies_beside(cfg.devices[d]) });
     }
     const bool any = !layers.empty() && std::any_of(cfg.devices.begin(), cfg.devices.end(), device_tier::holds_experts);
     return any ? std::make_unique<expert_banks>(layers, cfg.n_expert_used, devices) : nullptr;

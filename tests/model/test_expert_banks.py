@@ -217,6 +217,45 @@ def test_larger_than_card_and_memory(mixture: Path, run_python: Runner) -> None:
     assert found["down"] > 0  # what left the card stayed in memory, where it had room
 
 
+FAULTS = """
+import ctypes
+shim = ctypes.CDLL(None)
+want = static()
+model, ctx, full = opened()
+model.close()
+model = superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=int(0.65 * full))
+ctx = open_context(model)
+model.set_budget(mem_budget=host_budget(model, 1 / 4))
+assert rows_of(ctx) == want
+failed, other = 0, set()
+for after in range(0, 24, 3): # reads in the middle of a graph, whichever comes
+    shim.fault_arm(after, 4, 0)
+    try:
+        for token in TOKENS[:6]:
+            ctx.decode([token])
+            ctx.logits()
+    except superllama.DecodeError as error:
+        failed += 1
+        if "could not be" not in str(error):
+            other.add(str(error))
+    shim.fault_arm(0, 0, 0)
+    ctx.clear()
+print(json.dumps({"failed": failed, "other": sorted(other), "same": rows_of(ctx) == want}))
+"""
+
+
+def test_experts_that_cannot_be_read(
+    mixture: Path, run_python: Runner, fault_shim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call says so, nothing of that graph is used, and the next one is exact."""
+    monkeypatch.setenv("LD_PRELOAD", str(fault_shim))
+    monkeypatch.setenv("FAULT_PATH", str(mixture))
+    found = run(run_python, FAULTS, mixture)
+    assert found["failed"] > 0
+    assert found["other"] == []
+    assert found["same"]
+
+
 CUTS = """
 want = static()
 model = superllama.Model(path, dynamic_layers=True, async_prefetch=True)

@@ -28,7 +28,11 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
         wanted.insert((uint32_t) store.block_of(r.weights, e));
     }
     totals.hits += (int64_t) (all.size() - wanted.size());
-    settle_guess(store.blocks()[(uint32_t) store.block_of(r.weights, 0)].layer, wanted, lock);
+    std::set<uint32_t> not_there = wanted; // a moment ago
+    for (int32_t e : r.guessed) {
+        not_there.insert((uint32_t) store.block_of(r.weights, e));
+    }
+    settle_guess(store.blocks()[(uint32_t) store.block_of(r.weights, 0)].layer, not_there, lock);
     bool ok = want(wanted, true, lock, error);
     if (ok) {
         keep_leaving(r, lock);
@@ -73,6 +77,15 @@ bool expert_pool::send(const expert_request & r, block_loader::guard & lock, std
     return ok;
 }
 
+namespace {
+
+struct waiting { // whatever happens meanwhile
+    const guessed_experts & g;
+    ~waiting() { g.finish(); }
+};
+
+} // namespace
+
 // A guess that comes from memory which a device reads badly would take the host's time.
 void expert_pool::send_guessed(const guessed_experts & g, block_loader::guard & lock) {
     const auto on_host = [&](int32_t e) {
@@ -86,11 +99,11 @@ void expert_pool::send_guessed(const guessed_experts & g, block_loader::guard & 
     }
     {
         const block_loader::sending stay(loader, ids, lock);
+        const waiting until_there{ g };
         for (uint32_t id : ids) {
             g.send(store.blocks()[id].expert,
                    [&](const ggml_tensor * weights) { return store.data(id, store.slice_of(id, weights)); });
         }
-        g.finish();
     }
     loader.drop_unwanted(ids);
 }
