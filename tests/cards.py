@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from native_build import BUILD, native_programs
-from rpc_devices import NO_GPU
+from rpc_devices import hide_gpus
 
 import superllama
 
@@ -34,8 +34,7 @@ def hide_cards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Only tests that are for a card see one: a parameter of theirs says so."""
     callspec = getattr(request.node, "callspec", None)
     if callspec is None or not any(value in ("gpu", "card") for value in callspec.params.values()):
-        for name, value in NO_GPU.items():
-            monkeypatch.setenv(name, value)
+        hide_gpus(monkeypatch)
 
 
 def show_card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:

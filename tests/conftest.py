@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny_model as tiny
 from native_build import arch_models, locked
+from rpc_devices import hide_gpus
 from running import Runner
 
 import superllama
@@ -91,6 +92,12 @@ def fault_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o", path, "-ldl"]
     subprocess.run(command, check=True)
     return path
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only devices of this test's processes are servers."""
+    hide_gpus(monkeypatch)
 
 
 @pytest.fixture(scope="session")

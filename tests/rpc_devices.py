@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -10,13 +11,22 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from native_build import native_programs
+from running import Runner
 
 from superllama._programs import find_program, server_environment
 
 # of processes whose only devices are to be servers, and of the servers
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
+
+
+def hide_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NO_GPU.items():
+        monkeypatch.setenv(name, value)
+
 
 # A script's first lines: MODEL, the device's endpoint ("gpu": the first GPU), the process that has its memory.
 PRELUDE = """
@@ -80,6 +90,14 @@ def rpc_server(
     command = [program or find_program("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", threads, *flags]
     with _running(port, *command, log=log, environment=environment) as server:
         yield server
+
+
+def answer_beside_server(run_python: Runner, script: str, path: Path, *more: object) -> Any:
+    """What a script prints, as JSON; its arguments are the path, a server's endpoint, and what more there is."""
+    with rpc_server() as server:
+        done = run_python(script, path, server.endpoint, *more)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 // One graph of a context, from before it is computed until after: it takes the turn at the model's blocks, stops the
 // graph where something has to happen, and owns what went wrong.
 //
-// Once it failed nothing is computed any more. Upstream ends only the split in which the callback says no and goes on
+// Once a graph that is watched failed, nothing is computed any more; another one runs to its end, with maps that name
+// experts which exist. Upstream ends only the split in which the callback says no and goes on
 // with the next one, whose inputs nobody computed: its kernels would ask for experts that nobody reads, or for rows
 // that do not exist.
 #pragma once

@@ -12,7 +12,7 @@ from bench.bound import CardLimits, Weights
 from bench.gpu_turn import OUT_OF_MEMORY, Result
 from bench.peak import Peak
 from bench.placement import ALL, MIB, Placement
-from rpc_devices import NO_GPU
+from rpc_devices import hide_gpus
 from serving import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,8 +246,7 @@ def test_the_parts_and_the_plot(tmp_path: Path) -> None:
 
 
 def test_without_a_card(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
+    hide_gpus(monkeypatch)
     assert gpu.main(["--model", str(tiny_model), "--threads", "1"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
@@ -271,8 +270,7 @@ def test_a_run_on_the_processor(tiny_model: Path) -> None:
 def test_a_server_in_place_of_a_card(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
+    hide_gpus(monkeypatch)
     monkeypatch.setattr(gpu, "DISK_BYTES", 1 << 20)
     shape = ["--shares", "60", "--host", "100", "--prompts", "16", "--tokens", "2", "--turns", "1", "--ubatch", "16"]
     assert gpu.main(["--model", str(tiny_model), "--server", "1", "--threads", "1", *shape]) == 0

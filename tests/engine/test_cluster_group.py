@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from rpc_devices import NO_GPU, rpc_server
+from rpc_devices import rpc_server
 from serving import http_server
 
 from superllama import Error
@@ -28,10 +28,7 @@ OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_parallel": 2, "flags": {"no_warmup":
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 class LocalParts:

@@ -3,11 +3,10 @@ its batch."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from rpc_devices import NO_GPU, rpc_server
+from rpc_devices import answer_beside_server
 from running import Runner
 
 N_LONG = 900  # tokens; a device has memory for 512 at least
@@ -32,15 +31,9 @@ print(json.dumps(steps))
 """
 
 
-def test_an_idle_conversation_leaves_the_device(
-    demo_model: Path, run_python: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
-    with rpc_server() as server:
-        done = run_python(SCRIPT, demo_model, server.endpoint)
-    assert done.returncode == 0, done.stderr
-    begun, idle, back = json.loads(done.stdout)
+@pytest.mark.usefixtures("no_gpu")
+def test_an_idle_conversation_leaves_the_device(demo_model: Path, run_python: Runner) -> None:
+    begun, idle, back = answer_beside_server(run_python, SCRIPT, demo_model)
     assert begun["layers"] == idle["layers"] == back["layers"] == 30
     assert begun["prompts"] == 0 < back["prompts"] < idle["prompts"]
     assert idle["vram"] < begun["vram"]  # the long one's part is the host's now

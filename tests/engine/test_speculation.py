@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import tiny_model as tiny
-from rpc_devices import NO_GPU, rpc_server
+from rpc_devices import answer_beside_server
 from running import Runner
 
 import superllama
@@ -68,15 +67,11 @@ print(json.dumps([whole, answer(speculative=path, vram_budget=whole[3] * 3 // 4)
 """
 
 
-def test_drafts_where_a_device_has_a_part_of_both_models(
-    demo_model: Path, run_python: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
-    with rpc_server() as server:
-        done = run_python(ON_A_DEVICE, demo_model, server.endpoint, PROMPT)
-    assert done.returncode == 0, done.stderr
-    (tokens, _, n_layers, own), (drafted, n_accepted, n_there, vram) = json.loads(done.stdout)
+@pytest.mark.usefixtures("no_gpu")
+def test_drafts_where_a_device_has_a_part_of_both_models(demo_model: Path, run_python: Runner) -> None:
+    whole, part = answer_beside_server(run_python, ON_A_DEVICE, demo_model, PROMPT)
+    tokens, _, n_layers, own = whole
+    drafted, n_accepted, n_there, vram = part
     assert drafted == tokens
     assert n_accepted >= 12
     assert 0 < n_there < n_layers

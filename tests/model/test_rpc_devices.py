@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lost_answers import Cut
-from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
+from rpc_devices import PRELUDE, Server, rpc_server
 from running import Runner
 from serving import http_server
 
@@ -22,10 +22,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 # ------------------------------------------------------------------------------- graphs that a server keeps

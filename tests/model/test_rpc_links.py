@@ -15,17 +15,13 @@ import pytest
 from bench import cgroup
 from bench.counting import Counter
 from bench.undo import Journal
-from rpc_devices import NO_GPU, PRELUDE, rpc_server
+from rpc_devices import PRELUDE, rpc_server
 from running import Runner
 
 import superllama
 from superllama._programs import find_program
 
-
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 class Far(Counter):

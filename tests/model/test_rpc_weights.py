@@ -14,7 +14,7 @@ import pytest
 import tiny_model as tiny
 from bench.counting import Counter
 from fuzz.rpc_messages import GET, SET_HASH, Connection, Tensor, fnv
-from rpc_devices import NO_GPU, PRELUDE, Server, rpc_server
+from rpc_devices import PRELUDE, Server, rpc_server
 from running import Runner
 
 from superllama._programs import find_program
@@ -22,10 +22,7 @@ from superllama._programs import find_program
 N_EMBD, N_FF = 256, 512
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in NO_GPU.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 def write_model(path: Path, seed: int = 1) -> Path:
