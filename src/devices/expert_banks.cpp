@@ -108,10 +108,10 @@ void expert_banks::wait_for_choice(ggml_backend_t backend, expert_bank & b, cons
     }
     d.guesses->send(backend, b, guessed, t_begin, host.serve_guess);
     n_guesses += (int64_t) d.guesses->sent().size();
-    count(d.bytes.up, d.guesses->sent().size() * b.bytes_of_expert());
+    add_bytes(d.bytes.up, d.guesses->sent().size() * b.bytes_of_expert());
 }
 
-void expert_banks::count(int64_t & of, size_t bytes) {
+void expert_banks::add_bytes(int64_t & of, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
     of += (int64_t) bytes;
 }
@@ -182,6 +182,10 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
     device_state & d = devices.at(ggml_backend_get_device(backend));
     wait_for_choice(backend, b, host, d);
     ggml_backend_tensor_get(choice, r.chosen.data(), 0, ggml_nbytes(choice));
+    if (d.guesses != nullptr) {
+        r.guessed = d.guesses->settle(r.chosen);
+        n_guesses_used += (int64_t) r.guessed.size();
+    }
     const auto exists = [&b](int32_t e) { return e >= 0 && e < b.n_expert(); };
     if (!std::all_of(r.chosen.begin(), r.chosen.end(), exists)) { // of a device that is gone, say
         return fail("the router asks for an expert that does not exist");
@@ -190,10 +194,6 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
     std::set<int32_t> missing = b.use(r.chosen, &n_there);
     n_hits += n_there;
     n_misses += (int64_t) missing.size();
-    if (d.guesses != nullptr) {
-        r.guessed = d.guesses->settle(r.chosen);
-        n_guesses_used += (int64_t) r.guessed.size();
-    }
     by_host.end();
     if (!missing.empty() && host_can && d.is.shares) {
         const auto on_host = [&b](const ggml_tensor * t) { return b.host_twin(t); };
@@ -217,14 +217,14 @@ expert_banks::result expert_banks::copy(ggml_backend_t backend, const ggml_tenso
         for (size_t i = 0; i < b.weights.size(); ++i) {
             ggml_tensor * to = b.tensor(i);
             ggml_backend_tensor_set_async(backend, to, matrix(b.weights[i]), (size_t) slot * to->nb[2], to->nb[2]);
-            count(d.bytes.up, to->nb[2]);
+            add_bytes(d.bytes.up, to->nb[2]);
         }
         b.own(slot, expert);
     };
     r.fetch = [&](int32_t expert, const ggml_tensor * weights, uint8_t * to) {
         const ggml_tensor * t = bank_of(weights);
         ggml_backend_tensor_get(t, to, (size_t) b.slot_of(expert) * t->nb[2], t->nb[2]);
-        count(d.bytes.down, t->nb[2]);
+        add_bytes(d.bytes.down, t->nb[2]);
     };
     r.compute = [&](std::string * why) {
         return by_host.compute(host.backend, r.chosen, std::set<int32_t>(r.staying.begin(), r.staying.end()), why);

@@ -126,7 +126,7 @@ class expert_banks {
     expert_bank * next_of(const expert_bank & b) const;
     std::vector<int32_t> lacking(const expert_bank & next);
     void wait_for_choice(ggml_backend_t backend, expert_bank & b, const host_side & host, device_state & d);
-    void count(int64_t & of, size_t bytes);
+    void add_bytes(int64_t & of, size_t bytes);
     void leave_to_host(expert_bank & b, double link, std::set<int32_t> * missing, expert_request * r);
 
     int32_t n_expert_used;
