@@ -29,7 +29,7 @@ def device_sizes(value: object) -> list[int]:
     text = ",".join(map(str, values))
     if not values or any(isinstance(v, bool) or not isinstance(v, int | str) for v in values) or "\0" in text:
         raise ValueError(f"{value!r} is no size, nor a list of sizes")
-    out = ffi.new("struct superllama_model_params *").vram_budget_bytes
-    if lib.superllama_vram_budget(text.encode(), out) < 0:
+    params = ffi.new("struct superllama_model_params *")  # has to stay: its array belongs to it
+    if lib.superllama_vram_budget(text.encode(), params.vram_budget_bytes) < 0:
         raise ValueError(last_error())
-    return list(out)
+    return list(params.vram_budget_bytes)
