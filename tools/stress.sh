@@ -63,7 +63,8 @@ from_python() { # KIND
     # not the package that is installed in place, whose finder comes first
     echo 'import sys; sys.meta_path[:] = [f for f in sys.meta_path if "Redirecting" not in type(f).__name__]' \
         >"$tmp/$kind/sitecustomize.py"
-    LD_PRELOAD="$(gcc -print-file-name=lib"$kind".so)" LD_LIBRARY_PATH=$PWD/build/$kind/bin PYTHONPATH=$tmp/$kind \
+    # with what throws: the sanitizer looks for it before the package brings it
+    LD_PRELOAD="$(gcc -print-file-name=lib"$kind".so) $(gcc -print-file-name=libstdc++.so)" LD_LIBRARY_PATH=$PWD/build/$kind/bin PYTHONPATH=$tmp/$kind \
         ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=suppressions=$tmp/known-races \
         python3 -m pytest -q -p no:xdist -k "$2" "${@:3}"
 }

@@ -148,6 +148,9 @@ bool expert_bank::resize(ggml_backend_buffer_type_t buft, int32_t n_slots, uint6
         }
     }
     const bool has_room = place(buft, n_slots) <= room;
+    if (!whole.empty() && !has_room) {
+        return false;
+    }
     stay.resize(has_room ? std::min(stay.size(), (size_t) n_slots) : 0);
 
     ggml_backend_buffer_ptr old = std::move(buffer);

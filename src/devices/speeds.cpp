@@ -19,17 +19,16 @@
 
 namespace superllama {
 
-static const size_t upload_bytes = 16u << 20;
 static const int n_repeats = 3; // the fastest counts: others were disturbed
 
-double upload_bytes_per_s(ggml_backend_dev_t device) {
+double upload_bytes_per_s(ggml_backend_dev_t device, size_t bytes) {
     ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(device);
-    if (host == nullptr) {
+    if (host == nullptr || bytes == 0) {
         return 0;
     }
-    const ggml_backend_buffer_ptr from(ggml_backend_buft_alloc_buffer(host, upload_bytes));
+    const ggml_backend_buffer_ptr from(ggml_backend_buft_alloc_buffer(host, bytes));
     const ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
-    ggml_tensor * to = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, (int64_t) upload_bytes);
+    ggml_tensor * to = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, (int64_t) bytes);
     const ggml_backend_buffer_ptr buffer(
         ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_dev_buffer_type(device)));
     if (from == nullptr || buffer == nullptr) {
@@ -39,10 +38,10 @@ double upload_bytes_per_s(ggml_backend_dev_t device) {
     int64_t best_us = INT64_MAX;
     for (int i = 0; i < n_repeats + 1; ++i) { // the first one finds memory that was never used
         const int64_t t_begin = ggml_time_us();
-        ggml_backend_tensor_set(to, data, 0, upload_bytes);
+        ggml_backend_tensor_set(to, data, 0, bytes);
         best_us = i == 0 ? best_us : std::min(best_us, ggml_time_us() - t_begin);
     }
-    return (double) upload_bytes * 1e6 / (double) std::max<int64_t>(1, best_us);
+    return (double) bytes * 1e6 / (double) std::max<int64_t>(1, best_us);
 }
 
 static double measured_memory(size_t buffer_bytes, unsigned n_threads) {
@@ -96,11 +95,11 @@ static double asked_share(const std::string & asked) {
     return share;
 }
 
-double link_share(ggml_backend_dev_t device, size_t buffer_bytes) {
+double link_share(ggml_backend_dev_t device, size_t device_bytes, size_t buffer_bytes) {
     if (const char * asked = getenv("SUPERLLAMA_EXPERTS")) {
         return asked_share(asked);
     }
-    const double link = upload_bytes_per_s(device);
+    const double link = upload_bytes_per_s(device, device_bytes);
     const double memory = memory_bytes_per_s(buffer_bytes);
     LLAMA_LOG_INFO("%s: %.1f GB/s to %s, %.1f GB/s within memory\n", __func__, link / 1e9,
                    ggml_backend_dev_name(device), memory / 1e9);

@@ -106,8 +106,9 @@ bool device_tier::move(std::string * error, bool beside) {
         }
         ok = load(coming, to, beside, error) && ok;
         moved = !beside;
-    } else if (ok) {
-        moved = resize_banks(to, true) || moved;
+    }
+    if (ok && arriving == nullptr) { // what came may be less than was wanted
+        moved = resize_banks(target(), true) || moved;
     }
     if (moved) {
         n_generation++;
@@ -125,7 +126,7 @@ bool device_tier::leave(int p, const layer_placement & to, std::string * error) 
     const int from = l.device;
     const int il = layer_of(p);
     const int32_t n_slots = to.n_slots[(size_t) il];
-    if (is_experts(p) && n_slots > 0) { // some of them stay there
+    if (is_experts(p) && n_slots > 0) { // some of them stay there, where there is room for both a moment
         std::vector<ggml_tensor> whole;
         for (const ggml_tensor * t : banks->weights(il)) {
             whole.push_back(*t);

@@ -23,6 +23,7 @@ namespace superllama {
 static const int read_threads_default = 6;
 static const size_t read_part_bytes = 4u << 20;
 static const size_t speed_bytes_max = 256u << 20; // of memory that is read to see how fast it is: more than caches hold
+static const size_t upload_bytes_max = 16u << 20; // that are sent to a device to see how fast that is
 static const size_t output_bytes_min = 32u << 20; // of an output matrix that is not always resident
 
 superllama_model_params dynamic_model::default_params() {
@@ -299,8 +300,10 @@ void dynamic_model::create_tier() {
         const size_t last = SUPERLLAMA_MAX_DEVICES - 1; // holds for all that follow
         cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
         const bool asks = !cfg.experts.empty() && device_tier::holds_experts(model.devices[d].dev);
-        const size_t buffer = std::min<size_t>(speed_bytes_max, budget_now / 4);
-        cfg.link_share.push_back(asks ? link_share(model.devices[d].dev, buffer) : 0);
+        const uint64_t room = cfg.budgets.back() > 0 ? cfg.budgets.back() : upload_bytes_max; // nothing is there yet
+        const size_t there = std::min<uint64_t>(upload_bytes_max, room);
+        const size_t here = std::min<size_t>(speed_bytes_max, budget_now / 4);
+        cfg.link_share.push_back(asks ? link_share(model.devices[d].dev, there, here) : 0);
         cfg.crossing_s.push_back(crossing_s(model.devices[d].dev, token_state_bytes(model)));
     }
     cfg.n_layers_all = n_all;

@@ -217,6 +217,40 @@ def test_larger_than_card_and_memory(mixture: Path, run_python: Runner) -> None:
     assert found["down"] > 0  # what left the card stayed in memory, where it had room
 
 
+PEAKS = """
+from bench.peak import Peak
+
+def in_use():
+    card = next(d for d in superllama.devices() if d.kind == "gpu")
+    return card.memory_total - card.memory_free
+
+before = in_use()
+with superllama.Model(path, dynamic_layers=True) as model:
+    weights = in_use() - before
+found = []
+for share in (1.0, 0.9, 0.6, 0.3):
+    budget = int(share * weights)
+    watch = Peak(in_use)
+    with superllama.Model(path, dynamic_layers=True, async_prefetch=True, vram_budget=budget) as model:
+        with open_context(model) as ctx:
+            rows_of(ctx)
+            model.set_budget(vram=budget * 3 // 4)
+            rows_of(ctx)
+            model.set_budget(vram=budget)
+            rows_of(ctx)
+    found.append([budget, watch.rise()])
+print(json.dumps({"weights": weights, "found": found}))
+"""
+
+
+def test_no_peak_is_above_the_budget(mixture: Path, run_python: Runner) -> None:
+    """While it loads, a context comes, and experts leave for it: what the card itself shows."""
+    found = run(run_python, PEAKS, mixture)
+    own_of_backend = 128 << 10
+    for budget, peak in found["found"]:
+        assert budget / 2 < peak <= budget + own_of_backend, found
+
+
 FAULTS = """
 import ctypes
 shim = ctypes.CDLL(None)
