@@ -54,7 +54,7 @@ run() { # LIBRARY PROGRAM MODEL N [ENDPOINT...]
 printf 'race:%s\n' _dl_deallocate_tls superllama::lifecycle::hold common_log_set_verbosity_thold \
     server_queue::terminate >"$tmp/known-races"
 
-from_python() { # KIND
+python_beside() { # KIND: the package with the library of that kind
     local kind=$1 package=$tmp/$1/superllama
     mkdir -p "$package"
     ln -s "$PWD"/python/superllama/* "$PWD/build/_ffi.abi3.so" "$package/"
@@ -63,10 +63,16 @@ from_python() { # KIND
     # not the package that is installed in place, whose finder comes first
     echo 'import sys; sys.meta_path[:] = [f for f in sys.meta_path if "Redirecting" not in type(f).__name__]' \
         >"$tmp/$kind/sitecustomize.py"
+}
+
+from_python() { # KIND TESTS FILE...
+    local kind=$1 tests=$2
+    shift 2
     # with what throws: the sanitizer looks for it before the package brings it
-    LD_PRELOAD="$(gcc -print-file-name=lib"$kind".so) $(gcc -print-file-name=libstdc++.so)" LD_LIBRARY_PATH=$PWD/build/$kind/bin PYTHONPATH=$tmp/$kind \
+    LD_PRELOAD="$(gcc -print-file-name=lib"$kind".so) $(gcc -print-file-name=libstdc++.so)" \
+        LD_LIBRARY_PATH=$PWD/build/$kind/bin PYTHONPATH=$tmp/$kind \
         ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=suppressions=$tmp/known-races \
-        python3 -m pytest -q -p no:xdist -k "$2" "${@:3}"
+        python3 -m pytest -q -p no:xdist -k "$tests" "$@"
 }
 
 for kind in asan tsan; do
@@ -89,6 +95,7 @@ for kind in asan tsan; do
             --steps "$((steps / 10))" --page 16 --budget-pages 66 --together 0 --async 1
     done
     build/$kind/tests/native/stress-engine "$tmp/tiny.gguf" "$steps"
-    from_python $kind "not fork" tests/unit/test_budgets.py tests/engine/test_lifetime.py tests/engine/test_llm.py
+    python_beside $kind
+    from_python $kind "not fork and not server" tests/unit/test_budgets.py tests/engine/test_lifetime.py tests/engine/test_llm.py
     from_python $kind budgets_change tests/model/test_dynamic_layers.py
 done

@@ -56,7 +56,7 @@ class expert_banks {
 
     // While no graph runs, on the device where the layer is. Of its former bank, those used last stay, where both have
     // room for a moment: `room` bytes are free. Without a bank, `whole` may be tensors on the same device that hold all
-    // of its experts, and stay. False: no memory there, beside these no room, and the layer has no bank.
+    // of its experts; they stay, and without room beside them there is no bank. False: it has none, for lack of memory.
     bool resize(int32_t il, ggml_backend_buffer_type_t buft, int32_t n_slots, uint64_t room,
                 const std::vector<ggml_tensor> & whole = {});
     int32_t n_slots(int32_t il) const; // 0: it has none

@@ -300,8 +300,8 @@ void dynamic_model::create_tier() {
         const size_t last = SUPERLLAMA_MAX_DEVICES - 1; // holds for all that follow
         cfg.budgets.push_back(params.vram_budget_bytes[std::min(d, last)]);
         const bool asks = !cfg.experts.empty() && device_tier::holds_experts(model.devices[d].dev);
-        const uint64_t room = cfg.budgets.back() > 0 ? cfg.budgets.back() : upload_bytes_max; // nothing is there yet
-        const size_t there = std::min<uint64_t>(upload_bytes_max, room);
+        const uint64_t budget = cfg.budgets.back(); // 0: automatic; nothing is there yet
+        const size_t there = budget > 0 ? std::min<uint64_t>(upload_bytes_max, budget) : upload_bytes_max;
         const size_t here = std::min<size_t>(speed_bytes_max, budget_now / 4);
         cfg.link_share.push_back(asks ? link_share(model.devices[d].dev, there, here) : 0);
         cfg.crossing_s.push_back(crossing_s(model.devices[d].dev, token_state_bytes(model)));
