@@ -1,5 +1,7 @@
 #include "devices/device_wait.h"
 
+#include "ggml.h"
+
 namespace superllama {
 
 // Backends look all the time whether a device is done. That is the sooner known, and takes a processor from whoever
@@ -7,18 +9,61 @@ namespace superllama {
 // fifty microseconds, which is little of so long a wait.
 static const int64_t asleep_min_us = 4000;
 
-void device_wait::wait(ggml_backend_t backend) {
-    const int64_t t_begin_us = ggml_time_us();
-    if (usual_us >= asleep_min_us && !has_tried) {
+static bool is_work(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_TRANSPOSE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+            return false;
+        default:
+            return !ggml_is_empty(node) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
+    }
+}
+
+// A graph without work may leave copies that nobody has begun, which an event would end (Vulkan).
+static bool has_work(ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        if (is_work(ggml_graph_node(graph, i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void device_wait::begin(ggml_backend_t backend, ggml_cgraph * graph) {
+    if (has_work(graph)) {
+        begin(backend);
+    }
+}
+
+void device_wait::begin(ggml_backend_t backend) {
+    has_begun = true;
+    has_mark = false;
+    if (usual_us < asleep_min_us) {
+        return;
+    }
+    if (!has_tried) {
         event.reset(ggml_backend_event_new(ggml_backend_get_device(backend)));
         has_tried = true;
     }
-    if (usual_us >= asleep_min_us && event != nullptr) {
+    if (event != nullptr) {
         ggml_backend_event_record(event.get(), backend);
+        has_mark = true;
+    }
+}
+
+void device_wait::wait(ggml_backend_t backend, void (*synchronize)(ggml_backend_t)) {
+    const int64_t t_begin_us = ggml_time_us();
+    if (has_mark) {
         ggml_backend_event_synchronize(event.get());
     }
-    ggml_backend_synchronize(backend); // also ends what a backend does by itself after a wait
-    usual_us += (ggml_time_us() - t_begin_us - usual_us) / 8;
+    synchronize(backend);
+    if (has_begun) {
+        usual_us += (ggml_time_us() - t_begin_us - usual_us) / 8;
+    }
+    has_begun = has_mark = false;
 }
 
 } // namespace superllama

@@ -1,4 +1,4 @@
-// Waiting for what a device computes: asleep where that takes long.
+// Waiting for what a backend computes: asleep where that takes long. Of one thread at a time.
 #pragma once
 
 #include "ggml-backend.h"
@@ -10,13 +10,18 @@ namespace superllama {
 
 class device_wait {
   public:
-    // Until all that the backend was given is done; of what it has yet to be given, nothing is waiting.
-    void wait(ggml_backend_t backend);
+    // After what it was just given: a graph, or copies that need no memory of the backend's own on their way.
+    void begin(ggml_backend_t backend, ggml_cgraph * graph);
+    void begin(ggml_backend_t backend);
+
+    void wait(ggml_backend_t backend, void (*synchronize)(ggml_backend_t));
 
   private:
     ggml_backend_event_ptr event; // null: none was needed, or the device has none
     bool has_tried = false;       // to make it
-    int64_t usual_us = 0;         // that a wait takes
+    bool has_begun = false;       // something, since it was last waited for
+    bool has_mark = false;        // the event comes after it
+    int64_t usual_us = 0;         // that it takes
 };
 
 } // namespace superllama

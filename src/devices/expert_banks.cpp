@@ -13,7 +13,7 @@ expert_banks::expert_banks(const std::vector<layer_weights> & layers, int32_t n_
     n_expert_used(n_expert_used),
     ctx_maps(ggml_init({ (layers.size() + 1) * ggml_tensor_overhead(), nullptr, true })) {
     for (const device & d : all_devices) {
-        devices[d.dev] = { d, {}, {}, d.sends_ahead ? std::make_unique<guessed_sends>(d.dev) : nullptr };
+        devices[d.dev] = { d, {}, d.sends_ahead ? std::make_unique<guessed_sends>(d.dev) : nullptr };
     }
     for (const layer_weights & l : layers) {
         banks.resize(std::max(banks.size(), (size_t) l.layer + 1));
@@ -103,10 +103,10 @@ void expert_banks::wait_for_choice(ggml_backend_t backend, expert_bank & b, cons
     const int64_t t_begin = ggml_time_us();
     const std::vector<int32_t> guessed = d.guesses != nullptr ? lacking(b) : std::vector<int32_t>();
     if (guessed.empty()) {
-        d.wait.wait(backend); // which may compute with what is to leave, too
+        ggml_backend_synchronize(backend); // which may compute with what is to leave, too
         return;
     }
-    d.guesses->send([&] { d.wait.wait(backend); }, b, guessed, t_begin, host.serve_guess);
+    d.guesses->send(backend, b, guessed, t_begin, host.serve_guess);
     n_guesses += (int64_t) d.guesses->sent().size();
     add_bytes(d.bytes.up, d.guesses->sent().size() * b.bytes_of_expert());
 }

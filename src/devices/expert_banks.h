@@ -7,7 +7,6 @@
 // results may depend on it, the host computes some of the missing ones meanwhile (host_experts.h).
 #pragma once
 
-#include "devices/device_wait.h"
 #include "devices/expert_bank.h"
 #include "devices/guessed_sends.h"
 #include "devices/host_experts.h"
@@ -120,7 +119,6 @@ class expert_banks {
     struct device_state {
         device is;
         traffic bytes;
-        device_wait wait;
         std::unique_ptr<guessed_sends> guesses; // null: what is guessed is not sent
     };
 

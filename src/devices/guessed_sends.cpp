@@ -24,16 +24,17 @@ bool guessed_sends::may_send() {
 
 // Until what was sent is there, and the device has chosen. Whether it was done before. Some backends begin to copy when
 // they are waited for.
-bool guessed_sends::wait(const std::function<void()> & until_chosen, int64_t t_begin_us) {
-    ggml_backend_synchronize(copies.get());
+bool guessed_sends::wait(ggml_backend_t backend, int64_t t_begin_us) {
+    sending.begin(copies.get());
+    sending.wait(copies.get(), ggml_backend_synchronize);
     const int64_t t_there_us = ggml_time_us();
-    until_chosen();
+    ggml_backend_synchronize(backend);
     const int64_t t_chosen_us = ggml_time_us();
     return t_chosen_us - t_there_us < (t_chosen_us - t_begin_us) / 8;
 }
 
-void guessed_sends::send(const std::function<void()> & until_chosen, expert_bank & b,
-                         const std::vector<int32_t> & guessed, int64_t t_begin_us, const serve_guess & serve) {
+void guessed_sends::send(ggml_backend_t backend, expert_bank & b, const std::vector<int32_t> & guessed,
+                         int64_t t_begin_us, const serve_guess & serve) {
     last.clear();
     more = guessed.size() > n_max;
     guessed_experts g;
@@ -61,7 +62,7 @@ void guessed_sends::send(const std::function<void()> & until_chosen, expert_bank
                                           to->nb[2]);
         }
     };
-    g.finish = [&] { late = wait(until_chosen, t_begin_us); };
+    g.finish = [&] { late = wait(backend, t_begin_us); };
     serve(g);
     for (const auto & [expert, slot] : coming) {
         b.own_guessed(slot, expert);

@@ -2,6 +2,7 @@
 // by a way beside its products: the host waits there anyway. How many are sent at once follows what came in time.
 #pragma once
 
+#include "devices/device_wait.h"
 #include "devices/expert_bank.h"
 #include "weights/experts/request.h"
 
@@ -23,20 +24,21 @@ class guessed_sends {
 
     bool may_send(); // now: else nothing has to be guessed
 
-    // Sends as many of the guessed as come in time, the first ones, and waits for them and, by `until_chosen`,
-    // for what the device computes. `t_begin_us`: since when the host waits for it.
-    void send(const std::function<void()> & until_chosen, expert_bank & b, const std::vector<int32_t> & guessed,
-              int64_t t_begin_us, const serve_guess & serve);
+    // Sends as many of the guessed as come in time, the first ones, and waits for them and for what the device
+    // computes. `t_begin_us`: since when the host waits for it.
+    void send(ggml_backend_t backend, expert_bank & b, const std::vector<int32_t> & guessed, int64_t t_begin_us,
+              const serve_guess & serve);
     const std::vector<int32_t> & sent() const { return last; } // by the last send()
     // What the layer chose of that.
     std::vector<int32_t> settle(const std::vector<int32_t> & chosen);
 
   private:
-    bool wait(const std::function<void()> & until_chosen, int64_t t_begin_us);
+    bool wait(ggml_backend_t backend, int64_t t_begin_us);
 
     ggml_backend_dev_t dev;
     bool tried = false;      // to find such a way
     ggml_backend_ptr copies; // null: the device has no such way
+    device_wait sending;     // where copies wait for what the device computes, it is long
     size_t n_max = 1;        // sent at once
     bool more = false;       // were to be sent by the last send()
     bool late = false;       // the device waited for it

@@ -1,5 +1,7 @@
 #include "devices/turns.h"
 
+#include "devices/device_wait.h"
+
 #include "ggml-backend-impl.h"
 
 #include <map>
@@ -16,6 +18,7 @@ namespace {
 struct turn {
     ggml_backend_i plain;                        // the backend's own functions
     std::shared_ptr<std::recursive_mutex> mutex; // of all backends of a context: a copy is between two of them
+    std::unique_ptr<device_wait> wait;
 };
 
 struct turns {
@@ -53,6 +56,22 @@ bool copy_in_turn(ggml_backend_t from, ggml_backend_t to, const ggml_tensor * sr
     return t.plain.cpy_tensor_async(from, to, src, dst);
 }
 
+ggml_status compute_in_turn(ggml_backend_t backend, ggml_cgraph * graph) {
+    const turn & t = all().find(backend);
+    const std::lock_guard<std::recursive_mutex> lock(*t.mutex);
+    const ggml_status status = t.plain.graph_compute(backend, graph);
+    if (status == GGML_STATUS_SUCCESS) {
+        t.wait->begin(backend, graph);
+    }
+    return status;
+}
+
+void wait_in_turn(ggml_backend_t backend) {
+    const turn & t = all().find(backend);
+    const std::lock_guard<std::recursive_mutex> lock(*t.mutex);
+    t.wait->wait(backend, t.plain.synchronize);
+}
+
 template <auto call>
 void take(ggml_backend_i & iface) {
     using signature = std::remove_reference_t<decltype(std::declval<ggml_backend_i &>().*call)>;
@@ -66,11 +85,13 @@ void take_all(ggml_backend_i & iface) {
     take<&ggml_backend_i::get_tensor_async>(iface);
     take<&ggml_backend_i::set_tensor_2d_async>(iface);
     take<&ggml_backend_i::get_tensor_2d_async>(iface);
-    take<&ggml_backend_i::synchronize>(iface);
-    take<&ggml_backend_i::graph_compute>(iface);
     take<&ggml_backend_i::event_record>(iface);
     take<&ggml_backend_i::event_wait>(iface);
     take<&ggml_backend_i::graph_optimize>(iface);
+    iface.graph_compute = compute_in_turn;
+    if (iface.synchronize != nullptr) {
+        iface.synchronize = wait_in_turn;
+    }
     if (iface.cpy_tensor_async != nullptr) {
         iface.cpy_tensor_async = copy_in_turn;
     }
@@ -85,7 +106,7 @@ backend_turns::backend_turns(const std::vector<ggml_backend_t> & backends) {
         if (ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU) {
             continue; // nothing runs on behind a call of it
         }
-        all().of[backend] = { backend->iface, mutex };
+        all().of[backend] = { backend->iface, mutex, std::make_unique<device_wait>() };
         take_all(backend->iface);
         taken.push_back(backend);
     }

@@ -1,5 +1,6 @@
 // ggml's backends are for one thread at a time, and two may want those of a context: its own, and one that moves layers
-// and waits for what was begun there. With Vulkan, two that wait at once take each other's signal.
+// and waits for what was begun there. With Vulkan, two that wait at once take each other's signal. How they wait is
+// device_wait's.
 #pragma once
 
 #include "ggml-backend.h"

@@ -4,9 +4,11 @@
 
 #include "check.h"
 #include "ggml-backend-impl.h"
+#include "ggml.h"
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -52,6 +54,8 @@ int main() {
     ggml_backend_device card = device_of_type([](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; });
     ggml_backend_device host = device_of_type([](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_CPU; });
     calls counted;
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init({ 1 << 20, nullptr, true }), ggml_free);
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
     ggml_backend backend = {}, processor = {};
     backend.device = &card;
     backend.context = &counted;
@@ -70,7 +74,7 @@ int main() {
             }
             for (int i = 0; i < 2000; ++i) {
                 if (computes) {
-                    CHECK(backend.iface.graph_compute(&backend, nullptr) == GGML_STATUS_SUCCESS);
+                    CHECK(backend.iface.graph_compute(&backend, graph) == GGML_STATUS_SUCCESS);
                     CHECK(backend.iface.cpy_tensor_async(&processor, &backend, nullptr, nullptr));
                 } else {
                     backend.iface.synchronize(&backend);

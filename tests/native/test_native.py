@@ -14,7 +14,7 @@ from native_build import native_programs
 
 UNITS = ["size", "telemetry", "readers", "ledger", "metrics", "experts", "ring", "conversion", "kv-spill", "kv-pages"]
 UNITS += ["engine", "string-pattern", "batch", "turns", "placement", "expert-banks", "host-experts", "locked-staging"]
-UNITS += ["sent-ahead"]
+UNITS += ["sent-ahead", "device-wait"]
 if sys.platform == "linux":
     UNITS += ["files", "rpc-secret", "pool"]
 
