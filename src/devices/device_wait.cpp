@@ -1,6 +1,6 @@
 #include "devices/device_wait.h"
 
-#include "ggml.h"
+#include "base/views.h"
 
 namespace superllama {
 
@@ -10,19 +10,10 @@ namespace superllama {
 static const int64_t asleep_min_us = 4000;
 
 static bool is_work(const ggml_tensor * node) {
-    switch (node->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_TRANSPOSE:
-        case GGML_OP_VIEW:
-        case GGML_OP_PERMUTE:
-            return false;
-        default:
-            return !ggml_is_empty(node) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
-    }
+    return !is_view(node) && !ggml_is_empty(node) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
 }
 
-// A graph without work may leave copies that nobody has begun, which an event would end (Vulkan).
+// Else nothing is to be waited for, and no mark is worth its submission.
 static bool has_work(ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         if (is_work(ggml_graph_node(graph, i))) {

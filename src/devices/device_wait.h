@@ -10,7 +10,7 @@ namespace superllama {
 
 class device_wait {
   public:
-    // After what it was just given: a graph, or copies that need no memory of the backend's own on their way.
+    // After what it was just given: a graph, or copies.
     void begin(ggml_backend_t backend, ggml_cgraph * graph);
     void begin(ggml_backend_t backend);
 

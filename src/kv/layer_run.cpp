@@ -1,5 +1,7 @@
 #include "kv/layer_run.h"
 
+#include "base/views.h"
+
 #include <algorithm>
 
 namespace superllama {
@@ -61,15 +63,8 @@ bool kv_layer_run::plan(ggml_cgraph * gf, const std::unordered_map<const ggml_te
     };
     for (int n = 0; n < ggml_graph_n_nodes(gf); ++n) {
         const ggml_tensor * node = ggml_graph_node(gf, n);
-        switch (node->op) {
-            case GGML_OP_NONE:
-            case GGML_OP_VIEW:
-            case GGML_OP_RESHAPE:
-            case GGML_OP_PERMUTE:
-            case GGML_OP_TRANSPOSE:
-                continue; // no data is touched
-            default:
-                break;
+        if (is_view(node)) {
+            continue; // no data is touched
         }
         touch(node, node);
         for (const ggml_tensor * src : node->src) {

@@ -1,5 +1,5 @@
-// Who waits for a slow device waits for an event, which is recorded behind graphs that compute something, and behind
-// nothing else: an event may end copies that nobody has begun.
+// Who waits for a slow device waits for an event, which is recorded behind copies and graphs that compute something,
+// and not behind graphs that only view.
 
 #include "devices/device_wait.h"
 
