@@ -84,12 +84,15 @@ void device_tier::send(ggml_tensor * to, const uint8_t * data, size_t bytes) {
 }
 
 size_t device_tier::staging_bytes() const {
-    size_t bytes = device_upload_staging() + (banks != nullptr && banks->shares() ? host_experts::memory_bytes() : 0);
+    size_t bytes = banks != nullptr && banks->shares() ? host_experts::memory_bytes() : 0;
     bytes += banks != nullptr && cfg.async ? banks->router_bytes() : 0;
+    bool any_without = false;
     for (ggml_backend_dev_t dev : cfg.devices) {
-        bytes += ggml_backend_dev_host_buffer_type(dev) != nullptr ? 2 * locked_staging::memory_bytes() : 0;
+        const bool locked = ggml_backend_dev_host_buffer_type(dev) != nullptr;
+        bytes += locked ? 2 * locked_staging::memory_bytes() : 0; // more than an upload takes where none can be locked
+        any_without = any_without || !locked;
     }
-    return bytes;
+    return bytes + (any_without ? device_upload_staging() : 0);
 }
 
 } // namespace superllama
