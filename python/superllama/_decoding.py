@@ -115,8 +115,7 @@ class Decoding(GoingBack):
             )
         if result == 2:
             raise CancelledError("decoding was cancelled")
-        why = last_error()
-        if why and any(line.endswith(why) for line in errors):  # else it is of an earlier call
+        if why := last_error():
             raise DecodeError(why)
         raise DecodeError(
             f"the library could not decode {batch.n_tokens} tokens ({result}): {reason(errors, 'no reason given')}"

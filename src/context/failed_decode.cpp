@@ -42,6 +42,7 @@ static void remove_begun(llama_context * ctx, const std::map<llama_seq_id, llama
 }
 
 int32_t computed(llama_context * ctx, const llama_batch & batch, const std::function<int32_t()> & compute) {
+    set_error(""); // what failed before in this thread is no reason of this batch
     std::map<llama_seq_id, llama_pos> from;
     const bool has_memory = llama_get_memory(ctx) != nullptr;
     std::string why;

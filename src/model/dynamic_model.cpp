@@ -34,6 +34,7 @@ superllama_model_params dynamic_model::default_params() {
 }
 
 void dynamic_model::prepare(llama_model_params & params) {
+    set_error(""); // what failed before in this thread is no reason of this load
     const superllama_model_params & p = params.superllama;
     if (!p.dynamic_layers || params.no_alloc || params.vocab_only) {
         return;

@@ -12,6 +12,7 @@ from running import Runner
 
 import superllama
 from superllama import Context, Model
+from superllama._native import ffi, last_error, lib
 
 # prints the class and the text of the error that loading argv[1] and generating on it raises
 LOAD = """
@@ -275,3 +276,20 @@ def test_templates_that_are_missing_or_unknown(model: Model, ctx: Context) -> No
         with pytest.raises(superllama.TemplateError, match=says):
             model.apply_chat_template(messages, template=unknown)
     assert "x" in model.apply_chat_template(messages, template="chatml")
+
+
+def test_an_old_error_is_no_reason_of_a_new_call(tiny_model: Path, tmp_path: Path) -> None:
+    """Calls of llama.cpp's own interface begin without one, too: a server shows it with their failure."""
+    nothing = lib.llama_batch_init(1, 0, 1)  # of no tokens, which is refused without a reason of ours
+
+    def fail() -> None:
+        assert lib.superllama_size(b"much", ffi.new("uint64_t *")) < 0 and last_error()
+
+    with Context(tiny_model, n_ctx=64) as ctx:
+        fail()
+        assert lib.llama_decode(ctx._c, nothing) == -1
+        assert last_error() == ""
+    lib.llama_batch_free(nothing)
+    fail()
+    assert lib.llama_model_load_from_file(bytes(tmp_path / "none.gguf"), lib.llama_model_default_params()) == ffi.NULL
+    assert last_error() == ""
