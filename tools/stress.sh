@@ -3,7 +3,7 @@
 # RPC servers; every logit is compared with stock's. Then tests from Python, whose calls could give the library memory
 # that is not theirs any more.
 #
-#   tools/stress.sh [STEPS]     10000 of each kind, on dense, MoE, sliding-window and hybrid models
+#   tools/stress.sh [STEPS [asan|tsan]]     10000 of each kind, on dense, MoE, sliding-window and hybrid models
 #
 # Builds the library and the programs with AddressSanitizer and UndefinedBehaviorSanitizer in build/asan, with
 # ThreadSanitizer in build/tsan. Needed: the tests' programs (cmake --build build --target superllama-tests), the package
@@ -11,6 +11,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 steps=${1:-10000}
+kinds=("${@:2}")
+[ $# -gt 1 ] || kinds=(asan tsan)
 models=(llama-dense llama-moe gemma3-dense gpt-oss-moe falcon-h1-dense lfm2-dense qwen3next-moe)
 tmp=$(mktemp -d)
 servers=()
@@ -27,7 +29,10 @@ PYTHONPATH=tests python3 -c "import pathlib, sys, tiny_model; tiny_model.write_l
 endpoints=(127.0.0.1:18541 127.0.0.1:18542)
 
 serve() { # PROGRAM: whose kernels are those of the clients, for every logit is compared
-    [ ${#servers[@]} -eq 0 ] || kill "${servers[@]}"
+    if [ ${#servers[@]} -gt 0 ]; then
+        kill "${servers[@]}"
+        wait "${servers[@]}" || true # they have the ports until they end
+    fi
     servers=()
     for port in 18541 18542; do
         "$1" -H 127.0.0.1 -p $port -t 1 >/dev/null 2>&1 &
@@ -75,7 +80,7 @@ from_python() { # KIND TESTS FILE...
         python3 -m pytest -q -p no:xdist -k "$tests" "$@"
 }
 
-for kind in asan tsan; do
+for kind in "${kinds[@]}"; do
     flags="-fsanitize=address,undefined -fno-sanitize=enum" # upstream compares enums with numbers that they do not have
     [ $kind = asan ] || flags=-fsanitize=thread
     printf '\n==> %s\n' "$flags"
