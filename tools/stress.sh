@@ -11,8 +11,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 steps=${1:-10000}
-kinds=("${@:2}")
-[ $# -gt 1 ] || kinds=(asan tsan)
+case ${2:-both} in
+    asan | tsan) kinds=("$2") ;;
+    both) kinds=(asan tsan) ;;
+    *) echo "stress.sh: no such sanitizer: $2; there are asan and tsan" >&2 && exit 2 ;;
+esac
 models=(llama-dense llama-moe gemma3-dense gpt-oss-moe falcon-h1-dense lfm2-dense qwen3next-moe)
 tmp=$(mktemp -d)
 servers=()
