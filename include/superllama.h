@@ -186,7 +186,8 @@ struct superllama_device {
 LLAMA_API const char * superllama_version(void);        // "0.1.0"
 LLAMA_API const char * superllama_upstream_build(void); // the pin of llama.cpp, such as b11549
 
-// The reason of the last failure in this thread, "" if there was none.
+// The reason of the last failure in this thread. "" if there was none since the last call that begins without one: a
+// function of this header that can fail, a load of a model, a decode. So it is never an older one of these.
 LLAMA_API const char * superllama_last_error(void);
 
 // "8GiB", "512MiB", "60%" of what this process may use, plain bytes; "auto" is 0.
